@@ -1,0 +1,467 @@
+"""Which models exist, which names mean them, and what may be downloaded."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from anyio import Lock, from_thread, lowlevel, to_thread
+
+from hotswap.config import CatalogConfig, ConfigError, EngineConfig, apply_overrides
+from hotswap.contracts import ModelSpec, Report
+from hotswap.errors import CheckpointRefused, InvalidRequest, ModelNotFound
+from hotswap.hub import CachedModel, Hub, snapshot_files
+from hotswap.model_dir import CONFIG, ModelDir, Remembered, files_of, look_at
+from hotswap.model_settings import overrides_of
+
+log = logging.getLogger(__name__)
+
+LISTING_AGE_S = 0.1
+"""How old a listing may be. Whoever asks twice in this time cannot tell which of two things came
+first, the change or the answer; and however often clients ask, the disk is looked at ten times a
+second at most. A name that nothing is known under is looked for at once."""
+
+_REPOSITORY = re.compile(
+    r"(?P<repo>(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95})(?:@(?P<revision>.{1,200}))?"
+)
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A model and the names that mean it."""
+
+    id: str
+    directory: ModelDir | None
+    """None: a Hub repository that is not here yet."""
+    repo_id: str | None = None
+    revision: str | None = None
+    aliases: list[str] = field(default_factory=list)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """From ``models:`` in the config file."""
+
+
+class Catalog:
+    """The models of ``--model``, ``--models-dir``, ``models:`` and the Hub's cache.
+
+    What is on the disk is looked at anew, for a listing once it is ``listing_age_s`` old, so that
+    a model put there while the server runs appears; directories that did not change are not read
+    again. The disk is read in worker threads: a slow one holds up no answer.
+    """
+
+    def __init__(
+        self,
+        config: CatalogConfig,
+        engine: EngineConfig,
+        hub: Hub,
+        listing_age_s: float = LISTING_AGE_S,
+    ) -> None:
+        self._config = config
+        self._listing_age_s = listing_age_s
+        self._startup = _startup_id(config)  # once: every request asks, and a path is resolved
+        self._engine = engine
+        self._hub = hub
+        self._look_at = Remembered(look_at, files_of)
+        self._main_snapshot = Remembered[CachedModel, Path | None](
+            CachedModel.snapshot, snapshot_files
+        )
+        self._lock = threading.Lock()
+        self._listing = Lock()
+        self._last = _Survey()
+        self._complained: set[str] = set()
+
+    @property
+    def startup(self) -> str | None:
+        """Id of the model that ``--model`` names."""
+        return self._startup
+
+    async def startup_spec(self) -> ModelSpec | None:
+        """The model that ``--model`` names, for the one who started the server.
+
+        Raises:
+            ConfigError: it is not there, or it is nothing that can be served.
+        """
+        name = self._config.model
+        if name is None or self.startup is None:
+            return None
+        try:
+            return await self.resolve(self.startup)
+        except (CheckpointRefused, ModelNotFound) as error:
+            raise ConfigError(f"--model {name}: {error.message}") from None
+
+    async def models(self) -> tuple[ModelSpec, ...]:
+        """Every model there is, the start-up model first. Never waits for a load."""
+        earliest = time.monotonic() - self._listing_age_s
+        if self._last.begun < earliest:
+            async with self._listing:
+                if self._last.begun < earliest:  # else the one before us has looked for us too
+                    await to_thread.run_sync(self._survey, earliest)
+        return self._last.specs
+
+    async def resolve(self, name: str) -> ModelSpec:
+        """The model that a name, alias, path or ``repo@revision`` means. No network.
+
+        Raises:
+            ModelNotFound: no model is called that.
+            CheckpointRefused: its own settings are wrong, or it is the start-up model and
+                unusable.
+        """
+        return await to_thread.run_sync(self._resolve, name)
+
+    def override(self, spec: ModelSpec, overrides: Mapping[str, Any], source: str) -> ModelSpec:
+        """``spec`` with a load request's settings on top.
+
+        Raises:
+            InvalidRequest: naming the key.
+        """
+        return apply_overrides(spec, overrides, source)
+
+    async def fetch(self, spec: ModelSpec, report: Report) -> ModelSpec:
+        """Download what ``spec`` names; stops when cancelled.
+
+        Returns:
+            The spec with its directory, and with the settings that its own files bring.
+
+        Raises:
+            ModelNotFound, NotPermitted, DownloadFailed, CheckpointRefused
+        """
+        token = lowlevel.current_token()
+        cancelled = threading.Event()
+
+        def relay(stage: str, value: float) -> None:
+            if not cancelled.is_set():
+                from_thread.run_sync(report, stage, value, token=token)
+
+        def download() -> ModelSpec:
+            repo_id, revision = self._repository(spec.id)
+            path = self._hub.download(repo_id, revision, relay, cancelled)
+            return self._localized(spec, path)
+
+        try:
+            # A stalled connection may take a minute to notice that nobody waits any more.
+            return await to_thread.run_sync(download, abandon_on_cancel=True)
+        finally:
+            cancelled.set()
+
+    def _resolve(self, name: str) -> ModelSpec:
+        entry = self._last.named(name)
+        if entry is None or not self._is_current(entry):
+            survey = self._survey(time.monotonic())
+            entry = survey.named(name) or self._entry_of_revision(name, survey)
+            if entry is None:
+                raise ModelNotFound(_unknown(name, survey))
+        if entry.directory is not None and entry.directory.defect:
+            raise CheckpointRefused(f"{entry.id} cannot be served: {entry.directory.defect}.")
+        return self._spec(entry, strict=True)
+
+    def _is_current(self, entry: _Entry) -> bool:
+        """Whether nothing about ``entry`` has changed on disk. Every request asks for its model,
+        and looking at 50 of them takes 2 ms."""
+        directory = entry.directory
+        if directory is None or self._look_at(str(directory.path)) is not directory:
+            return False
+        if entry.repo_id is None or entry.revision is not None:
+            return True
+        return self._main_snapshot(self._hub.cached(entry.repo_id)) == directory.path
+
+    def _entry_of_revision(self, name: str, survey: _Survey) -> _Entry | None:
+        """A repository, with or without revision, that is in the cache or may be fetched."""
+        written = _REPOSITORY.fullmatch(name)
+        if written is None:
+            return None
+        repo_id, revision = written["repo"], written["revision"]
+        allowed = any(fnmatchcase(repo_id, glob) for glob in self._config.allow_download)
+        directory = None
+        if allowed or self._config.scan_hub_cache:
+            directory = self._cached(repo_id, revision)
+        if directory is None and not allowed:
+            return None
+        if directory is not None and (known := survey.at(directory)):
+            return known
+        settings = self._config.models.get(name, {})
+        return _Entry(name, directory, repo_id, revision, settings=settings)
+
+    def _repository(self, id: str) -> tuple[str, str | None]:
+        survey = self._survey(time.monotonic())
+        entry = survey.named(id) or self._entry_of_revision(id, survey)
+        if entry is None or entry.repo_id is None:
+            raise ModelNotFound(_unknown(id, survey))
+        return entry.repo_id, entry.revision
+
+    def _localized(self, spec: ModelSpec, path: Path) -> ModelSpec:
+        local = self._resolve(spec.id)
+        if local.path is None:
+            directory = self._look_at(str(path))
+            defect = directory.defect if directory else f"{CONFIG} is missing"
+            raise CheckpointRefused(f"{spec.id} cannot be served: {defect}.")
+        for source, settings in overrides_of(spec, "request", "uploaded").items():
+            local = apply_overrides(local, settings, source)
+        return local
+
+    def _spec(self, entry: _Entry, *, strict: bool) -> ModelSpec:
+        """The settings of ``entry``, layer upon layer.
+
+        Args:
+            strict: a mistake in settings for this model raises `CheckpointRefused`; else the
+                layer that it is in is left out.
+        """
+        directory = entry.directory
+        spec = ModelSpec(
+            id=entry.id,
+            path=directory.path if directory else None,
+            revision=entry.revision,
+            aliases=tuple(entry.aliases),
+            engine=self._flags_for(entry),
+            max_position_embeddings=directory.max_position_embeddings if directory else None,
+            created_unix=directory.created_unix if directory else 0,
+        )
+        if directory is not None:
+            if directory.settings_error and strict:
+                raise _wrong_settings(spec, directory.settings_error)
+            spec = _laid_over(spec, directory.settings, "model_dir", strict=strict)
+        settings = {key: value for key, value in entry.settings.items() if key != "path"}
+        return _laid_over(spec, settings, "config_file", strict=strict)
+
+    def _flags_for(self, entry: _Entry) -> EngineConfig:
+        """The start-up flags as far as they concern a model: those that were chosen to fit
+        ``--model`` must not keep the others from loading."""
+        if entry.id == self.startup:
+            return self._engine
+        asked = self._engine.max_model_len
+        own = entry.directory.max_position_embeddings if entry.directory else None
+        length = asked if asked is None or own is None else min(asked, own)
+        return replace(self._engine, max_model_len=length, chat_template=None)
+
+    def _survey(self, earliest: float) -> _Survey:
+        """What is there, looked at no earlier than ``earliest``, a monotonic time."""
+        with self._lock:
+            if self._last.begun < earliest:
+                self._last = self._look_around()
+            return self._last
+
+    def _look_around(self) -> _Survey:
+        survey = _Survey(time.monotonic())
+        in_dirs = list(self._in_models_dirs())
+        in_cache = list(self._in_hub_cache())
+        self._add_startup(survey, dict(reversed(in_dirs)))
+        local = {name for name, _ in in_dirs + in_cache}
+        for name, settings in self._config.models.items():
+            self._add_declared(survey, name, settings, local)
+        for name, directory in in_dirs:
+            survey.add(name, directory)
+        for name, directory in in_cache:
+            survey.add(name, directory, repo_id=name)
+        for name, settings in self._config.models.items():
+            if not survey.configure(name, settings):
+                self._complain(name)
+        survey.specs = tuple(self._spec(entry, strict=False) for entry in survey.entries)
+        return survey
+
+    def _complain(self, name: str) -> None:
+        """Once: the model may be put there later, and then is configured."""
+        if name not in self._complained:
+            self._complained.add(name)
+            log.warning("`models:` has settings for %r, and there is no such model here", name)
+
+    def _add_startup(self, survey: _Survey, in_dirs: Mapping[str, ModelDir]) -> None:
+        name, id = self._config.model, self.startup
+        if name is None or id is None:
+            return
+        entry = _Entry(id, None)
+        aliases = list(self._config.served_model_names[1:])
+        path = Path(name).expanduser()
+        written = _REPOSITORY.fullmatch(name)
+        if _is_path(name) or written is None:
+            entry.directory = self._look_at(str(path)) or _nothing_at(path, name)
+        elif (path / CONFIG).exists():
+            entry.directory = self._look_at(str(path))
+        elif name in in_dirs:
+            entry.directory = in_dirs[name]
+            aliases.append(name)
+        elif os.path.exists(path):  # typed without "./"; the Hub is not asked
+            entry.directory = self._look_at(str(path)) or _nothing_at(path, name)
+        else:
+            entry.repo_id, entry.revision = written["repo"], written["revision"]
+            entry.directory = self._cached(entry.repo_id, entry.revision)
+            aliases.append(name)
+        entry.aliases = [alias for alias in dict.fromkeys(aliases) if alias != id]
+        survey.put(entry)
+
+    def _add_declared(
+        self, survey: _Survey, name: str, settings: Mapping[str, Any], local: set[str]
+    ) -> None:
+        """A model of the config file's ``models:`` that is nowhere else."""
+        where = settings.get("path", name)
+        if "path" not in settings and (name in local or survey.named(name)):
+            return
+        directory = self._look_at(str(Path(where).expanduser()))
+        written = _REPOSITORY.fullmatch(where)
+        if directory is None and written is not None:
+            directory = self._cached(written["repo"], written["revision"])
+        if directory is not None:
+            survey.add(_id_of(name), directory)
+
+    def _in_models_dirs(self) -> Iterator[tuple[str, ModelDir]]:
+        for folder in map(str, self._config.models_dirs):
+            for name in _visible(folder):
+                if os.path.exists(f"{folder}/{name}/{CONFIG}"):
+                    yield from self._found(name, f"{folder}/{name}")
+                    continue
+                for inner in _visible(f"{folder}/{name}"):
+                    if os.path.exists(f"{folder}/{name}/{inner}/{CONFIG}"):
+                        yield from self._found(f"{name}/{inner}", f"{folder}/{name}/{inner}")
+
+    def _in_hub_cache(self) -> Iterator[tuple[str, ModelDir]]:
+        if not self._config.scan_hub_cache:
+            return
+        for model in self._hub.cached_models():
+            path = self._main_snapshot(model)
+            if path is not None:
+                yield from self._found(model.repo_id, str(path))
+
+    def _found(self, name: str, path: str) -> Iterator[tuple[str, ModelDir]]:
+        if (directory := self._look_at(path)) is not None:
+            yield name, directory
+
+    def _cached(self, repo_id: str, revision: str | None) -> ModelDir | None:
+        """The directory of a repository in the cache, if all of it is there."""
+        path = self._hub.cached(repo_id).snapshot(revision)
+        directory = self._look_at(str(path)) if path else None
+        return directory if directory and not directory.defect else None
+
+
+class _Survey:
+    """What was found, in order; each directory once, each name meaning the first that had it."""
+
+    def __init__(self, begun: float = -math.inf) -> None:
+        self.begun = begun
+        """Monotonic time from which on everything was looked at."""
+        self.specs: tuple[ModelSpec, ...] = ()
+        """What is listed."""
+        self.entries: list[_Entry] = []
+        self.defects: dict[str, str] = {}
+        """Directories that hold no chat model, by name."""
+        self._names: dict[str, _Entry] = {}
+        self._places: dict[tuple[int, int], _Entry] = {}
+
+    def put(self, entry: _Entry) -> None:
+        self.entries.append(entry)
+        for name in (entry.id, *entry.aliases):
+            self._names.setdefault(name, entry)
+        if entry.directory is not None:
+            self._places.setdefault(entry.directory.identity, entry)
+
+    def add(self, name: str, directory: ModelDir, repo_id: str | None = None) -> None:
+        if name in self._names:
+            return
+        if directory.defect:
+            self.defects[name] = directory.defect
+        elif known := self._places.get(directory.identity):
+            known.aliases.append(name)
+            self._names[name] = known
+        else:
+            self.put(_Entry(name, directory, repo_id))
+
+    def configure(self, name: str, settings: Mapping[str, Any]) -> bool:
+        """Whether there is such a model."""
+        entry = self.named(name)
+        if entry is None:
+            return False
+        entry.settings = {**entry.settings, **settings}
+        for alias in settings.get("aliases", ()):
+            self._names.setdefault(alias, entry)
+        return True
+
+    def named(self, name: str) -> _Entry | None:
+        return self._names.get(name) or self._at_path(name)
+
+    def at(self, directory: ModelDir) -> _Entry | None:
+        return self._places.get(directory.identity)
+
+    def _at_path(self, name: str) -> _Entry | None:
+        if not _is_path(name):
+            return None
+        try:
+            status = os.stat(Path(name).expanduser())
+        except (OSError, ValueError, RuntimeError):
+            return None
+        return self._places.get((status.st_dev, status.st_ino))
+
+
+def _laid_over(
+    spec: ModelSpec, settings: Mapping[str, Any], source: str, *, strict: bool
+) -> ModelSpec:
+    try:
+        return apply_overrides(spec, settings, source) if settings else spec
+    except InvalidRequest as error:
+        if strict:
+            raise _wrong_settings(spec, error) from None
+        return spec
+
+
+def _wrong_settings(spec: ModelSpec, error: InvalidRequest) -> CheckpointRefused:
+    return CheckpointRefused(f"{spec.id} has wrong settings: {error.message}")
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name is written as a path, which no repository's name is."""
+    return name.startswith(("/", "./", "../", "~")) or name in (".", "..")
+
+
+def _id_of(name: str) -> str:
+    """The id of a model given by ``name``: for a path, the directory's own name."""
+    if _is_path(name) or not _REPOSITORY.fullmatch(name):
+        return Path(name).expanduser().resolve().name or name
+    return name
+
+
+def _startup_id(config: CatalogConfig) -> str | None:
+    if config.model is None:
+        return None
+    return config.served_model_names[0] if config.served_model_names else _id_of(config.model)
+
+
+def _nothing_at(path: Path, name: str) -> ModelDir:
+    """The directory that ``name`` should mean, and why it does not."""
+    if os.path.isdir(path):
+        defect = "it cannot be read"
+    elif os.path.exists(path):
+        defect = "it is a file, not a directory"
+    elif _is_path(name):
+        defect = "there is no such directory"
+    else:
+        defect = "it is neither a directory nor a repository id such as org/name"
+    return ModelDir(path=path, identity=(0, 0), defect=defect)
+
+
+def _visible(folder: str) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError:
+        return []
+
+
+def _unknown(name: str, survey: _Survey) -> str:
+    shown = repr(name[:200])
+    if defect := survey.defects.get(name):
+        return f"The model {shown} cannot be served: {defect}."
+    close = _near(name[:200], [entry.id for entry in survey.entries])
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    return f"The model {shown} does not exist.{hint}"
+
+
+def _near(name: str, ids: Sequence[str]) -> list[str]:
+    """The ids that ``name`` may be a slip for, whole or without the organisation; three at most."""
+    by_last = {id.rpartition("/")[2]: id for id in reversed(ids)}
+    lasts = difflib.get_close_matches(name.rpartition("/")[2], by_last)
+    whole = difflib.get_close_matches(name, ids)
+    return list(dict.fromkeys([*whole, *(by_last[last] for last in lasts)]))[:3]

@@ -1,0 +1,501 @@
+"""What the floors of the house say to one another: frozen values and four protocols.
+
+The API floor turns a dialect into a `GenerationRequest`, the swap floor decides when it runs
+and on which engine, the engine floor turns it into tokens. Nothing else crosses, so each floor
+is tested with the others replaced (``hotswap.scripted`` is the public stand-in for an engine).
+
+Units are in the names: ``_s`` seconds, ``_bytes``, ``_tokens``. Times are of the monotonic
+clock unless a name says ``unix``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from hotswap.errors import HotswapError
+
+# -- what a client asks for ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPrompt:
+    """A conversation, still to be written out with the target model's chat template."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    continue_final_message: bool = False
+    """The last message is the assistant's and is to be continued, not answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    ids: tuple[int, ...]
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How a token is drawn. ``None`` is unset: the model's own default, then the neutral value."""
+
+    temperature: float | None = None
+    """0 takes the most likely token; neutral 1."""
+    top_k: int | None = None
+    """Keep the k most likely tokens; neutral 0 (off)."""
+    top_p: float | None = None
+    """Keep the smallest set of probability >= top_p, the crossing token included; neutral 1."""
+    min_p: float | None = None
+    """Drop tokens less likely than min_p times the most likely one; neutral 0."""
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    """Same seed, same model, same request: same tokens, alone or in a batch."""
+    logit_bias: Mapping[int, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One call of a completion route, in no dialect. Choice i of prompt p has index p * n + i."""
+
+    prompts: tuple[Prompt, ...]
+    model: str | None = None
+    """The name as the client wrote it; None, "", "default", "current": the resident model."""
+    sampling: SamplingParams = SamplingParams()
+    n: int = 1
+    max_tokens: int | None = None
+    """Tokens to generate at most; None: up to the end of the context."""
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    echo: bool = False
+    """Start each answer with its prompt's text."""
+    logprobs: int | None = None
+    """None: no log-probabilities; k >= 0: the drawn token's and the k likeliest ones'."""
+    keep_alive_s: float | None = None
+    """Idle seconds after which the model may be let go; negative: never. None: as configured."""
+    request_id: str = ""
+
+
+# -- what an engine answers ------------------------------------------------------------------
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token, the raw log-probability the model gave it, and the likeliest tokens beside it."""
+
+    text: str
+    raw: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextDelta:
+    """Text that choice ``index`` grew by; whole characters only, may stand for several tokens."""
+
+    index: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The last event of choice ``index``."""
+
+    index: int
+    reason: FinishReason
+    completion_tokens: int
+    stop_sequence: str | None = None
+    """The stop string that ended the answer, where one did."""
+
+
+GenerationEvent = TextDelta | Finished
+
+
+class Generation(Protocol):
+    """A running request. Iterating yields all events since the last time, never an empty tuple,
+    and ends after the last choice's `Finished`.
+
+    Raises:
+        HotswapError: the engine failed or the answer was aborted; no further event follows.
+    """
+
+    @property
+    def model(self) -> str:
+        """Id of the model that answers."""
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+    def __aiter__(self) -> AsyncIterator[tuple[GenerationEvent, ...]]: ...
+
+
+class Rendered(Protocol):
+    """A request as one model's token ids, checked against that model's limits."""
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+
+# -- what there is to serve --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How an engine is built. The fields are the keys of ``load_model`` and of config files."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    """auto, float32, bfloat16 or float16; auto: what the checkpoint was saved in."""
+    max_model_len: int | None = None
+    """Tokens of prompt and answer together at most; None: what the model was made for."""
+    max_num_seqs: int = 64
+    """Answers that run at the same time at most; more wait in the engine's queue."""
+    kv_cache_memory: int | None = None
+    """Bytes for keys and values at most; None: a share of what is free."""
+    chat_template: str | None = None
+    """Jinja source that replaces the tokenizer's own template."""
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedSetting:
+    value: Any
+    source: str
+    """"request", "uploaded", "config_file" or "model_dir"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """One model and everything settled about how to serve it. Two specs of one ``id`` are the
+    same model, perhaps with other settings."""
+
+    id: str
+    path: Path | None
+    """The model's directory; None: a Hub repository that must be downloaded first."""
+    revision: str | None = None
+    aliases: tuple[str, ...] = ()
+    engine: EngineConfig = EngineConfig()
+    sampling: SamplingParams = SamplingParams()
+    """Defaults for what a request leaves unset."""
+    applied: Mapping[str, AppliedSetting] = field(default_factory=dict)
+    """The settings above that do not come from start-up flags or defaults."""
+    ttl_s: float | None = None
+    """Idle seconds after which the model is let go; None: the server's ``--idle-timeout-s``."""
+    max_position_embeddings: int | None = None
+    created_unix: int = 0
+
+
+# -- an engine and who builds it -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A reading of one engine; cheap, safe from any thread."""
+
+    generation: int
+    """Counts engines of this process. Two readings with different numbers are of two engines."""
+    model: str
+    running: int
+    waiting: int
+    steps: int
+    tokens: int
+    last_progress: float
+    """Monotonic time of the last finished step, or of the engine's start."""
+    alive: bool
+    """The engine's driving thread runs."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """A model on the device."""
+
+    @property
+    def generation(self) -> int:
+        """See `EngineStats.generation`."""
+
+    @property
+    def failure(self) -> HotswapError | None:
+        """Why the engine stopped working; None while it works."""
+
+    def generate(self, rendered: Any) -> AbstractAsyncContextManager[Generation]:
+        """Entering: accepted, so every refusal is still an exception here. Leaving: aborted if
+        unfinished; the sequences are gone before the next step.
+
+        Raises:
+            InvalidRequest: it does not fit this engine (its settings may have changed meanwhile).
+        """
+
+    def abort(self, error: HotswapError) -> None:
+        """End every running answer with ``error``."""
+
+    def stats(self) -> EngineStats: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryReport:
+    """Memory of the device (CPU device: of the process) around a teardown."""
+
+    before_bytes: int
+    after_bytes: int
+    baseline_bytes: int
+    leaked_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParkedModel:
+    model: str
+    bytes: int
+
+
+class PreparedModel(Protocol):
+    """A model in host memory, checked and ready to be put on the device, again and again."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+
+Report = Callable[[str, float], None]
+"""Takes a stage ("downloading", "checking", "reading", "starting") and how much of it is done,
+0 to 1. Called on the event loop."""
+
+
+class EngineRegistry(Protocol):
+    """Builds, parks and tears down engines. One engine at a time is on the device."""
+
+    @property
+    def current(self) -> Engine | None:
+        """The engine on the device, for whoever watches it; from any thread."""
+
+    @property
+    def memory(self) -> MemoryReport | None:
+        """The reading of the last teardown."""
+
+    async def render(self, spec: ModelSpec, request: GenerationRequest) -> Rendered:
+        """Resolve everything in ``request`` that depends on the model, without loading weights.
+
+        Raises:
+            InvalidRequest: what is asked cannot be done by this model.
+            ModelLoadFailed: the model's tokenizer or configuration is unusable.
+        """
+
+    async def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
+        """Bring a model to host memory. Slow, may fail, leaves the device alone; stops when
+        cancelled.
+
+        Raises:
+            ModelLoadFailed: with a reason fit for a client.
+            InsufficientMemory: it does not fit.
+        """
+
+    def start(
+        self, prepared: Any, report: Report, changed: Callable[[], None]
+    ) -> AbstractAsyncContextManager[Engine]:
+        """Entering puts the model on the device and starts its engine; leaving stops it, frees
+        the device and measures that it is free. ``changed`` is called on the event loop whenever
+        ``engine.failure`` or the engine's queue changed.
+
+        Raises:
+            ModelLoadFailed, InsufficientMemory: on entering; the device is free again.
+        """
+
+    def parked(self) -> Sequence[ParkedModel]: ...
+
+
+class ModelCatalog(Protocol):
+    """Which models exist and which names mean them. Never waits for a load."""
+
+    @property
+    def startup(self) -> str | None:
+        """Id of the model that ``--model`` names."""
+
+    async def models(self) -> tuple[ModelSpec, ...]: ...
+
+    async def resolve(self, name: str) -> ModelSpec:
+        """No network.
+
+        Raises:
+            ModelNotFound
+        """
+
+    def override(self, spec: ModelSpec, overrides: Mapping[str, Any], source: str) -> ModelSpec:
+        """``spec`` with a load request's settings on top.
+
+        Raises:
+            InvalidRequest: naming the key.
+        """
+
+    async def fetch(self, spec: ModelSpec, report: Report) -> ModelSpec:
+        """Download what ``spec`` names; stops when cancelled.
+
+        Raises:
+            ModelNotFound, NotPermitted, DownloadFailed
+        """
+
+
+# -- what the swap floor offers to the API -----------------------------------------------------
+
+
+class SwapPhase(StrEnum):
+    """EMPTY -> LOADING -> READY -> DRAINING -> EMPTY; FAILED when the device is lost."""
+
+    EMPTY = "empty"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a load is. ``value`` runs from 0 to 1 over the whole load and never goes back."""
+
+    model: str
+    stage: str
+    value: float
+    eta_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadFailure:
+    model: str
+    message: str
+    code: str
+    retry_at: float
+    """Monotonic time at which a request may try again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapSnapshot:
+    """The whole state of the swap floor at one moment; feeds every status page."""
+
+    version: int
+    """Grows with each change, so that a reader can wait for the next one."""
+    phase: SwapPhase
+    resident: ModelSpec | None
+    progress: Progress | None
+    """Of the model being brought in, also while another one still serves."""
+    waiting: Mapping[str, int]
+    leases: int
+    parked: tuple[ParkedModel, ...]
+    failures: Mapping[str, LoadFailure]
+    last_error: str | None
+    engine: EngineStats | None
+    loads: int
+    swaps: int
+    unloads: int
+    serviceable: bool
+    """A request could be served now or by loading a model on demand."""
+    timings: Mapping[str, float]
+    """Seconds per phase of the last load."""
+    memory: MemoryReport | None
+    unserviceable_reason: str | None = None
+    """Why not ``serviceable``, in a short sentence; None where it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReport:
+    model: str
+    previous_model: str | None
+    load_time_s: float
+    already_loaded: bool
+    timings: Mapping[str, float]
+    config_applied: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnloadReport:
+    """``model`` is None where nothing was loaded."""
+
+    model: str | None
+    drain_time_s: float = 0.0
+    shutdown_time_s: float = 0.0
+    total_time_s: float = 0.0
+    memory: MemoryReport | None = None
+
+
+ModelStatus = Literal["loaded", "loading", "sleeping", "unloaded"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelListing:
+    """One line of ``GET /v1/models``."""
+
+    id: str
+    aliases: tuple[str, ...]
+    created_unix: int
+    owned_by: str
+    status: ModelStatus
+    max_model_len: int | None
+    progress: Progress | None = None
+    error: str | None = None
+    """Why the last load of this model failed, where it did."""
+
+
+UnloadMode = Literal["drain", "abort"]
+
+
+class ModelService(Protocol):
+    """The door of the swap floor."""
+
+    def generate(self, request: GenerationRequest) -> AbstractAsyncContextManager[Generation]:
+        """Entering: the request is valid, its model is resident and it is running. May wait for
+        a swap. Leaving: the answer is aborted if unfinished.
+
+        Raises:
+            HotswapError: on entering, any leaf; nothing has been sent to a client by then.
+        """
+
+    def snapshot(self) -> SwapSnapshot: ...
+
+    async def changed(self, since: int) -> SwapSnapshot:
+        """Wait until the snapshot's version is above ``since``."""
+
+    async def models(self) -> tuple[ModelListing, ...]:
+        """What a request may name now. Never waits for a load."""
+
+    async def model(self, name: str) -> ModelListing:
+        """Raises: ModelNotFound."""
+
+    async def load(self, name: str | None, overrides: Mapping[str, Any], source: str) -> LoadReport:
+        """Put a model on the device and wait for it. ``name`` None: the start-up model.
+
+        Raises:
+            InvalidRequest: an override is unknown, of the wrong type or out of range.
+            ModelNotFound, ModelLoadFailed, InsufficientMemory, SwapInProgress, ShuttingDown
+        """
+
+    async def request_load(self, name: str) -> None:
+        """Like `load`, but returns once the wish is accepted."""
+
+    async def unload(
+        self,
+        name: str | None = None,
+        *,
+        drain_timeout_s: float | None = None,
+        mode: UnloadMode = "drain",
+    ) -> UnloadReport:
+        """Take the resident model off the device; with a name that is loading, cancel that load.
+
+        Raises:
+            ModelNotFound: no such model.
+            NotLoaded: ``name`` is neither resident nor loading.
+            SwapInProgress: the running answers did not end in time; the model still serves.
+        """

@@ -1,0 +1,245 @@
+"""What is wanted of the device: the requests that queue for a model and the operators' wishes.
+
+Everything here happens between two awaits, so nothing needs a lock; whoever waits, waits for a
+condition (`Desk.until`), because an event that is set before anybody listens is lost.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import anyio
+from anyio import CancelScope, Event, create_task_group
+
+from hotswap.contracts import (
+    Engine,
+    LoadReport,
+    ModelSpec,
+    PreparedModel,
+    Report,
+    UnloadMode,
+    UnloadReport,
+)
+from hotswap.errors import HotswapError
+from hotswap.policy import FailureLedger, Meter
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Residency:
+    """A model's stay on the device."""
+
+    prepared: PreparedModel
+    engine: Engine
+    idle_since: float
+    idle_limit_s: float | None
+    """Seconds without a lease after which the model is let go; None or negative: never."""
+    leases: int = 0
+    drained_s: float = 0.0
+    """How long its answers took to end, once it had to leave."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.prepared.spec
+
+    @property
+    def idle_until(self) -> float:
+        if self.leases or self.idle_limit_s is None or self.idle_limit_s < 0:
+            return math.inf
+        return self.idle_since + self.idle_limit_s
+
+
+class Verdict(Generic[T]):
+    """What somebody waits for: granted or refused, once."""
+
+    def __init__(self) -> None:
+        self._decided = Event()
+        self._error: HotswapError | None = None
+        self.granted: T | None = None
+
+    def grant(self, result: T) -> None:
+        self.granted = result
+        self._decided.set()
+
+    def refuse(self, error: HotswapError) -> None:
+        # A copy for each: an exception that is raised in many tasks collects all their frames.
+        self._error = copy.copy(error)
+        self._decided.set()
+
+    async def wait(self) -> T:
+        """Raises: HotswapError, if it was refused."""
+        await self._decided.wait()
+        if self._error is not None:
+            raise self._error
+        assert self.granted is not None
+        return self.granted
+
+
+@dataclass(eq=False)
+class Waiter:
+    """A request in the queue."""
+
+    spec: ModelSpec
+    since: float
+    verdict: Verdict[Residency] = field(default_factory=Verdict)
+
+    @property
+    def model(self) -> str:
+        return self.spec.id
+
+
+@dataclass(eq=False)
+class LoadWish:
+    """An operator's load, or one that outlived the requests it was begun for."""
+
+    spec: ModelSpec
+    verdict: Verdict[LoadReport] = field(default_factory=Verdict)
+
+
+@dataclass(eq=False)
+class UnloadWish:
+    drain_timeout_s: float
+    mode: UnloadMode
+    verdict: Verdict[UnloadReport] = field(default_factory=Verdict)
+
+
+class Desk:
+    """The queue, the wishes, which loads failed; and the bell that rings whenever any of it
+    changed."""
+
+    def __init__(self) -> None:
+        self.queue: list[Waiter] = []
+        self.load_wishes: list[LoadWish] = []
+        self.unload_wish: UnloadWish | None = None
+        self.failures = FailureLedger()
+        self.version = 0
+        """Grows with each change."""
+        self._bell = Event()
+
+    # -- telling and waiting
+
+    def ring(self) -> None:
+        self.version += 1
+        self._bell.set()
+
+    async def until(
+        self, condition: Callable[[], bool], deadline: Callable[[], float] = lambda: math.inf
+    ) -> bool:
+        """Wait until a condition on the state holds.
+
+        Returns:
+            False if the deadline, which may move meanwhile, passed first.
+        """
+        while not condition():
+            if anyio.current_time() >= deadline():
+                return False
+            if self._bell.is_set():
+                self._bell = Event()
+            with CancelScope(deadline=deadline()):
+                await self._bell.wait()
+        return True
+
+    async def during(
+        self, condition: Callable[[], bool], work: Callable[[], Awaitable[T]]
+    ) -> T | None:
+        """Do ``work``; cancel it, and return None, when ``condition`` stops holding."""
+        result: T | None = None
+        failure: Exception | None = None
+        async with create_task_group() as tasks:
+
+            async def watch() -> None:
+                await self.until(lambda: not condition())
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(watch)
+            try:
+                result = await work()
+            except Exception as error:  # raised below: a task group would wrap it
+                failure = error
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return result
+
+    def report_to(self, meter: Meter) -> Report:
+        def report(stage: str, done: float) -> None:
+            if meter.advance(stage, done):
+                self.ring()
+
+        return report
+
+    # -- requests
+
+    def join(self, spec: ModelSpec) -> Waiter:
+        waiter = Waiter(spec, anyio.current_time())
+        self.queue.append(waiter)
+        return waiter
+
+    def leave(self, waiter: Waiter) -> None:
+        if waiter in self.queue:
+            self.queue.remove(waiter)
+
+    def admit(self, stay: Residency) -> None:
+        """Let in whoever waits for the resident model, as one batch."""
+        for waiter in [waiter for waiter in self.queue if waiter.model == stay.spec.id]:
+            self.queue.remove(waiter)
+            stay.leases += 1
+            waiter.verdict.grant(stay)
+
+    def refuse(self, which: Callable[[ModelSpec], bool], error: HotswapError) -> None:
+        """Send away whoever waits for such a model, requests and operators alike."""
+        for waiter in [waiter for waiter in self.queue if which(waiter.spec)]:
+            self.queue.remove(waiter)
+            waiter.verdict.refuse(error)
+        for wish in [wish for wish in self.load_wishes if which(wish.spec)]:
+            self.load_wishes.remove(wish)
+            wish.verdict.refuse(error)
+        self.ring()
+
+    # -- operators
+
+    def wish_load(self, spec: ModelSpec) -> LoadWish:
+        wish = LoadWish(spec)
+        self.load_wishes.append(wish)
+        self.ring()
+        return wish
+
+    def grant_loads(self, spec: ModelSpec, report: LoadReport) -> None:
+        for wish in [wish for wish in self.load_wishes if is_same_load(wish.spec, spec)]:
+            self.load_wishes.remove(wish)
+            wish.verdict.grant(report)
+
+    def keep_loading(self, spec: ModelSpec) -> None:
+        """A load that a request gave up waiting for goes on, so that a retry finds it done."""
+        if all(wish.spec.id != spec.id for wish in self.load_wishes):
+            self.wish_load(spec)
+
+    # -- what models are wanted
+
+    def wanted(self) -> list[ModelSpec]:
+        return [*(one.spec for one in self.queue), *(one.spec for one in self.load_wishes)]
+
+    def awaits(self, spec: ModelSpec) -> bool:
+        """Whether anybody waits for just this model, with just these settings."""
+        return spec in self.wanted()
+
+    def adopt(self, spec: ModelSpec, local: ModelSpec) -> None:
+        """What waited for ``spec`` now waits for what was downloaded."""
+        for waiter in self.queue:
+            waiter.spec = local if waiter.spec == spec else waiter.spec
+        for wish in self.load_wishes:
+            wish.spec = local if wish.spec == spec else wish.spec
+        self.ring()
+
+
+def is_same_load(one: ModelSpec, other: ModelSpec) -> bool:
+    """Whether loading the one makes loading the other needless. Where its settings came from,
+    its other names and the age of its files do not matter."""
+    return (one.id, one.path, one.engine, one.sampling, one.ttl_s) == (
+        *(other.id, other.path, other.engine, other.sampling, other.ttl_s),
+    )

@@ -1,0 +1,203 @@
+"""What one directory holds: whether it is a chat model, and what it says about itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from hotswap.config import parse_yaml
+from hotswap.errors import InvalidRequest
+
+CONFIG = "config.json"
+SETTINGS = "hotswap_config.yaml"
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
+# Embedding models of causal architecture (Qwen3-Embedding) are told by these.
+_EMBEDDING_MARKS = ("modules.json", "config_sentence_transformers.json")
+_MAX_JSON_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDir:
+    path: Path
+    identity: tuple[int, int]
+    """Device and inode: equal for two names of one directory."""
+    defect: str | None = None
+    """Why this cannot be served, with no path in it; None: a chat model."""
+    max_position_embeddings: int | None = None
+    created_unix: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What its ``hotswap_config.yaml`` says, unchecked."""
+    settings_error: InvalidRequest | None = None
+    """Why that file cannot be read."""
+
+
+def look_at(place: str) -> ModelDir | None:
+    """What is in the directory ``place``; None if it is none."""
+    path = Path(place)
+    try:
+        status = path.stat()
+        names = frozenset(os.listdir(path))
+    except (OSError, ValueError):
+        return None
+    found = ModelDir(path=path, identity=(status.st_dev, status.st_ino))
+    try:
+        config = _json_object(path / CONFIG)
+        defect = _defect(config) or _missing_file(path, names)
+        created_unix = int((path / CONFIG).stat().st_mtime)
+    except (OSError, ValueError) as error:
+        return _with_defect(found, _reason(error))
+    if defect:
+        return _with_defect(found, defect)
+    settings, settings_error = _settings(path)
+    return ModelDir(
+        path=path,
+        identity=found.identity,
+        max_position_embeddings=_max_position_embeddings(config),
+        created_unix=created_unix,
+        settings=settings,
+        settings_error=settings_error,
+    )
+
+
+def _with_defect(found: ModelDir, defect: str) -> ModelDir:
+    return ModelDir(path=found.path, identity=found.identity, defect=defect)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{CONFIG} is missing"
+    return "its files cannot be read" if isinstance(error, OSError) else str(error)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} is too large")
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path.name} is not JSON") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return value
+
+
+def _defect(config: Mapping[str, Any]) -> str | None:
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures:
+        return f"{CONFIG} names no architecture"
+    # GPT-2 is older than the naming rule.
+    if not any(str(name).endswith(("ForCausalLM", "GPT2LMHeadModel")) for name in architectures):
+        return f"{str(architectures[0])[:80]} is not a chat model"
+    if config.get("is_encoder_decoder"):
+        return "it is an encoder-decoder model"
+    return None
+
+
+def _missing_file(path: Path, names: frozenset[str]) -> str | None:
+    if names.intersection(_EMBEDDING_MARKS):
+        return "it is an embedding model"
+    if not names.intersection(_TOKENIZERS):
+        return "its tokenizer is missing"
+    if _WEIGHTS in names:
+        return None if (path / _WEIGHTS).is_file() else f"{_WEIGHTS} is missing"
+    if _INDEX not in names:
+        return "it has no safetensors weights"
+    for shard in sorted(_shards(_json_object(path / _INDEX))):
+        # Only plain names: the files of a checkpoint are in its own directory.
+        if "/" in shard or not (path / shard).is_file():
+            return f"{shard[:80]!r} is missing: the download did not finish"
+    return None
+
+
+def _shards(index: Mapping[str, Any]) -> set[str]:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{_INDEX} names no files")
+    return {str(shard) for shard in weight_map.values()}
+
+
+def _max_position_embeddings(config: Mapping[str, Any]) -> int | None:
+    inner = config.get("text_config")
+    for holder in (config, inner if isinstance(inner, dict) else {}):
+        for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            value = holder.get(key)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return None
+
+
+def _settings(path: Path) -> tuple[dict[str, Any], InvalidRequest | None]:
+    try:
+        text = (path / SETTINGS).read_bytes()
+    except FileNotFoundError:
+        return {}, None
+    except OSError:
+        return {}, InvalidRequest(f"{SETTINGS} cannot be read.")
+    try:
+        settings = parse_yaml(text, SETTINGS)
+        template = settings.get("chat_template")
+        if isinstance(template, str) and "{{" not in template and "{%" not in template:
+            settings["chat_template"] = _template_file(path, template)
+    except InvalidRequest as error:
+        return {}, error
+    return settings, None
+
+
+def _template_file(path: Path, name: str) -> str:
+    if Path(name).name != name:
+        problem = "must be Jinja text or the name of a file beside it"
+        raise InvalidRequest(f"{SETTINGS}: chat_template {problem}.", param="chat_template")
+    try:
+        return (path / name).read_text("utf-8")
+    except (OSError, ValueError):
+        problem = f"the file {name!r} cannot be read"
+        raise InvalidRequest(f"{SETTINGS}: {problem}.", param="chat_template") from None
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+Stamp = tuple[int, ...]
+
+_SETTLED_NS = 100_000_000
+"""A file system's clock ticks every few milliseconds: a directory that changed just now may
+change again without a new time."""
+
+
+class Remembered(Generic[K, V]):
+    """Answers about files, computed again only when one of the files has changed."""
+
+    def __init__(self, compute: Callable[[K], V], files: Callable[[K], Iterable[str]]) -> None:
+        self._compute = compute
+        self._files = files
+        self._answers: dict[K, tuple[Stamp, V]] = {}
+
+    def __call__(self, key: K) -> V:
+        stamp = tuple(_changed_ns(path) for path in self._files(key))
+        known = self._answers.get(key)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        answer = self._compute(key)
+        if max(stamp) < time.time_ns() - _SETTLED_NS:
+            self._answers[key] = (stamp, answer)
+        else:
+            self._answers.pop(key, None)
+        return answer
+
+
+def files_of(place: str) -> tuple[str, ...]:
+    """The files whose change can change what `look_at` says of ``place``."""
+    return place, f"{place}/{CONFIG}", f"{place}/{SETTINGS}"
+
+
+def _changed_ns(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0

@@ -1,0 +1,236 @@
+"""The door of the swap floor: names become models, requests become answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from hotswap.config import SwapRules
+from hotswap.contracts import (
+    EngineRegistry,
+    Generation,
+    GenerationRequest,
+    LoadFailure,
+    LoadReport,
+    ModelCatalog,
+    ModelListing,
+    ModelSpec,
+    ModelStatus,
+    Progress,
+    Rendered,
+    SwapPhase,
+    SwapSnapshot,
+    UnloadMode,
+    UnloadReport,
+)
+from hotswap.errors import ModelLoadFailed, ModelNotFound
+from hotswap.swap import SwapController
+
+RESIDENT_NAMES = frozenset({None, "", "default", "current"})
+"""Names under which a client asks for whatever model is resident."""
+
+
+class SwapService:
+    """The `ModelService`: a controller, the catalogue of what there is to serve, and the engine
+    floor's knowledge of prompts."""
+
+    def __init__(
+        self,
+        controller: SwapController,
+        registry: EngineRegistry,
+        catalog: ModelCatalog,
+        rules: SwapRules,
+    ) -> None:
+        self._controller = controller
+        self._registry = registry
+        self._catalog = catalog
+        self._rules = rules
+        self._listed: tuple[ModelListing, ...] = ()
+        self._listed_facts: _Facts | None = None
+
+    # -- requests
+
+    @asynccontextmanager
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Generation]:
+        """See `ModelService.generate`."""
+        spec = await self._resolve(request.model)
+        self._controller.check_admittance(spec)
+        # Before the queue: a request that must fail never costs a swap. A model that is still to
+        # be downloaded has no tokenizer yet; there, after it.
+        rendered = await self._render(spec, request) if spec.path is not None else None
+        async with self._controller.lease(spec, request.keep_alive_s) as engine:
+            if rendered is None:
+                rendered = await self._render(self._controller.resident or spec, request)
+            async with engine.generate(rendered) as generation:
+                yield generation
+
+    async def _resolve(self, name: str | None) -> ModelSpec:
+        if name is None or name in RESIDENT_NAMES:
+            return await self._resident_or_startup()
+        resident = self._controller.resident
+        # Before the disk is asked: the resident model answers even if its files are gone.
+        if resident is not None and name in (resident.id, *resident.aliases):
+            return resident
+        spec = await self._catalog.resolve(name)
+        if resident is not None and spec.id == resident.id:
+            return resident
+        if not self._rules.on_demand and spec.id not in self._served_ids():
+            raise _not_served(name)
+        return spec
+
+    async def _resident_or_startup(self) -> ModelSpec:
+        # During a swap "the resident one" is the one to come: the request must not bring the
+        # old one back.
+        coming, resident = self._controller.coming, self._controller.resident
+        if coming is not None and self._controller.phase is not SwapPhase.READY:
+            return coming
+        if resident is not None:
+            return resident
+        if self._catalog.startup is None:
+            raise ModelNotFound("No model is loaded and none was named: set `model`.")
+        return await self._catalog.resolve(self._catalog.startup)
+
+    def _served_ids(self) -> set[str]:
+        """The models that answer while loading on demand is off."""
+        present = {spec.id for spec in (self._controller.resident, self._controller.coming) if spec}
+        absent = self._controller.last_resident or self._catalog.startup
+        return present or ({absent} if absent else set())
+
+    async def _render(self, spec: ModelSpec, request: GenerationRequest) -> Rendered:
+        try:
+            return await self._registry.render(spec, request)
+        except ModelLoadFailed as error:
+            self._controller.note_failure(spec, error)
+            raise
+
+    # -- operators
+
+    async def load(self, name: str | None, overrides: Mapping[str, Any], source: str) -> LoadReport:
+        """See `ModelService.load`."""
+        spec = await self._named_or_startup(name)
+        return await self._controller.load(self._catalog.override(spec, overrides, source))
+
+    async def request_load(self, name: str) -> None:
+        """See `ModelService.request_load`."""
+        self._controller.begin_load(await self._catalog.resolve(name))
+
+    async def _named_or_startup(self, name: str | None) -> ModelSpec:
+        name = name or self._catalog.startup
+        if name is None:
+            raise ModelNotFound("The server was started without a model: name one.")
+        return await self._catalog.resolve(name)
+
+    async def unload(
+        self,
+        name: str | None = None,
+        *,
+        drain_timeout_s: float | None = None,
+        mode: UnloadMode = "drain",
+    ) -> UnloadReport:
+        """See `ModelService.unload`."""
+        model = None if name is None else (await self._catalog.resolve(name)).id
+        return await self._controller.unload(model, drain_timeout_s, mode)
+
+    # -- what everybody may see
+
+    def snapshot(self) -> SwapSnapshot:
+        return self._controller.snapshot()
+
+    async def changed(self, since: int) -> SwapSnapshot:
+        """See `ModelService.changed`."""
+        await self._controller.desk.until(lambda: self._controller.desk.version > since)
+        return self._controller.snapshot()
+
+    async def models(self) -> tuple[ModelListing, ...]:
+        """See `ModelService.models`.
+
+        The same tuple again for as long as everything it was made from is the same: most clients
+        ask again and again while nothing changes, and who encodes it can keep that as well.
+        """
+        facts = self._facts(await self._catalog.models())
+        if facts != self._listed_facts:
+            self._listed = _listings(facts)
+        self._listed_facts = facts
+        return self._listed
+
+    async def model(self, name: str) -> ModelListing:
+        """See `ModelService.model`."""
+        spec = await self._catalog.resolve(name)
+        facts = self._facts((spec,))
+        if not facts.lists(spec):
+            raise _not_served(name)
+        return _listing(spec, facts)
+
+    def _facts(self, specs: tuple[ModelSpec, ...]) -> _Facts:
+        controller = self._controller
+        resident, coming = controller.resident, controller.coming
+        wanted = [*controller.desk.wanted(), *((coming,) if coming else ())]
+        progress = {spec.id: controller.progress_of(spec.id) for spec in wanted}
+        served = None
+        if not self._rules.on_demand:
+            served = frozenset({*self._served_ids(), self._catalog.startup})
+        return _Facts(
+            specs=specs,
+            resident=resident,
+            coming=coming,
+            served=served,
+            progress={model: one for model, one in progress.items() if one is not None},
+            failures=controller.desk.failures.readings(),
+            sleeping=frozenset(parked.model for parked in self._registry.parked()),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Facts:
+    """All that a listing is made from."""
+
+    specs: tuple[ModelSpec, ...]
+    resident: ModelSpec | None
+    coming: ModelSpec | None
+    served: frozenset[str | None] | None
+    """Ids of the models that answer; None: any."""
+    progress: Mapping[str, Progress]
+    failures: Mapping[str, LoadFailure]
+    sleeping: frozenset[str]
+
+    def lists(self, spec: ModelSpec) -> bool:
+        return self.served is None or spec.id in self.served
+
+
+def _listings(facts: _Facts) -> tuple[ModelListing, ...]:
+    known = {spec.id: spec for spec in facts.specs if facts.lists(spec)}
+    # What is served is listed, even if its files are gone or it is an unlisted revision.
+    for spec in (facts.resident, facts.coming):
+        if spec is not None:
+            known.setdefault(spec.id, spec)
+    return tuple(_listing(spec, facts) for spec in known.values())
+
+
+def _listing(spec: ModelSpec, facts: _Facts) -> ModelListing:
+    failure, progress = facts.failures.get(spec.id), facts.progress.get(spec.id)
+    status: ModelStatus = "unloaded"
+    if facts.resident is not None and facts.resident.id == spec.id:
+        spec, status, progress, failure = facts.resident, "loaded", None, None
+    elif progress is not None:
+        status = "loading"
+    elif spec.id in facts.sleeping:
+        status = "sleeping"
+    return ModelListing(
+        id=spec.id,
+        aliases=spec.aliases,
+        created_unix=spec.created_unix,
+        owned_by=spec.id.rpartition("/")[0] or "hotswap",
+        status=status,
+        max_model_len=spec.engine.max_model_len or spec.max_position_embeddings,
+        progress=progress,
+        error=failure.message if failure else None,
+    )
+
+
+def _not_served(name: str) -> ModelNotFound:
+    return ModelNotFound(
+        f"The model {name!r} is not being served. "
+        "(Other models are served with --enable-on-demand-loading.)"
+    )

@@ -1,0 +1,728 @@
+"""Which model has the device, who may use it, and when it changes.
+
+One task, `SwapController._own_device`, changes what is on the device, and it holds ``swap_lock``
+for as long as it lives. Everybody else states a wish (a request in the queue, a load, an unload)
+and waits for the verdict. A request is always in exactly one place: queued, holding a lease, or
+gone.
+
+    EMPTY -> LOADING(m) -> READY(m) -> DRAINING(m) -> LOADING(next) or EMPTY
+
+The next model is prepared (disk to host memory: slow, may fail) while the resident one serves;
+only then is the resident one drained and left. If the next one then fails to start, the one
+before it is started again from its host copy.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import anyio
+from anyio import create_task_group
+from anyio.abc import TaskGroup
+
+from hotswap.config import SwapRules
+from hotswap.contracts import (
+    Engine,
+    EngineRegistry,
+    LoadReport,
+    ModelSpec,
+    PreparedModel,
+    Progress,
+    SwapPhase,
+    SwapSnapshot,
+    UnloadMode,
+    UnloadReport,
+)
+from hotswap.desk import Desk, LoadWish, Residency, UnloadWish, Waiter, is_same_load
+from hotswap.downloads import Downloads, Fetch
+from hotswap.errors import (
+    DeviceLost,
+    EngineFailed,
+    HotswapError,
+    ModelLoadFailed,
+    ModelLoading,
+    ModelUnloaded,
+    NotLoaded,
+    Overloaded,
+    ShuttingDown,
+    SwapInProgress,
+)
+from hotswap.policy import Meter, successor
+
+logger = logging.getLogger(__name__)
+
+ABORT_GRACE_S = 5.0
+"""How long aborted answers may take to leave before the engine is torn down under them."""
+
+_A_LOADS_OWN = ("request", "uploaded")
+"""Where settings come from that hold for one load only."""
+
+CRASH_WINDOW_S = 60.0
+CRASHES_TOLERATED = 3
+
+
+@dataclass(frozen=True)
+class _Next:
+    """What should be on the device instead of what is there."""
+
+    spec: ModelSpec
+    leave_at: float
+
+
+@dataclass(eq=False)
+class _Load:
+    """One model on its way to the device."""
+
+    spec: ModelSpec
+    meter: Meter
+    prepared: PreparedModel | None = None
+    fallback: PreparedModel | None = None
+    """The model before it, to go back to if this one does not start."""
+    restoring: bool = False
+    """This one is what was gone back to."""
+    timings: dict[str, float] = field(default_factory=dict)
+    _cancelled: bool = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+    def is_cancelled(self) -> bool:
+        return self._cancelled
+
+
+class SwapController:
+    """The owner of the device.
+
+    Use it inside ``async with controller.running():``. Leaving that block drains the running
+    answers, unloads the model and ends the owner task.
+    """
+
+    def __init__(self, registry: EngineRegistry, fetch: Fetch, rules: SwapRules) -> None:
+        self.swap_lock = anyio.Lock()
+        self.desk = Desk()
+        self._registry = registry
+        self._rules = rules
+        self._downloads = Downloads(self.desk, fetch, self._download_failed)
+        self._tasks: TaskGroup | None = None
+        self._phase = SwapPhase.EMPTY
+        self._residency: Residency | None = None
+        self._load: _Load | None = None
+        self._load_seconds: dict[str, float] = {}
+        self._last_resident: str | None = None
+        self._unloaded_by_hand = False
+        self._closing = False
+        self._crashes: list[float] = []
+        self._last_error: str | None = None
+        self._timings: Mapping[str, float] = {}
+        self._loads = self._swaps = self._unloads = 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Own the device for as long as the block lasts."""
+        async with create_task_group() as self._tasks:
+            self._tasks.start_soon(self._own_device)
+            try:
+                yield
+            finally:
+                self.stop_admitting()
+
+    def stop_admitting(self) -> None:
+        """Refuse whoever waits or comes; running answers go on to their end."""
+        self._closing = True
+        self.desk.refuse(_anything, ShuttingDown("The server is shutting down."))
+
+    # -- what is on the device, and what is coming
+
+    @property
+    def phase(self) -> SwapPhase:
+        return self._phase
+
+    @property
+    def resident(self) -> ModelSpec | None:
+        return self._residency.spec if self._residency else None
+
+    @property
+    def coming(self) -> ModelSpec | None:
+        """The model that is being brought in."""
+        return self._load.spec if self._load else None
+
+    @property
+    def last_resident(self) -> str | None:
+        """Id of the model that is or was the last one on the device."""
+        return self._last_resident
+
+    def is_resident(self, model: str) -> bool:
+        return self._residency is not None and self._residency.spec.id == model
+
+    def progress_of(self, model: str) -> Progress | None:
+        """How far a model is that is being downloaded or loaded."""
+        if self._load is not None and self._load.spec.id == model:
+            return self._load.meter.reading(anyio.current_time())
+        meter = self._downloads.meter(model)
+        return meter.reading(anyio.current_time()) if meter is not None else None
+
+    # -- requests
+
+    @asynccontextmanager
+    async def lease(
+        self, spec: ModelSpec, keep_alive_s: float | None = None
+    ) -> AsyncIterator[Engine]:
+        """Wait until the model is resident, and keep it so for as long as the block lasts.
+
+        Raises:
+            ModelLoadFailed, InsufficientMemory, ModelLoading, SwapInProgress, ModelUnloaded,
+            Overloaded, ShuttingDown, DeviceLost
+        """
+        stay = await self._wait_for(spec)
+        if self._rules.on_demand and keep_alive_s is not None:
+            stay.idle_limit_s = keep_alive_s
+        try:
+            yield stay.engine
+        finally:
+            self._release(stay)
+
+    def check_admittance(self, spec: ModelSpec) -> None:
+        """Raise now what a request for this model would be refused with anyway."""
+        self._check_open()
+        if self._unloaded_by_hand and not self._rules.on_demand:
+            raise ModelUnloaded("The model was unloaded; load it with POST /v1/load_model.")
+        if self._waiting_before(spec.id) >= self._rules.max_queue:
+            raise Overloaded(f"The queue is full ({self._rules.max_queue} requests wait).")
+        if not self.is_resident(spec.id):
+            self.desk.failures.check(spec.id, anyio.current_time())
+
+    def note_failure(self, spec: ModelSpec, error: HotswapError) -> None:
+        """A model turned out to be unusable before anybody queued for it."""
+        if not self.is_resident(spec.id):
+            self.desk.failures.note(spec.id, error, anyio.current_time())
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise ShuttingDown("The server is shutting down.")
+        if self._phase is SwapPhase.FAILED:
+            raise DeviceLost("The device is lost; the server must be restarted.")
+
+    def _waiting_before(self, model: str) -> int:
+        """Requests in front of a new one: in the engine if it would be let in at once."""
+        stay = self._residency
+        if stay is not None and stay.spec.id == model and self._is_open(stay):
+            return stay.engine.stats().waiting
+        return len(self.desk.queue)
+
+    async def _wait_for(self, spec: ModelSpec) -> Residency:
+        self.check_admittance(spec)
+        waiter = self.desk.join(spec)
+        self._begin_download(spec)
+        self._admit()
+        self.desk.ring()
+        try:
+            with anyio.move_on_after(self._rules.swap_timeout_s):
+                return await waiter.verdict.wait()
+        except BaseException:
+            self._leave(waiter)
+            raise
+        self._leave(waiter)
+        self.desk.keep_loading(spec)
+        raise ModelLoading(f"The model {spec.id!r} is still loading; try again.")
+
+    def _leave(self, waiter: Waiter) -> None:
+        self.desk.leave(waiter)
+        if waiter.verdict.granted is not None:
+            self._release(waiter.verdict.granted)
+        self.desk.ring()
+
+    def _release(self, stay: Residency) -> None:
+        stay.leases -= 1
+        stay.idle_since = anyio.current_time()
+        self.desk.ring()
+
+    def _is_open(self, stay: Residency) -> bool:
+        return self._phase is SwapPhase.READY and not self._must_leave(stay)
+
+    def _admit(self) -> None:
+        """Let in the requests, and grant the loads, that ask for what is on the device."""
+        stay = self._residency
+        if stay is not None and self._is_open(stay):
+            self.desk.admit(stay)
+            report = _load_report(stay.spec, None, 0.0, {}, already_loaded=True)
+            self.desk.grant_loads(stay.spec, report)
+
+    # -- operators
+
+    async def load(self, spec: ModelSpec) -> LoadReport:
+        """Put a model on the device, with just these settings, and wait for it. The load goes on
+        if the caller leaves.
+
+        Raises:
+            ModelLoadFailed, InsufficientMemory, SwapInProgress, ModelUnloaded, ShuttingDown,
+            DeviceLost
+        """
+        return await self._wish_load(spec).verdict.wait()
+
+    def begin_load(self, spec: ModelSpec) -> None:
+        """Put a model on the device unless it is there, whatever its settings; do not wait."""
+        if not (self.is_resident(spec.id) and self._phase is SwapPhase.READY):
+            self._wish_load(spec)
+
+    def _wish_load(self, spec: ModelSpec) -> LoadWish:
+        self._check_open()
+        self._unloaded_by_hand = False
+        wish = self.desk.wish_load(spec)
+        self._begin_download(spec)
+        self._admit()
+        return wish
+
+    async def unload(
+        self, model: str | None, drain_timeout_s: float | None, mode: UnloadMode
+    ) -> UnloadReport:
+        """See `ModelService.unload`."""
+        if model is not None and not self.is_resident(model):
+            return self._cancel_load(model)
+        if self._residency is None and self._load is not None:
+            return self._cancel_load(self._load.spec.id)
+        await self.desk.until(lambda: self.desk.unload_wish is None)
+        if self._residency is None:
+            return UnloadReport(model=None)
+        timeout = self._rules.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
+        wish = self.desk.unload_wish = UnloadWish(timeout, mode)
+        error = ModelUnloaded("The model is being unloaded.")
+        self.desk.refuse(_is(self._residency.spec.id), error)
+        return await wish.verdict.wait()
+
+    def _cancel_load(self, model: str) -> UnloadReport:
+        coming = [self._load.spec.id] if self._load is not None else []
+        if model not in (*coming, *self._downloads.models()):
+            raise NotLoaded(f"The model {model!r} is not loaded.")
+        if self._load is not None and self._load.spec.id == model:
+            self._load.cancel()
+        self.desk.refuse(_is(model), ModelUnloaded(f"Loading {model!r} was cancelled."))
+        return UnloadReport(model=model)
+
+    # -- what everybody may see
+
+    def snapshot(self) -> SwapSnapshot:
+        """The state at this moment."""
+        stay = self._residency
+        waiting: dict[str, int] = {}
+        for waiter in self.desk.queue:
+            waiting[waiter.model] = waiting.get(waiter.model, 0) + 1
+        reason = self._unserviceable_reason()
+        return SwapSnapshot(
+            version=self.desk.version,
+            phase=self._phase,
+            resident=self.resident,
+            progress=self._shown_progress(),
+            waiting=waiting,
+            leases=stay.leases if stay else 0,
+            parked=tuple(self._registry.parked()),
+            failures=self.desk.failures.readings(),
+            last_error=self._last_error,
+            engine=stay.engine.stats() if stay else None,
+            loads=self._loads,
+            swaps=self._swaps,
+            unloads=self._unloads,
+            serviceable=reason is None,
+            timings=dict(self._timings),
+            memory=self._registry.memory,
+            unserviceable_reason=reason,
+        )
+
+    def _shown_progress(self) -> Progress | None:
+        coming = [self._load.spec.id] if self._load is not None else []
+        return next(map(self.progress_of, (*coming, *self._downloads.models())), None)
+
+    def _unserviceable_reason(self) -> str | None:
+        if self._closing:
+            return "the server is shutting down"
+        if self._phase is SwapPhase.FAILED:
+            return "the device is lost"
+        if self._residency is not None:
+            return "the engine failed" if self._residency.engine.failure is not None else None
+        return None if self._rules.on_demand else self._absence()
+
+    def _absence(self) -> str | None:
+        """Why the device is empty, where no request can change that."""
+        if self._load is not None or self.desk.load_wishes:
+            return "the model is loading"
+        if self._unloaded_by_hand:
+            return "the model was unloaded"
+        cooling = self.desk.failures.cooling(self._last_resident, anyio.current_time())
+        return "the model failed to load" if cooling else None
+
+    # -- below: the owner of the device, the only task that changes what is on it
+
+    async def _own_device(self) -> None:
+        async with self.swap_lock:
+            load: _Load | None = None
+            try:
+                while not self._closing:
+                    load = await (self._first_load() if load is None else self._play(load))
+            finally:
+                self._load = None
+                self._settle_unload(UnloadReport(model=None))
+                self._set_phase(SwapPhase.CLOSED)
+
+    async def _first_load(self) -> _Load | None:
+        """Sleep with an empty device until a model is wanted, and prepare it."""
+        if self._phase is SwapPhase.FAILED:
+            await self.desk.until(lambda: self._closing)
+            return None
+        self._load = None
+        self._settle_unload(UnloadReport(model=None))
+        self._set_phase(SwapPhase.EMPTY)
+        await self.desk.until(lambda: self._closing or self._next() is not None)
+        return None if self._closing else await self._prepare_next()
+
+    async def _play(self, load: _Load) -> _Load | None:
+        """Have a model on the device until another one is due; returns what comes next."""
+        assert load.prepared is not None
+        self._load = load
+        self._set_phase(SwapPhase.LOADING)
+        if load.is_cancelled():
+            return self._back(load)
+        begun = left = anyio.current_time()
+        stay: Residency | None = None
+        upcoming: _Load | None = None
+        report = self.desk.report_to(load.meter)
+        try:
+            async with self._registry.start(load.prepared, report, self.desk.ring) as engine:
+                load.timings["start"] = anyio.current_time() - begun
+                if load.is_cancelled():
+                    return self._back(load)
+                stay = self._arrive(load, engine)
+                upcoming = await self._serve(stay)
+                self._set_phase(SwapPhase.DRAINING)  # who comes while it leaves must wait
+                left = anyio.current_time()
+        except Exception as error:
+            if stay is None and not isinstance(error, DeviceLost):
+                self._load_failed(load, error)
+                return self._back(load)
+            # A model that cannot be taken off the device: nobody knows what is left there.
+            self._lose_device(error)
+            return None
+        finally:
+            self._residency = None
+        return self._depart(stay, left, upcoming)
+
+    def _back(self, load: _Load) -> _Load | None:
+        """The load of the model before this one."""
+        if load.fallback is None:
+            return None
+        spec = load.fallback.spec
+        return _Load(spec, self._new_meter(spec), prepared=load.fallback, restoring=True)
+
+    def _arrive(self, load: _Load, engine: Engine) -> Residency:
+        """The model is on the device: tell those who waited for it."""
+        assert load.prepared is not None
+        now = anyio.current_time()
+        spec = load.prepared.spec
+        limit = self._rules.idle_timeout_s if spec.ttl_s is None else spec.ttl_s
+        stay = self._residency = Residency(load.prepared, engine, now, limit)
+        seconds = self._load_seconds[spec.id] = now - load.meter.started
+        previous = load.fallback.spec.id if load.fallback is not None else None
+        self._loads += 1
+        self._swaps += self._last_resident not in (None, spec.id)
+        self._last_resident = spec.id
+        self._timings = load.timings
+        load.fallback = None  # it is not needed any more, and its weights take host memory
+        self._load = None
+        self.desk.failures.forgive(spec.id)
+        self._set_phase(SwapPhase.READY)
+        self.desk.grant_loads(spec, _load_report(spec, previous, seconds, load.timings))
+        if not self._rules.on_demand:
+            error = ModelUnloaded(f"{spec.id!r} was loaded in place of this model.")
+            for model in {waiter.model for waiter in self.desk.queue} - {spec.id}:
+                self.desk.refuse(_is(model), error)
+        logger.info("%s %r in %.2f s", "restored" if load.restoring else "loaded", spec.id, seconds)
+        return stay
+
+    async def _serve(self, stay: Residency) -> _Load | None:
+        """Admit requests until the model has to go; its answers have ended when this returns.
+
+        Returns:
+            The load of the next model, prepared; None to leave the device empty.
+        """
+        while True:
+            self._admit()
+            await self.desk.until(
+                lambda: self._must_leave(stay) or self._next() is not None,
+                deadline=lambda: stay.idle_until,
+            )
+            if self._must_leave(stay):
+                if await self._clear(stay):
+                    return None
+            elif self._next() is not None:
+                load = await self._prepare_next()
+                if load is not None and await self._make_way(stay, load):
+                    return load
+            else:
+                logger.info("letting go of %r, which was idle", stay.spec.id)
+                return None
+
+    def _must_leave(self, stay: Residency) -> bool:
+        return self._closing or self.desk.unload_wish is not None or stay.engine.failure is not None
+
+    def _next(self) -> _Next | None:
+        for wish in self.desk.load_wishes:
+            if wish.spec.path is not None:
+                return _Next(wish.spec, leave_at=-math.inf)
+        stay = self._residency
+        resident, leases = (stay.spec.id, stay.leases) if stay else (None, 0)
+        local = [waiter for waiter in self.desk.queue if waiter.spec.path is not None]
+        choice = successor(local, resident, leases, self._rules)
+        if choice is None:
+            return None
+        spec = next(waiter.spec for waiter in local if waiter.model == choice.model)
+        return _Next(spec, choice.leave_at)
+
+    def _is_wanted(self, load: _Load) -> bool:
+        wanted = self._next()
+        leaving = self._closing if self._residency is None else self._must_leave(self._residency)
+        return (
+            wanted is not None
+            and is_same_load(wanted.spec, load.spec)
+            and not leaving
+            and not load.is_cancelled()
+        )
+
+    async def _prepare_next(self) -> _Load | None:
+        """Bring the next model to host memory, for as long as somebody wants it.
+
+        Returns:
+            None if nobody does any more, or if it failed and its waiters were told.
+        """
+        wanted = self._next()
+        if wanted is None:
+            return None
+        meter = self._downloads.take_meter(wanted.spec.id) or self._new_meter(wanted.spec)
+        load = self._load = _Load(wanted.spec, meter)
+        begun = anyio.current_time()
+        if self._residency is None:
+            self._set_phase(SwapPhase.LOADING)
+        prepare = partial(self._registry.prepare, load.spec, self.desk.report_to(meter))
+        try:
+            load.prepared = await self.desk.during(lambda: self._is_wanted(load), prepare)
+        except Exception as error:
+            self._load_failed(load, error)
+        load.timings["prepare"] = anyio.current_time() - begun
+        if load.prepared is None:
+            self._load = None
+            self.desk.ring()
+            return None
+        return load
+
+    async def _make_way(self, stay: Residency, load: _Load) -> bool:
+        """Drain the resident model for a prepared one. False: it stays after all."""
+        await self.desk.until(
+            lambda: not self._is_wanted(load) or anyio.current_time() >= self._leave_at(),
+            deadline=self._leave_at,
+        )
+        if self._is_wanted(load):
+            self._set_phase(SwapPhase.DRAINING)
+            begun = anyio.current_time()
+            in_time = await self.desk.until(
+                lambda: stay.leases == 0 or not self._is_wanted(load),
+                deadline=lambda: begun + self._rules.drain_timeout_s,
+            )
+            load.timings["drain"] = stay.drained_s = anyio.current_time() - begun
+            if stay.leases == 0 and self._is_wanted(load):
+                return True
+            if not in_time:
+                self._give_up_drain(stay, load.spec)
+            self._set_phase(SwapPhase.READY)
+        self._load = None
+        self.desk.ring()
+        return False
+
+    def _leave_at(self) -> float:
+        wanted = self._next()
+        return wanted.leave_at if wanted is not None else math.inf
+
+    def _give_up_drain(self, stay: Residency, spec: ModelSpec) -> None:
+        limit = self._rules.drain_timeout_s
+        error = SwapInProgress(
+            f"{stay.spec.id!r} still had running answers after {limit:g} s; it goes on serving."
+        )
+        logger.warning("not swapping to %r: %s", spec.id, error)
+        self.desk.refuse(_is(spec.id), error)
+
+    async def _clear(self, stay: Residency) -> bool:
+        """End the stay for an unload, a shutdown or a failed engine. False: it goes on, because
+        an unload's drain time was too short."""
+        self._set_phase(SwapPhase.DRAINING)
+        begun = anyio.current_time()
+        wish = None if self._closing else self.desk.unload_wish
+        failed = stay.engine.failure is not None
+        if not failed and (wish is None or wish.mode == "drain"):
+            limit = self._rules.drain_timeout_s if wish is None else wish.drain_timeout_s
+            await self.desk.until(
+                lambda: not stay.leases or (wish is not None and self._closing),
+                deadline=lambda: begun + limit,
+            )
+            if stay.leases and wish is not None:
+                if not self._closing:
+                    self._refuse_unload(stay, wish)
+                self._set_phase(SwapPhase.READY)
+                return False
+        if stay.leases:
+            await self._cut(stay)
+        stay.drained_s = anyio.current_time() - begun
+        return True
+
+    async def _cut(self, stay: Residency) -> None:
+        """End the answers that still run, with an error their clients can see."""
+        if stay.engine.failure is None:
+            stay.engine.abort(
+                ShuttingDown("The server is shutting down.")
+                if self._closing
+                else ModelUnloaded("The model was unloaded.")
+            )
+        deadline = anyio.current_time() + ABORT_GRACE_S
+        if not await self.desk.until(lambda: not stay.leases, deadline=lambda: deadline):
+            logger.warning("%d answers did not end in time", stay.leases)
+
+    def _refuse_unload(self, stay: Residency, wish: UnloadWish) -> None:
+        self.desk.unload_wish = None
+        error = SwapInProgress(
+            f"{stay.leases} answers of {stay.spec.id!r} were still running after "
+            f"{wish.drain_timeout_s:g} s; it goes on serving."
+        )
+        wish.verdict.refuse(error)
+
+    def _depart(self, stay: Residency, left: float, upcoming: _Load | None) -> _Load | None:
+        """The model is off the device: tell those who asked for it to go; returns what comes
+        next."""
+        teardown_s = anyio.current_time() - left
+        asked = self.desk.unload_wish is not None
+        report = UnloadReport(
+            model=stay.spec.id,
+            drain_time_s=stay.drained_s,
+            shutdown_time_s=teardown_s,
+            total_time_s=stay.drained_s + teardown_s,
+            memory=self._registry.memory,
+        )
+        self._settle_unload(report)
+        if upcoming is not None:
+            upcoming.timings["teardown"] = teardown_s
+            upcoming.fallback = None if asked else stay.prepared
+            return upcoming
+        self._unloads += 1
+        self._unloaded_by_hand = asked and not self.desk.load_wishes
+        failure = stay.engine.failure
+        if isinstance(failure, DeviceLost):
+            self._lose_device(failure)
+        elif failure is not None and not asked:
+            return self._rebuild(stay.prepared, failure)
+        return None
+
+    def _settle_unload(self, report: UnloadReport) -> None:
+        wish, self.desk.unload_wish = self.desk.unload_wish, None
+        if wish is not None:
+            wish.verdict.grant(report)
+            self.desk.ring()
+
+    def _rebuild(self, prepared: PreparedModel, failure: HotswapError) -> _Load | None:
+        """An engine died under its requests: build it again, but not for ever."""
+        now = anyio.current_time()
+        spec = prepared.spec
+        self._last_error = failure.message
+        recent = [crash for crash in self._crashes if now - crash < CRASH_WINDOW_S]
+        self._crashes = [*recent, now]
+        if len(self._crashes) >= CRASHES_TOLERATED:
+            logger.error("%r failed %d times in a minute; giving up", spec.id, len(self._crashes))
+            error = EngineFailed("The engine failed again and again.")
+            self._load_failed(_Load(spec, self._new_meter(spec)), error)
+            return None
+        wanted = self._next()
+        if self._closing or (wanted is not None and not is_same_load(wanted.spec, spec)):
+            return None
+        return _Load(spec, self._new_meter(spec), prepared=prepared)
+
+    def _begin_download(self, spec: ModelSpec) -> None:
+        if spec.path is None:
+            assert self._tasks is not None, "the controller is not running"
+            self._downloads.begin(spec, self._new_meter(spec), self._tasks)
+
+    def _download_failed(self, spec: ModelSpec, error: Exception) -> None:
+        self._load_failed(_Load(spec, self._new_meter(spec)), error)
+
+    def _load_failed(self, load: _Load, error: Exception) -> None:
+        """Tell those who waited for the model, and have later ones wait for its cooldown."""
+        model = load.spec.id
+        known = self._told(error, f"{model!r} could not be loaded: internal error.")
+        logger.warning("loading %r failed: %s", model, known)
+        self.desk.refuse(lambda spec: is_same_load(spec, load.spec), known)
+        staying = load.fallback.spec.id if load.fallback else None
+        own = any(setting.source in _A_LOADS_OWN for setting in load.spec.applied.values())
+        if own or self.is_resident(model) or staying == model:
+            return  # only these settings failed: with those that a request gets it may well load
+        now = anyio.current_time()
+        self.desk.failures.note(model, known, now, restoring=load.restoring)
+
+    def _lose_device(self, error: Exception) -> None:
+        """Nothing can be loaded in this process any more."""
+        known = self._told(error, "A model could not be taken off the device.")
+        lost = known if isinstance(known, DeviceLost) else DeviceLost(known.message)
+        logger.critical("the device is lost: %s", lost)
+        wish, self.desk.unload_wish = self.desk.unload_wish, None
+        if wish is not None:
+            wish.verdict.refuse(lost)
+        self._load = None
+        self._set_phase(SwapPhase.FAILED)
+        self.desk.refuse(_anything, lost)
+
+    def _told(self, error: Exception, otherwise: str) -> HotswapError:
+        """An error as clients may see it, without what it holds on to."""
+        if not isinstance(error, HotswapError):
+            logger.error("unexpected error", exc_info=error)
+            error = ModelLoadFailed(otherwise)
+        # The frames of a traceback hold tensors, that is, memory of the device.
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        self._last_error = error.message
+        return error
+
+    def _new_meter(self, spec: ModelSpec) -> Meter:
+        return Meter(
+            spec.id,
+            download=spec.path is None,
+            started=anyio.current_time(),
+            expected_s=self._load_seconds.get(spec.id),
+        )
+
+    def _set_phase(self, phase: SwapPhase) -> None:
+        self._phase = phase
+        self.desk.ring()
+
+
+def _is(model: str) -> Callable[[ModelSpec], bool]:
+    return lambda spec: spec.id == model
+
+
+def _anything(_: ModelSpec) -> bool:
+    return True
+
+
+def _load_report(
+    spec: ModelSpec,
+    previous: str | None,
+    load_time_s: float,
+    timings: Mapping[str, float],
+    *,
+    already_loaded: bool = False,
+) -> LoadReport:
+    return LoadReport(
+        model=spec.id,
+        previous_model=previous,
+        load_time_s=load_time_s,
+        already_loaded=already_loaded,
+        timings=dict(timings),
+        config_applied={
+            key: {"value": setting.value, "source": setting.source}
+            for key, setting in spec.applied.items()
+        },
+    )
