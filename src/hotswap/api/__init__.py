@@ -1,0 +1,1 @@
+"""HTTP: dialects in, `ModelService` calls out. `app.create_app` is the way in."""

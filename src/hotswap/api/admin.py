@@ -1,0 +1,237 @@
+"""The management routes: load, unload, and the feed of what happens to the models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import anyio
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from hotswap.api.body import parse_object, read_body, read_object
+from hotswap.api.documents import json_response
+from hotswap.api.fields import decode
+from hotswap.api.headers import content_type
+from hotswap.api.listing import status_event
+from hotswap.api.sse import EventStream, comment, while_connected
+from hotswap.api.uploads import read_upload
+from hotswap.contracts import (
+    LoadReport,
+    MemoryReport,
+    ModelListing,
+    ModelService,
+    SwapPhase,
+    SwapSnapshot,
+    UnloadReport,
+)
+from hotswap.errors import InvalidRequest
+
+SURVEY_PAUSE_S = 1.0
+"""Least time between two looks at the disk for the feed."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOrder:
+    """What is to be loaded, and with which settings over the start-up ones."""
+
+    model: str | None
+    config: dict[str, Any]
+    source: str = "request"
+
+
+class NestedLoad(Struct, forbid_unknown_fields=True):
+    model: str | None = None
+    config: dict[str, Any] | None = None
+
+
+class NamedModel(Struct):
+    model: str | None = None
+
+
+class UnloadOrder(Struct, forbid_unknown_fields=True):
+    model: str | None = None
+    drain_timeout_s: float | None = None
+    mode: Literal["drain", "abort"] | None = None
+
+
+class ManagementRoutes:
+    def __init__(self, service: ModelService) -> None:
+        self._service = service
+
+    async def load_model(self, request: Request) -> Response:
+        """``/v1/load_model`` in its five forms; answers when the model serves."""
+        _check_query(request, "dry_run")
+        _refuse_dry_run(request)
+        order = await _read_load(request)
+        report = await self._service.load(order.model, order.config, order.source)
+        return json_response(_load_answer(report))
+
+    async def unload_model(self, request: Request) -> Response:
+        """``/v1/unload_model``."""
+        _check_query(request)
+        body = await read_body(request.receive, request.scope)
+        order = decode(parse_object(body) if body.strip() else {}, UnloadOrder)
+        if order.drain_timeout_s is not None and order.drain_timeout_s < 0:
+            raise InvalidRequest("drain_timeout_s: must not be negative", param="drain_timeout_s")
+        device = _device(self._service)
+        report = await self._service.unload(
+            order.model or None,
+            drain_timeout_s=order.drain_timeout_s,
+            mode=order.mode or "drain",
+        )
+        return json_response(_unload_answer(report, device))
+
+    async def request_load(self, request: Request) -> Response:
+        """``/models/load``: answers at once, the load goes on."""
+        await self._service.request_load(await _read_name(request))
+        return json_response({"success": True})
+
+    async def request_unload(self, request: Request) -> Response:
+        """``/models/unload``: also takes back a load that goes on."""
+        await self._service.unload(await _read_name(request))
+        return json_response({"success": True})
+
+
+class ModelEvents:
+    """``/models/sse``: the status of all models, then each change, until shutdown."""
+
+    def __init__(self, service: ModelService, *, keepalive_s: float) -> None:
+        self._service = service
+        self._keepalive_s = keepalive_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive, scope)
+        stream = EventStream(send)
+        async with while_connected(receive):
+            await self._feed(stream)
+            await stream.finish()
+
+    async def _feed(self, stream: EventStream) -> None:
+        told: dict[str, bytes] = {}
+        due = anyio.current_time()
+        while True:
+            snapshot = self._service.snapshot()
+            next_survey = anyio.current_time() + SURVEY_PAUSE_S
+            fresh = _changes(await self._service.models(), told)
+            if fresh or anyio.current_time() >= due:
+                await stream.write(fresh or comment("no news"))
+                due = anyio.current_time() + self._keepalive_s
+            if snapshot.phase is SwapPhase.CLOSED:
+                return
+            with anyio.CancelScope(deadline=due):
+                await self._news(snapshot, next_survey)
+
+    async def _news(self, told: SwapSnapshot, not_before: float) -> None:
+        """Wait for something that the feed would show, or for the end."""
+        snapshot, shown = told, _shown(told)
+        while snapshot.phase is not SwapPhase.CLOSED:
+            differs = _shown(snapshot) != shown
+            if differs and anyio.current_time() >= not_before:
+                return
+            with anyio.CancelScope(deadline=not_before if differs else math.inf):
+                snapshot = await self._service.changed(snapshot.version)
+
+
+def _shown(snapshot: SwapSnapshot) -> tuple[Any, ...]:
+    """As much of a snapshot as a listing depends on; each request changes the rest."""
+    progress = snapshot.progress
+    return (
+        snapshot.phase,
+        snapshot.resident and snapshot.resident.id,
+        progress and (progress.model, progress.stage, progress.value),
+        {failure.model: failure.message for failure in snapshot.failures.values()},
+        {parked.model for parked in snapshot.parked},
+    )
+
+
+def _changes(listings: tuple[ModelListing, ...], told: dict[str, bytes]) -> bytes:
+    """Events for what differs from ``told``, which is brought up to date."""
+    events = {listing.id: status_event(listing) for listing in listings}
+    fresh = [event for model, event in events.items() if told.get(model) != event]
+    told.update(events)
+    return b"".join(fresh)
+
+
+def _check_query(request: Request, *known: str) -> None:
+    """Refuse what would be ignored: ``?model=m`` must not load the start-up model."""
+    for name in request.query_params:
+        if name not in known:
+            shown = name[:200]
+            raise InvalidRequest(f"{shown}: not a query parameter, put it in the body", param=shown)
+
+
+def _refuse_dry_run(request: Request) -> None:
+    if request.query_params.get("dry_run", "false").lower() not in ("false", "0"):
+        raise InvalidRequest("dry_run: not supported yet", param="dry_run")
+
+
+async def _read_load(request: Request) -> LoadOrder:
+    if content_type(request.scope) == "multipart/form-data":
+        model, config = await read_upload(request)
+        return LoadOrder(model, config, "uploaded")
+    body = await read_body(request.receive, request.scope)
+    fields = parse_object(body) if body.strip() else {}
+    if "config" not in fields:  # flat: all keys but the model's are settings
+        named = decode(fields, NamedModel)
+        settings = {key: value for key, value in fields.items() if key != "model"}
+        return LoadOrder(named.model or None, settings)
+    nested = decode(fields, NestedLoad)
+    return LoadOrder(nested.model or None, nested.config or {})
+
+
+async def _read_name(request: Request) -> str:
+    named = await read_object(
+        request.receive, request.scope, lambda fields: decode(fields, NamedModel)
+    )
+    if not named.model:
+        raise InvalidRequest("model: required, but missing", param="model")
+    return named.model
+
+
+def _load_answer(report: LoadReport) -> dict[str, Any]:
+    if report.already_loaded:
+        message = "Model is already loaded."
+    else:
+        message = f"Model loaded successfully in {report.load_time_s:.2f}s."
+    return {
+        "status": "success",
+        "message": message,
+        "load_time_s": report.load_time_s,
+        "model": report.model,
+        "already_loaded": report.already_loaded,
+        "config_applied": report.config_applied,
+        "previous_model": report.previous_model,
+        "timings": report.timings,
+    }
+
+
+def _unload_answer(report: UnloadReport, device: str) -> dict[str, Any]:
+    if report.model is None:
+        return {"status": "info", "message": "No model is loaded."}
+    message = f"Model unloaded successfully in {report.total_time_s:.2f}s."
+    if report.memory is not None:
+        message = f"{message} {_memory_sentence(report.memory, device)}"
+    return {
+        "status": "success",
+        "message": message,
+        "model": report.model,
+        "drain_time_s": report.drain_time_s,
+        "shutdown_time_s": report.shutdown_time_s,
+        "total_time_s": report.total_time_s,
+        "memory": report.memory,
+    }
+
+
+def _memory_sentence(memory: MemoryReport, device: str) -> str:
+    if memory.leaked_bytes > 0:
+        return f"{memory.leaked_bytes} bytes of its memory are still held."
+    return f"All {'GPU' if device.startswith('cuda') else 'of its'} memory was freed."
+
+
+def _device(service: ModelService) -> str:
+    engine = service.snapshot().engine
+    return str(engine.details.get("device", "")) if engine else ""

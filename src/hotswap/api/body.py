@@ -1,0 +1,204 @@
+"""Request bodies: read with a bound and a deadline, parsed as strict JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import anyio
+from anyio import to_thread
+from starlette.types import Message, Receive, Scope
+
+from hotswap.api.errors import BodyTimedOut, ClientGone, UnsupportedMediaType
+from hotswap.api.headers import ambiguous_length, content_type, header
+from hotswap.errors import InvalidJson, RequestTooLarge
+
+MAX_BODY_BYTES = 8 << 20
+MAX_DEPTH = 64
+MAX_DISCARDED_BYTES = 4 << 20
+PAUSE_S = 60.0
+"""A client may be silent for this long in the middle of its body."""
+_DISCARD_S = 5.0
+_THREAD_FROM_BYTES = 256 << 10  # parsing more than this would hold up every stream
+_EXACT_INTEGERS = 2**53  # beyond it a float no longer says which integer was meant
+_ODD_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+
+T = TypeVar("T")
+
+
+class Incoming:
+    """``receive``, remembering whether the request body has been read to its end."""
+
+    def __init__(self, receive: Receive, scope: Scope) -> None:
+        self._receive = receive
+        self._complete = False
+        self.ambiguous = ambiguous_length(scope)
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._note(message)
+        return message
+
+    async def discard(self) -> bool:
+        """Read what is left of the body, within bounds; says whether all of it came.
+
+        The kernel answers unread bytes with a reset, and the client never sees our refusal.
+        """
+        size = 0
+        with anyio.move_on_after(_DISCARD_S):
+            while not self._complete and size <= MAX_DISCARDED_BYTES:
+                message = await self._receive()
+                self._note(message)
+                size += len(message.get("body", b""))
+        return self._complete
+
+    def _note(self, message: Message) -> None:
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            self._complete = True
+
+
+async def read_body(receive: Receive, scope: Scope, limit_bytes: int = MAX_BODY_BYTES) -> bytes:
+    """The whole request body.
+
+    Raises:
+        RequestTooLarge: it is, or says that it will be, above ``limit_bytes``.
+        BodyTimedOut: nothing came for `PAUSE_S`.
+        ClientGone: the client left before its end.
+    """
+    announced = header(scope, b"content-length")
+    if announced.isdecimal() and int(announced[:20]) > limit_bytes:
+        raise _too_large(limit_bytes)
+    chunks = bytearray()
+    more = True
+    while more:
+        message = await _next_message(receive)
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunks += message.get("body", b"")
+        if len(chunks) > limit_bytes:
+            raise _too_large(limit_bytes)
+        more = message.get("more_body", False)
+    return bytes(chunks)
+
+
+async def _next_message(receive: Receive) -> Message:
+    try:
+        with anyio.fail_after(PAUSE_S):
+            return await receive()
+    except TimeoutError:
+        raise BodyTimedOut(f"nothing of the request body came for {PAUSE_S:g} s") from None
+
+
+def _too_large(limit_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(f"the request body is larger than {limit_bytes} bytes")
+
+
+async def read_object(receive: Receive, scope: Scope, parse: Callable[[dict[str, Any]], T]) -> T:
+    """Read a JSON object and turn it into a ``T``; large ones in a thread.
+
+    The content type is not asked for: ``curl -d`` says that JSON is a form.
+    """
+    if content_type(scope) == "multipart/form-data":
+        raise UnsupportedMediaType("this route takes JSON, not multipart/form-data")
+    body = await read_body(receive, scope)
+    if len(body) < _THREAD_FROM_BYTES:
+        return parse(parse_object(body))
+    return await to_thread.run_sync(lambda: parse(parse_object(body)))
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """``body`` as a JSON object, by the letter of the standard and within bounds.
+
+    Numbers without a fraction become integers however they are written, because JSON knows no
+    difference and some clients send ``"n": 1.0``.
+
+    Raises:
+        InvalidJson
+    """
+    try:
+        text = body.decode()
+        value = json.loads(
+            text,
+            object_pairs_hook=_without_duplicates,
+            parse_float=_number,
+            parse_constant=_refuse_constant,
+        )
+    except UnicodeDecodeError:
+        raise InvalidJson("the body is not valid UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise InvalidJson(f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError:  # int() refuses thousands of digits
+        raise InvalidJson("the body holds a number out of range") from None
+    if not isinstance(value, dict):
+        raise InvalidJson("the body must be a JSON object")
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise _too_deep()
+    if _ODD_ESCAPE.search(text):
+        _check_strings(value)
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise InvalidJson(f"the key {twice[:200]!r} appears twice in one object")
+    return found
+
+
+def _number(text: str) -> int | float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise InvalidJson("the body holds a number out of range")
+    return int(value) if value.is_integer() and abs(value) < _EXACT_INTEGERS else value
+
+
+def _refuse_constant(name: str) -> None:
+    raise InvalidJson(f"{name} is not valid JSON")
+
+
+def _too_deep() -> InvalidJson:
+    return InvalidJson(f"the body is nested deeper than {MAX_DEPTH} levels")
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [inner for outer in level for inner in _children(outer) if _is_container(inner)]
+    return depth
+
+
+def _check_strings(value: Any) -> None:
+    """Refuse what JSON can escape but UTF-8 cannot carry, and NUL."""
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, str):
+            _check_string(item)
+        elif _is_container(item):
+            todo.extend(_children(item))
+            todo.extend(item if isinstance(item, dict) else ())
+
+
+def _check_string(text: str) -> None:
+    if "\0" in text:
+        raise InvalidJson("a string holds the character NUL")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidJson("a string holds half of a surrogate pair") from None
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, dict | list)
+
+
+def _children(container: Any) -> Iterator[Any]:
+    return iter(container.values() if isinstance(container, dict) else container)

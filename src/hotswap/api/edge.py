@@ -1,0 +1,162 @@
+"""What wraps every request: its id, its line in the log, and an answer whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import time
+import uuid
+from collections.abc import Callable
+
+import anyio
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
+
+from hotswap.api.body import Incoming
+from hotswap.api.errors import ClientGone, error_response, presentable
+from hotswap.api.headers import header
+from hotswap.contracts import Progress
+from hotswap.errors import HotswapError, InvalidRequest, MethodNotAllowed, RouteNotFound
+
+_access = logging.getLogger("hotswap.access")
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_SEND_DEADLINE_S = 60.0
+MANAGEMENT_PATHS = frozenset(
+    ("/v1/load_model", "/v1/unload_model", "/models/load", "/models/unload", "/models/sse")
+)
+
+
+class Edge:
+    """The outermost layer, of HTTP requests only; there are no websockets here.
+
+    Every answer carries ``x-request-id``. An early refusal first reads what the client is still
+    sending. A client that takes nothing for a minute counts as gone.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await WebSocketClose()(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        exchange = _Exchange(scope, receive, send, request_id)
+        started = time.perf_counter()
+        try:
+            with exchange.lifetime:
+                await self._app(scope, exchange.incoming, exchange.send)
+        except ClientGone:
+            pass  # nobody is left to answer; the line below tells how far it went
+        finally:
+            _access.log(
+                _importance(scope["method"], exchange.status),
+                "%s %s %s %.1f ms %s",
+                scope["method"],
+                repr(scope["path"][:200]),
+                exchange.status or "gone",
+                (time.perf_counter() - started) * 1000,
+                request_id,
+            )
+
+
+class _Exchange:
+    """One request's two directions."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        self.incoming = Incoming(receive, scope)
+        self.status: int | None = None
+        self.lifetime = anyio.CancelScope()
+        """Ends, and the exchange in it, when the client takes nothing for too long."""
+        self._send = send
+        self._request_id = request_id
+        self._closable = scope["http_version"].startswith("1")
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message.get("headers", ()), (b"x-request-id", self._request_id.encode())]
+            if await self._must_close():
+                headers.append((b"connection", b"close"))
+            message = {**message, "headers": headers}
+        # One scope and its deadline moved: a scope for each send costs as much as the send.
+        self.lifetime.deadline = anyio.current_time() + _SEND_DEADLINE_S
+        try:
+            await self._send(message)
+        finally:
+            self.lifetime.deadline = math.inf
+
+    async def _must_close(self) -> bool:
+        if self.status is None or self.status < 400:
+            return False
+        whole = await self.incoming.discard()
+        return self._closable and (self.incoming.ambiguous or not whole)
+
+
+def _importance(method: str, status: int | None) -> int:
+    """Of a line in the log. Dashboards and load balancers look every second; what they see when
+    all is well is for who looks for it."""
+    well = status is not None and status < 400
+    return logging.DEBUG if well and method in ("GET", "HEAD") else logging.INFO
+
+
+def _request_id(scope: Scope) -> str:
+    given = header(scope, b"x-request-id")
+    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+class ErrorEnvelope:
+    """Turns what is raised further in into an answer. Inside CORS, so that a browser sees it."""
+
+    def __init__(self, app: ASGIApp, *, loading: Callable[[], Progress | None]) -> None:
+        self._app = app
+        self._loading = loading
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting_send)
+        except ClientGone:
+            raise
+        except Exception as raised:
+            error = presentable(raised, scope["state"]["request_id"])
+            if not started:  # else the connection is cut, which is all that can be said now
+                await error_response(error, self._loading())(scope, receive, send)
+
+
+async def http_exception(request: Request, raised: Exception) -> Response:
+    """What the router refuses, in the envelope."""
+    assert isinstance(raised, HTTPException)
+    error: HotswapError
+    if raised.status_code == 404:
+        error = RouteNotFound(_no_route(request.scope["path"]))
+    elif raised.status_code == 405:
+        error = MethodNotAllowed("this route does not take that method")
+    else:
+        error = InvalidRequest(raised.detail)
+    return error_response(error, headers=raised.headers)
+
+
+def _no_route(path: str) -> str:
+    if path in MANAGEMENT_PATHS:  # there, they would have been found
+        return "there is no such route; --dev-mode or --admin-key opens the management routes"
+    return "there is no such route"

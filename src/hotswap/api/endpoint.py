@@ -1,0 +1,162 @@
+"""One generation request's life over ASGI: parse, be admitted, answer, stop on disconnect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from starlette.datastructures import QueryParams
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from hotswap.api.body import read_object
+from hotswap.api.dialect import Call, Frames, Stamp
+from hotswap.api.errors import presentable
+from hotswap.api.outbox import Outbox
+from hotswap.api.pace import Pace
+from hotswap.api.sse import EventStream, comment, progress_text, while_connected
+from hotswap.contracts import Finished, Generation, GenerationEvent, ModelService
+from hotswap.errors import EngineFailed
+
+
+class GenerationEndpoint:
+    """An ASGI app for one completion route.
+
+    ``keepalive_s`` is how long a streaming request is held before its 200, so that a failure
+    still has a status, and afterwards the longest silence on the wire. ``pace`` is shared by all
+    routes that stream.
+    """
+
+    def __init__(
+        self,
+        service: ModelService,
+        parse: Callable[[dict[str, Any]], Call],
+        *,
+        keepalive_s: float,
+        pace: Pace,
+    ) -> None:
+        self._service = service
+        self._parse = parse
+        self._keepalive_s = keepalive_s
+        self._pace = pace
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        parsed = await read_object(receive, scope, self._parse)
+        request = replace(parsed.request, request_id=scope["state"]["request_id"])
+        call = replace(parsed, request=request)
+        if call.stream:
+            await self._stream(call, scope, receive, send)
+        else:
+            async with while_connected(receive):
+                body = await _answer(self._service, call)
+            await Response(body, media_type="application/json")(scope, receive, send)
+
+    async def _stream(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        show_loading = QueryParams(scope["query_string"]).get("show_loading") in ("true", "1")
+        answer = _StreamedAnswer(self._service, call, self._pace, show_loading=show_loading)
+        async with while_connected(receive) as tasks:
+            tasks.start_soon(answer.produce)
+            tasks.start_soon(answer.show_life, self._keepalive_s)
+            await answer.write(EventStream(send))
+
+
+async def _answer(service: ModelService, call: Call) -> bytes:
+    document = call.document(Stamp())
+    unfinished = call.choices
+    async with service.generate(call.request) as generation:
+        async for events in generation:
+            unfinished -= _finished(events)
+            for event in events:
+                document.add(event)
+    _check_whole(unfinished)
+    return document.body(generation.model, generation.prompt_tokens)
+
+
+class _StreamedAnswer:
+    """A producer that lives inside the generation and a writer that lives on the connection.
+
+    The producer leaves the generation when that ends, however much the reader has still to read.
+    """
+
+    def __init__(
+        self, service: ModelService, call: Call, pace: Pace, *, show_loading: bool
+    ) -> None:
+        self._service = service
+        self._call = call
+        self._pace = pace
+        self._show_loading = show_loading
+        self._stamp = Stamp()
+        self._model: str | None = None
+        self._outbox = Outbox()
+
+    async def produce(self) -> None:
+        try:
+            async with self._service.generate(self._call.request) as generation:
+                self._model = generation.model
+                with self._pace.stream():
+                    await self._collect(generation)
+        except Exception as raised:
+            self._outbox.close(presentable(raised, self._call.request.request_id))
+        else:
+            self._outbox.close()
+
+    async def _collect(self, generation: Generation) -> None:
+        frames = self._frames()
+        unfinished = self._call.choices
+        self._outbox.put(frames.opening)
+        async for events in generation:
+            self._outbox.put(partial(_written, frames, events))
+            unfinished -= _finished(events)
+            if unfinished:  # else the model is held up for nothing
+                await self._pace.rest()
+        _check_whole(unfinished)
+        self._outbox.put(partial(frames.closing, generation.prompt_tokens))
+
+    async def write(self, stream: EventStream) -> None:
+        """Send what comes.
+
+        Raises:
+            HotswapError: the request failed before anything was sent.
+        """
+        while True:
+            await self._outbox.filled()
+            error = self._outbox.error
+            if error and not stream.started:
+                raise error
+            if self._outbox.drained:
+                break
+            await stream.write(self._outbox.take())
+        if error:
+            await stream.write(self._frames().failure(error))
+        await stream.finish()
+
+    async def show_life(self, keepalive_s: float) -> None:
+        """Signs of life for as long as nothing else comes."""
+        while True:
+            await self._outbox.silent(keepalive_s)
+            self._outbox.put(self._sign_of_life)
+
+    def _sign_of_life(self) -> bytes:
+        if self._model is not None:
+            return comment("generating")
+        text = progress_text(self._service.snapshot())
+        return self._frames().loading(f"{text}\n") if self._show_loading else comment(text)
+
+    def _frames(self) -> Frames:
+        return self._call.frames(self._stamp, self._model or self._call.request.model or "")
+
+
+def _written(frames: Frames, events: tuple[GenerationEvent, ...]) -> bytes:
+    return b"".join(map(frames.event, events))
+
+
+def _finished(events: tuple[GenerationEvent, ...]) -> int:
+    """How many choices these events end."""
+    return sum([isinstance(event, Finished) for event in events])
+
+
+def _check_whole(unfinished: int) -> None:
+    if unfinished:
+        raise EngineFailed("the engine ended the answer early")

@@ -1,0 +1,115 @@
+"""Typed decoding of JSON objects, shared by the dialects. ``null`` is unset everywhere."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from hotswap.errors import InvalidRequest
+
+T = TypeVar("T")
+
+INT32_MAX = 2**31 - 1
+_TEN_YEARS_S = 3.2e8
+
+Count = Annotated[int, Meta(ge=1, le=INT32_MAX)]
+TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX)]
+Probability = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+StopString = Annotated[str, Meta(min_length=1, max_length=256)]
+LogitBias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]
+
+_LOCATED = re.compile(r"(?P<what>.*?) - at (?:`key` in )?`\$\.?(?P<path>.*)`$", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<field>.*)`$")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
+_NO_CHOICE = re.compile(r"Invalid enum value (?P<value>.*)", re.DOTALL)
+_EXPECTED = re.compile(
+    r"Expected `(?P<types>[^`]*)`"
+    r"(?:, got .*|(?P<length> of length)? (?P<side>[<>]=) (?P<limit>\S+))?"
+)
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+}
+_DURATION_UNITS_S = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+
+
+def decode(fields: Any, into: type[T]) -> T:
+    """``fields`` as a ``into``, nothing coerced.
+
+    Raises:
+        InvalidRequest: its ``param`` is the path of the field, ``messages[0].content``.
+    """
+    try:
+        return msgspec.convert(fields, into, strict=True, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise _named(str(error)) from None
+
+
+def _named(complaint: str) -> InvalidRequest:
+    located = _LOCATED.match(complaint)
+    what, path = (located["what"], located["path"]) if located else (complaint, "")
+    if missing := _MISSING.match(what):
+        param = ".".join(filter(None, (path, missing["field"])))
+        return InvalidRequest(f"{param}: required, but missing", param=param)
+    if unknown := _UNKNOWN.match(what):
+        param = ".".join(filter(None, (path, unknown["field"][:200])))
+        return InvalidRequest(f"{param}: unknown field", param=param)
+    what = _in_words(what)
+    if " - at `key` in " in complaint:
+        what = f"a key {what}"
+    return InvalidRequest(f"{path}: {what}" if path else what, param=path or None)
+
+
+def _in_words(complaint: str) -> str:
+    """What msgspec complains about, without the names of Python's types."""
+    if choice := _NO_CHOICE.fullmatch(complaint):
+        return f"{choice['value'][:200]} is not one of its values"
+    expected = _EXPECTED.fullmatch(complaint)
+    if expected is None:
+        return complaint[:1].lower() + complaint[1:]
+    kinds = [_KINDS.get(kind, kind) for kind in expected["types"].split(" | ") if kind != "null"]
+    bound = ""
+    if expected["limit"]:
+        bound = f" of {'length ' if expected['length'] else ''}{float(expected['limit']):.15g}"
+        bound += " or more" if expected["side"] == ">=" else " or less"
+    return f"must be {' or '.join(kinds)}{bound}"
+
+
+def duration_s(value: float | str, param: str) -> float:
+    """Seconds of a number, or of a duration as Ollama writes it: ``"5m"``, ``"1h30m"``, ``"-1"``.
+
+    Raises:
+        InvalidRequest
+    """
+    seconds = _written_duration_s(value) if isinstance(value, str) else float(value)
+    if seconds is None or abs(seconds) > _TEN_YEARS_S:
+        raise InvalidRequest(f'{param}: expected seconds or a duration such as "5m"', param=param)
+    return seconds
+
+
+def _written_duration_s(text: str) -> float | None:
+    sign = -1.0 if text.startswith("-") else 1.0
+    unsigned = text.removeprefix("-").removeprefix("+")
+    if re.fullmatch(r"\d{1,12}(?:\.\d{1,12})?", unsigned):
+        return sign * float(unsigned)
+    parts = _DURATION_PART.findall(unsigned)
+    if not parts or "".join(number + unit for number, unit in parts) != unsigned:
+        return None
+    return sign * sum(float(number) * _DURATION_UNITS_S[unit] for number, unit in parts)

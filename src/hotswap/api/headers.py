@@ -1,0 +1,26 @@
+"""What a request's head says. Names come in lower case, as ASGI has them."""
+
+from __future__ import annotations
+
+from starlette.types import Scope
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """The first header of that name; empty where there is none.
+
+    Every request is asked several times, and Starlette's `Headers` costs more than the answer.
+    """
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return ""
+
+
+def content_type(scope: Scope) -> str:
+    return header(scope, b"content-type").partition(";")[0].strip().lower()
+
+
+def ambiguous_length(scope: Scope) -> bool:
+    """Two ways to tell where the body ends: the way to smuggle a request past a proxy."""
+    names = [name for name, _ in scope["headers"]]
+    return b"content-length" in names and b"transfer-encoding" in names

@@ -1,0 +1,81 @@
+"""Server-sent events over raw ASGI, and noticing who left."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio.abc import TaskGroup
+from starlette.types import Receive, Send
+
+from hotswap.api.errors import ClientGone, leaf_of
+from hotswap.contracts import SwapSnapshot
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+def comment(text: str) -> bytes:
+    """A line that clients skip; whatever ``text`` holds, it stays one line."""
+    return f": {_one_line(text)}\n\n".encode(errors="replace")
+
+
+def progress_text(snapshot: SwapSnapshot) -> str:
+    progress = snapshot.progress
+    if progress is None:
+        return "waiting"
+    return f"loading {_one_line(progress.model[:200])} {progress.value:.0%}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+class EventStream:
+    """The sending side. The 200 goes out with the first event, not before."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+
+    async def write(self, data: bytes) -> None:
+        if not self.started:
+            self.started = True
+            await self._send(
+                {"type": "http.response.start", "status": 200, "headers": list(_HEADERS)}
+            )
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def finish(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+@asynccontextmanager
+async def while_connected(receive: Receive) -> AsyncIterator[TaskGroup]:
+    """A task group that is cancelled when the client leaves. The request body has been read.
+
+    Raises:
+        ClientGone: it left.
+    """
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        tasks.cancel_scope.cancel()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            yield tasks
+            tasks.cancel_scope.cancel()
+    except ExceptionGroup as group:
+        raise leaf_of(group) from None
+    if gone:
+        raise ClientGone
