@@ -1,0 +1,109 @@
+"""The text side of one answer: deltas that may be shown, stop strings that may not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hotswap.contracts import TextDelta, TokenLogprob
+from hotswap.engine.decoding import Vocabulary
+from hotswap.engine.drawing import Draw
+
+
+class AnswerText:
+    """Collects tokens, gives out text. Holds back whatever could still become a stop string."""
+
+    def __init__(
+        self, index: int, vocabulary: Vocabulary, stop: Sequence[str] = (), echo: str = ""
+    ) -> None:
+        self.index = index
+        self.stop_sequence: str | None = None
+        """The stop string that ended the answer."""
+        self._vocabulary = vocabulary
+        self._decoder = vocabulary.decoder()
+        self._stop = StopStrings(stop)
+        self._ready = echo
+        self._held = ""
+        self._decoded_chars = 0
+        self._released_chars = 0
+        self._logprobs: list[tuple[int, TokenLogprob]] = []
+        """With the place in the text where the token begins."""
+
+    def push(self, draw: Draw, *, may_stop: bool = True) -> bool:
+        """Take a token; True: its text completed a stop string, which is cut off."""
+        if draw.logprob is not None:
+            self._logprobs.append((self._decoded_chars, self._logprob(draw)))
+        new = self._decoder.push(draw.token)
+        self._decoded_chars += len(new)
+        text = self._held + new
+        if not may_stop or not self._stop:
+            self._release(text, held="")
+            return False
+        found = self._stop.find(text)
+        if found is None:
+            keep = self._stop.partial(text)
+            self._release(text[: len(text) - keep], held=text[len(text) - keep :])
+            return False
+        at, self.stop_sequence = found
+        self._release(text[:at], held="")
+        self._logprobs = [(c, entry) for c, entry in self._logprobs if c < self._released_chars]
+        return True
+
+    def finish(self) -> None:
+        """No token follows: nothing needs to be held back."""
+        if self.stop_sequence is None:
+            self._release(self._held + self._decoder.finish(), held="")
+            self._released_chars += 1  # also tokens after the last character are given out
+
+    def take(self) -> TextDelta | None:
+        """What became ready since the last call."""
+        if not self._ready and not self._logprobs:
+            return None
+        entries: list[TokenLogprob] = []
+        while self._logprobs and self._logprobs[0][0] < self._released_chars:
+            entries.append(self._logprobs.pop(0)[1])
+        if not self._ready and not entries:
+            return None
+        text, self._ready = self._ready, ""
+        return TextDelta(index=self.index, text=text, logprobs=tuple(entries))
+
+    def _release(self, text: str, *, held: str) -> None:
+        self._ready += text
+        self._released_chars += len(text)
+        self._held = held
+
+    def _logprob(self, draw: Draw) -> TokenLogprob:
+        top = tuple(self._entry(token, logprob) for token, logprob in draw.top)
+        return self._entry(draw.token, draw.logprob or 0.0, top)
+
+    def _entry(
+        self, token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()
+    ) -> TokenLogprob:
+        raw = self._vocabulary.raw(token)
+        return TokenLogprob(raw.decode(errors="replace"), raw, logprob, top)
+
+
+class StopStrings:
+    """Finds stop strings in text that arrives in pieces."""
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings = tuple(string for string in strings if string)
+
+    def __bool__(self) -> bool:
+        return bool(self._strings)
+
+    def find(self, text: str) -> tuple[int, str] | None:
+        """The stop string that begins first, the longest of several, and where."""
+        found = [(text.find(string), -len(string), string) for string in self._strings]
+        first = min((hit for hit in found if hit[0] >= 0), default=None)
+        return None if first is None else (first[0], first[2])
+
+    def partial(self, text: str) -> int:
+        """Characters at the end of ``text`` that a stop string could begin with."""
+        return max((_overlap(text, string) for string in self._strings), default=0)
+
+
+def _overlap(text: str, string: str) -> int:
+    for size in range(min(len(text), len(string) - 1), 0, -1):
+        if text.endswith(string[:size]):
+            return size
+    return 0

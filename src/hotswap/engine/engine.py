@@ -1,0 +1,393 @@
+"""Continuous batching: wishes in, one step after the other, events out.
+
+Two threads share an engine, and each thing has one owner. The device thread owns the scheduler and
+the sequences. The event loop owns the generations that clients iterate. Wishes (add, drop, stop)
+go to the device thread through a queue that wakes it; results come back as one post per step. So
+a busy event loop never delays a step, and a step never delays the event loop.
+
+Where the device computes by itself, the next step is launched before the tokens of the last one
+are looked at, as long as that changes nothing but the order of things. What such a step draws for
+an answer that turns out to have ended is not used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+import logging
+import queue
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from hotswap.contracts import EngineStats, Finished
+from hotswap.engine.answer import AnswerText
+from hotswap.engine.device import is_out_of_memory
+from hotswap.engine.drawing import SamplingRow, seed_of_choice
+from hotswap.engine.generation import Post, Postbox, TorchGeneration
+from hotswap.engine.runner import Launched, ModelRunner
+from hotswap.engine.scheduler import Plan, Scheduler
+from hotswap.engine.sequence import Sequence
+from hotswap.engine.text import RenderedRequest, answer_room, prompt_name
+from hotswap.errors import (
+    DeviceLost,
+    EngineFailed,
+    HotswapError,
+    InsufficientMemory,
+    ModelUnloaded,
+)
+
+_log = logging.getLogger(__name__)
+
+_STEPS_BEFORE_IMPROVING = 32
+"""An engine that is never idle computes faster all the same, a little more after each step."""
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    """One request on the device thread."""
+
+    number: int
+    """Of its generation."""
+    unfinished: int
+    """Sequences of it."""
+    begun: bool = False
+    """One of them has been in a step."""
+
+
+class TorchEngine:
+    """`hotswap.contracts.Engine`. `drive` runs on the device thread; the other public methods
+    belong to the event loop, `stats` and `failure` to anyone."""
+
+    def __init__(
+        self,
+        *,
+        generation: int,
+        model: str,
+        max_model_len: int,
+        runner: ModelRunner,
+        scheduler: Scheduler,
+        details: Mapping[str, Any],
+        changed: Callable[[], None],
+        ahead: bool = False,
+    ) -> None:
+        """
+        Args:
+            changed: called on the event loop when a waiting request has begun or all has failed.
+            ahead: launch a step before the tokens of the last one are known, where possible.
+        """
+        self.generation = generation
+        self.max_model_len = max_model_len
+        self._model = model
+        self._runner = runner
+        self._scheduler = scheduler
+        self._details = details
+        self._changed = changed
+        self._ahead = ahead
+        self._outbox = Postbox(asyncio.get_running_loop(), self._receive)
+        self._wishes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        # The event loop's.
+        self._ids = itertools.count()
+        self._generations: dict[int, TorchGeneration] = {}
+        """Those that more is to come for."""
+        self._accepted = 0
+        self._accepted_sequences = 0
+        self._closing = False
+        # The device thread's; read by others.
+        self._sequences: dict[int, Sequence] = {}
+        self._tickets: dict[int, _Ticket] = {}
+        self._under_way: Launched | None = None
+        """The step whose results have not been taken."""
+        self._failure: HotswapError | None = None
+        self._stopping = False
+        self._alive = True
+        self._running = 0
+        self._running_sequences = 0
+        self._ended = 0
+        self._ended_sequences = 0
+        self._steps = 0
+        self._tokens = 0
+        self._last_progress = time.monotonic()
+
+    @property
+    def failure(self) -> HotswapError | None:
+        return self._failure
+
+    def stats(self) -> EngineStats:
+        running, running_sequences = self._running, self._running_sequences
+        sequences = self._accepted_sequences - self._ended_sequences
+        return EngineStats(
+            generation=self.generation,
+            model=self._model,
+            running=running,
+            waiting=max(0, self._accepted - self._ended - running),
+            steps=self._steps,
+            tokens=self._tokens,
+            last_progress=self._last_progress,
+            alive=self._alive,
+            details={
+                **self._details,
+                "running_sequences": running_sequences,
+                "waiting_sequences": max(0, sequences - running_sequences),
+                "kv_used_bytes": self._scheduler.used_bytes,
+                "kv_remembered_bytes": self._scheduler.remembered_bytes,
+                "kv_limit_bytes": self._scheduler.budget.limit_bytes,
+                "reused_prompt_tokens": self._scheduler.reused_tokens,
+            },
+        )
+
+    # -- on the event loop -------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def generate(self, rendered: RenderedRequest) -> AsyncIterator[TorchGeneration]:
+        """See `hotswap.contracts.Engine.generate`."""
+        generation = self._accept(rendered)
+        try:
+            yield generation
+        finally:
+            self._abandon(generation)
+
+    def abort(self, error: HotswapError) -> None:
+        """See `hotswap.contracts.Engine.abort`."""
+        for generation in list(self._generations.values()):
+            generation.fail(error)
+            self._abandon(generation)
+
+    def stop(self) -> None:
+        """Fail what runs and let `drive` return. Nothing is accepted from here on."""
+        self._closing = True
+        self.abort(ModelUnloaded(f"{self._model!r} was unloaded."))
+        self._wishes.put(self._stop)
+
+    def _accept(self, rendered: RenderedRequest) -> TorchGeneration:
+        if self._failure is not None:
+            raise copy.copy(self._failure)
+        if self._closing:
+            raise ModelUnloaded(f"{self._model!r} is being unloaded.")
+        if rendered.model != self._model:
+            raise EngineFailed(f"A request for {rendered.model!r} reached {self._model!r}.")
+        sequences = [
+            self._sequence(rendered, prompt, choice)
+            for prompt in range(len(rendered.prompts))
+            for choice in range(rendered.request.n)
+        ]
+        number = self._accepted
+        generation = TorchGeneration(number, self._model, rendered.prompt_tokens, sequences)
+        self._generations[number] = generation
+        self._accepted += 1
+        self._accepted_sequences += len(sequences)
+        self._wishes.put(partial(self._add, number, sequences))
+        return generation
+
+    def _sequence(self, rendered: RenderedRequest, prompt: int, choice: int) -> Sequence:
+        request, source = rendered.request, rendered.prompts[prompt]
+        name = prompt_name(request.prompts[prompt])
+        room = answer_room(len(source.ids), request.max_tokens, self.max_model_len, name)
+        index = prompt * request.n + choice
+        return Sequence(
+            id=next(self._ids),
+            tokens=list(source.ids),
+            prompt_tokens=len(source.ids),
+            max_tokens=room,
+            min_tokens=request.min_tokens,
+            end_ids=rendered.end_ids,
+            row=SamplingRow(
+                rendered.draw,
+                seed=seed_of_choice(rendered.seed, choice),
+                logprobs=request.logprobs,
+            ),
+            text=AnswerText(index, rendered.vocabulary, request.stop, source.echo),
+        )
+
+    def _abandon(self, generation: TorchGeneration) -> None:
+        if self._generations.pop(generation.number, None) is not None:
+            self._wishes.put(partial(self._drop, generation.sequences))
+
+    def _receive(self) -> None:
+        changed = False
+        for post in self._outbox.take():
+            changed |= post.changed
+            for number, events in post.events.items():
+                generation = self._generations.get(number)
+                if generation is None:
+                    continue
+                generation.deliver(events)
+                if generation.complete:
+                    del self._generations[number]
+            for number, error in post.errors.items():
+                generation = self._generations.get(number)
+                if generation is not None:
+                    generation.fail(error)
+                    self._abandon(generation)
+        if self._failure is not None:
+            self.abort(self._failure)
+        if changed:
+            self._changed()
+
+    # -- on the device thread ----------------------------------------------------------------
+
+    def drive(self) -> None:
+        """Step until stopped or failed; sleep while there is nothing to do."""
+        try:
+            while self._heed_wishes():
+                if self._busy:
+                    self._step()
+        except Exception as error:
+            _log.exception("The engine of %r failed between its steps", self._model)
+            self._fail(error)
+        finally:
+            self._alive = False
+            self._under_way = None
+            self._runner.close()
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._sequences) or self._under_way is not None
+
+    def _heed_wishes(self) -> bool:
+        if not self._busy:
+            self._improve_while_idle()
+            self._wishes.get()()
+            self._last_progress = time.monotonic()
+        while not self._wishes.empty():
+            self._wishes.get()()
+        return not self._stopping and self._failure is None
+
+    def _improve_while_idle(self) -> None:
+        """After the first answer, so that nobody waits for it."""
+        while self._ended and self._wishes.empty() and self._runner.improve():
+            self._last_progress = time.monotonic()
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _add(self, number: int, sequences: list[Sequence]) -> None:
+        ticket = _Ticket(number, len(sequences))
+        for sequence in sequences:
+            self._sequences[sequence.id] = sequence
+            self._tickets[sequence.id] = ticket
+            self._scheduler.add(sequence)
+
+    def _drop(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            self._forget(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        if self._sequences.pop(sequence.id, None) is None:
+            return
+        self._scheduler.remove(sequence)
+        self._runner.drop(sequence)
+        self._ended_sequences += 1
+        self._running_sequences = len(self._scheduler.running)
+        ticket = self._tickets.pop(sequence.id)
+        ticket.unfinished -= 1
+        if not ticket.unfinished:
+            self._ended += 1
+            self._running -= ticket.begun
+
+    def _count_begun(self, plan: Plan) -> None:
+        for chunk in plan.chunks:
+            ticket = self._tickets[chunk.sequence.id]
+            if not ticket.begun:
+                ticket.begun = True
+                self._running += 1
+
+    def _step(self) -> None:
+        """Launch a step, take the results of one, or both."""
+        post = Post()
+        last, self._under_way = self._under_way, None
+        try:
+            if last is None or self._scheduler.steady:
+                self._under_way = self._launch(last, post)
+            if not self._ahead:
+                last, self._under_way = self._under_way, None
+            if last is not None:
+                self._collect(last, post)
+        except Exception as error:  # whatever a model's forward can raise
+            self._recover(error, post)
+        self._last_progress = time.monotonic()
+        self._send(post)
+        if self._steps > _STEPS_BEFORE_IMPROVING:
+            self._runner.improve()
+
+    def _launch(self, after: Launched | None, post: Post) -> Launched | None:
+        """None: those on their way are the last tokens of all answers."""
+        waiting = len(self._scheduler.waiting)
+        plan = self._scheduler.plan()
+        self._running_sequences = len(self._scheduler.running)
+        self._count_begun(plan)
+        post.changed = len(self._scheduler.waiting) < waiting
+        for sequence in plan.preempted:
+            self._runner.drop(sequence)
+        if after is not None and not plan.chunks:
+            return None
+        launched = self._runner.launch(plan, after)
+        self._scheduler.computed(plan)
+        self._steps += 1
+        return launched
+
+    def _collect(self, launched: Launched, post: Post) -> None:
+        for sequence, draw in launched.results():
+            if sequence.id not in self._sequences:  # it ended, or its client left, meanwhile
+                continue
+            self._tokens += 1
+            sequence.accept(draw)
+            self._report(sequence, post)
+
+    def _report(self, sequence: Sequence, post: Post) -> None:
+        text, finished = sequence.text, sequence.finished
+        if finished is not None:
+            text.finish()
+        number = self._tickets[sequence.id].number
+        delta = text.take()
+        if delta is not None:
+            post.add(number, delta)
+        if finished is not None:
+            end = Finished(
+                index=text.index,
+                reason=finished,
+                completion_tokens=sequence.answer_tokens,
+                stop_sequence=text.stop_sequence,
+            )
+            post.add(number, end)
+            self._forget(sequence)
+
+    def _recover(self, error: Exception, post: Post) -> None:
+        """Out of memory costs the newest of the largest requests; anything else the engine."""
+        self._under_way = None
+        running = self._scheduler.running
+        if is_out_of_memory(error) and running:
+            _log.warning("A step of %r ran out of memory", self._model)
+            victim = max(running, key=lambda s: (s.table.tokens, s.id))
+            short = InsufficientMemory("The device ran out of memory for this request.")
+            post.errors[self._tickets[victim.id].number] = short
+            self._forget(victim)
+            for sequence in reversed(running.copy()):
+                self._scheduler.preempt(sequence)
+                self._runner.drop(sequence)
+            return
+        _log.error("A step of %r failed", self._model, exc_info=error)
+        self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        kind = DeviceLost if is_device_lost(error) else EngineFailed
+        self._failure = kind("The engine failed while it answered.")
+        self._under_way = None
+        for sequence in list(self._sequences.values()):
+            self._forget(sequence)
+        self._send(Post(changed=True))
+
+    def _send(self, post: Post) -> None:
+        if post:
+            self._outbox.put(post)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """The device's context is broken for the rest of the process."""
+    return isinstance(error, torch.AcceleratorError)

@@ -1,0 +1,178 @@
+"""Which tier a model gets: the fastest one that computes what the plain model computes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hotswap.engine.blocks import BlockPool, BlockTable
+from hotswap.engine.forward.base import Forward, Segment, UnsupportedForward
+from hotswap.engine.forward.cached import CachedForward
+from hotswap.engine.forward.flat import FlatForward, expected_windows
+from hotswap.engine.forward.lean import LeanForward
+from hotswap.engine.forward.reading import read
+from hotswap.engine.forward.recorded import RecordedForward
+from hotswap.engine.kv_pool import KVPool
+from hotswap.engine.weights import Placement
+from hotswap.errors import CheckpointRefused
+
+_log = logging.getLogger(__name__)
+
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_ROUGH_TOLERANCE = 6e-2
+"""Of half-precision models, whose kernels round differently for different shapes."""
+
+# One prompt is computed whole and then decodes, the other comes in pieces beside it.
+_WHOLE, _PIECES = 0, 1
+_STEPS = (
+    ((_WHOLE, 0, 7), (_PIECES, 0, 5)),
+    ((_WHOLE, 7, 8), (_PIECES, 5, 11)),
+    ((_PIECES, 11, 12),),
+)
+_LENGTHS = {_WHOLE: 8, _PIECES: 12}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was found out about a model; stays true as long as its files do."""
+
+    tier: str
+    token_bytes: int
+    """Of keys and values, per token of a sequence."""
+    fixed_bytes: int
+    """Of state per sequence, whatever its length."""
+
+
+class _Tables:
+    """Blocks for the sequences of the check."""
+
+    def __init__(self) -> None:
+        self._pool = BlockPool(len(_LENGTHS))
+        self._tables = {name: BlockTable() for name in _LENGTHS}
+        for name, length in _LENGTHS.items():
+            self._pool.grow(self._tables[name], length)
+
+    def __len__(self) -> int:
+        return self._pool.count
+
+    def segment(self, vocab: int, name: int, start: int, end: int) -> Segment:
+        return Segment(name, _ids(vocab, name, start, end), start, True, self._tables[name])
+
+
+def choose(placed: Placement, known: Verdict | None) -> tuple[Forward, Verdict]:
+    """The forward to use, warmed up and seen to give numbers.
+
+    Raises:
+        CheckpointRefused: the weights hold NaN or infinities.
+    """
+    tables = _Tables()
+    if known is not None:
+        forward = _TIERS[known.tier](placed, KVPool(placed.device, len(tables)))
+        _refuse_nan(forward.logits([tables.segment(placed.vocab, _WHOLE, 0, 7)]))
+        forward.drop(_WHOLE)
+        return forward, known
+    model = placed.model
+    plain = {name: _plain(model, placed.vocab, name) for name in _LENGTHS}
+    for logits in plain.values():
+        _refuse_nan(logits)
+    for make in (_lean, _flat):
+        found = _if_exact(make, placed, plain, tables)
+        if found is not None:
+            return found, Verdict(found.tier, found.pool.token_bytes, 0)
+    cached = CachedForward(model)
+    return cached, _measure(cached, placed.vocab, tables)
+
+
+def _lean(placed: Placement, pool: KVPool) -> LeanForward:
+    skeleton = placed.skeleton or read(placed.model)
+    if placed.device.type != "cuda":
+        return LeanForward(skeleton, pool)
+    forward = RecordedForward(skeleton, pool)
+    # Its kernels are part of what is checked, recording them is not.
+    forward.record(rows=len(_LENGTHS), tokens=max(_LENGTHS.values()), recorder=None)
+    return forward
+
+
+def _flat(placed: Placement, pool: KVPool) -> FlatForward:
+    return FlatForward(placed.model, pool)
+
+
+PooledForward = LeanForward | FlatForward
+
+_TIERS: dict[str, Callable[[Placement, KVPool], Forward]] = {
+    LeanForward.tier: _lean,
+    FlatForward.tier: _flat,
+    CachedForward.tier: lambda placed, _: CachedForward(placed.model),
+}
+
+
+def _plain(model: PreTrainedModel, vocab: int, name: int) -> Tensor:
+    """Logits after each position by the model as it is: [length, vocab]."""
+    ids = torch.tensor([_ids(vocab, name, 0, _LENGTHS[name])], device=model.device)
+    logits: Tensor = model(input_ids=ids, use_cache=False, return_dict=True).logits[0].float()
+    return logits
+
+
+def _if_exact(
+    make: Callable[[Placement, KVPool], PooledForward],
+    placed: Placement,
+    plain: dict[int, Tensor],
+    tables: _Tables,
+) -> PooledForward | None:
+    """The forward made; None: it does not compute what the plain model computes."""
+    forward = None
+    try:
+        forward = make(placed, KVPool(placed.device, len(tables)))
+        reason = _difference(forward, placed, plain, tables)
+    except Exception as error:  # a model may break in any way when its parts are replaced
+        reason = str(error) if isinstance(error, UnsupportedForward) else repr(error)
+    if reason is None:
+        return forward
+    _log.info("%s is not for %s: %s", type(placed.model).__name__, make.__name__, reason)
+    if forward is not None:
+        forward.close()
+    return None
+
+
+def _difference(
+    forward: Forward, placed: Placement, plain: dict[int, Tensor], tables: _Tables
+) -> str | None:
+    """What the forward does otherwise than the plain model; None: nothing."""
+    tolerance = _TOLERANCE.get(placed.model.dtype, _ROUGH_TOLERANCE)
+    for step in _STEPS:
+        logits = forward.logits([tables.segment(placed.vocab, *part) for part in step])
+        for (name, _, end), got in zip(step, logits, strict=True):
+            wanted = plain[name][end - 1]
+            scale = (wanted - wanted.mean()).abs().max()
+            if not bool((got.float() - wanted).abs().max() <= tolerance * scale):
+                return "its logits differ"
+    # The prompts are too short to show what a window does, so its size is compared.
+    if isinstance(forward, FlatForward) and forward.windows != expected_windows(placed.model):
+        return "its layers do not ask for the windows of its configuration"
+    return None
+
+
+def _measure(forward: CachedForward, vocab: int, tables: _Tables) -> Verdict:
+    """Bytes of state at two lengths tell the part that grows from the part that does not."""
+    sizes = []
+    for length in (4, 8):
+        forward.logits([tables.segment(vocab, _WHOLE, 0, length)])
+        sizes.append(forward.state_bytes)
+        forward.drop(_WHOLE)
+    token_bytes = (sizes[1] - sizes[0]) // 4
+    return Verdict(forward.tier, token_bytes, max(0, sizes[0] - 4 * token_bytes))
+
+
+def _ids(vocab: int, name: int, start: int, end: int) -> list[int]:
+    """Some ids or other, different for each prompt."""
+    return [(7919 * (position + 1) + 104729 * name) % vocab for position in range(start, end)]
+
+
+def _refuse_nan(logits: Tensor) -> None:
+    if not bool(logits.isfinite().all()):
+        raise CheckpointRefused("The weights hold NaN or infinite values.")

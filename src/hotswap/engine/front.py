@@ -1,0 +1,279 @@
+"""The part of a model that is read before and without its weights: configuration, tokenizer,
+template, defaults. Recent ones stay warm, so that a swap does not read them again."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio import to_thread
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from hotswap.contracts import EngineConfig, ModelSpec, SamplingParams
+from hotswap.engine.decoding import Vocabulary
+from hotswap.engine.preflight import check_tokenizer_files, read_config, read_object
+from hotswap.errors import CheckpointRefused, HotswapError
+
+_log = logging.getLogger(__name__)
+
+_FILES = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("chat_template.jinja", "special_tokens_map.json", "added_tokens.json"),
+)
+_COLD_LOADS = 4
+"""Fronts that are read at the same time."""
+_UNBOUNDED_CONTEXT = 32768
+"""Context of a model that has no maximum of its own (recurrent ones)."""
+
+
+FrontKey = tuple[Any, ...]
+"""Names the files and the settings that a front was made of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """Shared between threads, never changed."""
+
+    key: FrontKey
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: Vocabulary
+    config: PreTrainedConfig
+    chat_template: str | None
+    vocab_size: int
+    """Ids below it may be fed to the model."""
+    eos_ids: frozenset[int]
+    max_model_len: int
+    sampling: SamplingParams
+    """The model's own defaults."""
+    greedy: bool
+    """The model asks to be decoded greedily (``do_sample: false``)."""
+
+
+class Fronts:
+    """Loads fronts and keeps the most recent ones. Safe to use from several threads."""
+
+    def __init__(self, size: int = 8) -> None:
+        self._size = size
+        self._kept: OrderedDict[FrontKey, _Slot] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, spec: ModelSpec) -> Front:
+        """Raises: CheckpointRefused."""
+        return self.load(front_key(spec), spec)
+
+    def kept(self, key: FrontKey) -> Front | None:
+        """A front that is warm. Never waits."""
+        with self._lock:
+            slot = self._kept.get(key)
+            if slot is not None:
+                self._kept.move_to_end(key)
+        return None if slot is None else slot.front
+
+    def load(self, key: FrontKey, spec: ModelSpec) -> Front:
+        """Raises: CheckpointRefused."""
+        with self._lock:
+            slot = self._kept.setdefault(key, _Slot())
+            self._kept.move_to_end(key)
+            while len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        # Ten requests for one model load its tokenizer once, and nobody else waits for it.
+        with slot.lock:
+            if slot.front is None:
+                slot.front = _load(local_path(spec), spec.engine, key)
+            return slot.front
+
+
+@dataclass(slots=True)
+class _Slot:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    front: Front | None = None
+
+
+class SharedFronts:
+    """`Fronts` for the event loop. However many wait for a front, one thread reads it."""
+
+    def __init__(self, fronts: Fronts) -> None:
+        self._fronts = fronts
+        self._reads: dict[FrontKey, _Read] = {}
+        self._cold = anyio.CapacityLimiter(_COLD_LOADS)
+
+    async def get(self, spec: ModelSpec) -> Front:
+        """Raises: CheckpointRefused."""
+        key = await to_thread.run_sync(front_key, spec, abandon_on_cancel=True)
+        while (front := self._fronts.kept(key)) is None:
+            read = self._reads.get(key)
+            if read is None:
+                return await self._read(key, spec)
+            await read.ended.wait()
+            if read.error is not None:
+                raise copy.copy(read.error)
+        return front
+
+    async def _read(self, key: FrontKey, spec: ModelSpec) -> Front:
+        read = self._reads[key] = _Read()
+        try:
+            return await to_thread.run_sync(
+                self._fronts.load, key, spec, abandon_on_cancel=True, limiter=self._cold
+            )
+        except HotswapError as error:
+            read.error = copy.copy(error)
+            raise
+        finally:
+            # Also when this one was cancelled: then the next of those who wait reads.
+            del self._reads[key]
+            read.ended.set()
+
+
+@dataclass(slots=True)
+class _Read:
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    error: HotswapError | None = None
+
+
+def front_key(spec: ModelSpec) -> FrontKey:
+    """Raises: CheckpointRefused: nothing is on disk."""
+    path = local_path(spec)
+    return path, _stamp(path), _relevant(spec.engine)
+
+
+def fits(front: Front, spec: ModelSpec) -> bool:
+    """``front`` was made with the settings of ``spec``, as far as they matter to it."""
+    return bool(front.key[-1] == _relevant(spec.engine))
+
+
+def local_path(spec: ModelSpec) -> Path:
+    """Raises: CheckpointRefused: nothing is on disk."""
+    if spec.path is None or not spec.path.is_dir():
+        raise CheckpointRefused(f"The files of {spec.id!r} are not on this machine.")
+    return spec.path
+
+
+def _relevant(engine: EngineConfig) -> tuple[Any, ...]:
+    return engine.chat_template, engine.trust_remote_code, engine.max_model_len
+
+
+def _stamp(path: Path) -> tuple[float, ...]:
+    return tuple(_mtime(path / name) for name in _FILES)
+
+
+def _mtime(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _load(path: Path, engine: EngineConfig, key: FrontKey) -> Front:
+    raw = read_config(path, trust_remote_code=engine.trust_remote_code)
+    check_tokenizer_files(path, trust_remote_code=engine.trust_remote_code)
+    config = _config(path, raw, engine.trust_remote_code)
+    _refuse_other_tasks(raw, config, engine.trust_remote_code)
+    tokenizer = _tokenizer(path, config, engine.trust_remote_code)
+    generation = _generation_defaults(path)
+    text_config = config.get_text_config(decoder=True)
+    return Front(
+        key=key,
+        tokenizer=tokenizer,
+        vocabulary=Vocabulary(tokenizer),
+        config=config,
+        chat_template=engine.chat_template or tokenizer.chat_template,
+        vocab_size=int(text_config.vocab_size),
+        eos_ids=_ids(generation.get("eos_token_id"))
+        | _ids(getattr(text_config, "eos_token_id", None))
+        | _ids(tokenizer.eos_token_id),
+        max_model_len=_max_model_len(text_config, engine.max_model_len),
+        sampling=_sampling(generation),
+        greedy=generation.get("do_sample") is False,
+    )
+
+
+def _config(path: Path, raw: dict[str, Any], trusted: bool) -> PreTrainedConfig:
+    try:
+        if trusted and "auto_map" in raw:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                path, trust_remote_code=True, local_files_only=True
+            )
+            return config
+        if raw["model_type"] not in CONFIG_MAPPING:
+            raise CheckpointRefused(f"Models of type {raw['model_type'][:100]!r} are not known.")
+        known: PreTrainedConfig = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
+    except HotswapError:
+        raise
+    except Exception:  # whatever a configuration class makes of wrong values
+        _log.warning("config.json of %s cannot be read", path, exc_info=True)
+        raise CheckpointRefused("config.json has values that make no model.") from None
+    return known
+
+
+def _refuse_other_tasks(raw: dict[str, Any], config: PreTrainedConfig, trusted: bool) -> None:
+    if trusted and "auto_map" in raw:
+        return
+    mapping = AutoModelForCausalLM._model_mapping
+    if type(config) not in mapping:
+        raise CheckpointRefused(f"{raw['model_type'][:100]!r} is not a causal language model.")
+    classes = mapping[type(config)]
+    known = {c.__name__ for c in (classes if isinstance(classes, tuple) else (classes,)) if c}
+    named = raw.get("architectures") or []
+    if named and not any(n in known or n.endswith("LMHeadModel") for n in named):
+        raise CheckpointRefused(
+            f"The architecture {named[0][:100]!r} is not a causal language model."
+        )
+
+
+def _tokenizer(path: Path, config: PreTrainedConfig, trusted: bool) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, config=config, local_files_only=True, trust_remote_code=trusted
+        )
+        tokenizer.encode("a", add_special_tokens=False)
+    except Exception:  # a tokenizer's files fail in as many ways as there are tokenizers
+        _log.warning("The tokenizer of %s cannot be loaded", path, exc_info=True)
+        raise CheckpointRefused("The tokenizer is missing or cannot be loaded.") from None
+    return tokenizer
+
+
+def _generation_defaults(path: Path) -> dict[str, Any]:
+    name = "generation_config.json"
+    return read_object(path, name) if (path / name).exists() else {}
+
+
+def _sampling(generation: dict[str, Any]) -> SamplingParams:
+    values: dict[str, Any] = {}
+    for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+        value = generation.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise CheckpointRefused(f"generation_config.json: {name} is not a number.")
+        values[name] = int(value) if name == "top_k" else float(value)
+    return SamplingParams(**values)
+
+
+def _max_model_len(config: PreTrainedConfig, asked: int | None) -> int:
+    own = next((n for n in map(config.__dict__.get, _CONTEXT_NAMES) if isinstance(n, int)), None)
+    if own is not None and asked is not None and asked > own:
+        raise CheckpointRefused(
+            f"max_model_len {asked} is more than the {own} tokens this model was made for."
+        )
+    return asked or own or _UNBOUNDED_CONTEXT
+
+
+_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+
+
+def _ids(value: Any) -> frozenset[int]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return frozenset(v for v in values if type(v) is int and v >= 0)

@@ -1,0 +1,71 @@
+"""Keys and values of all sequences: one pool per layer, divided into blocks."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hotswap.engine.blocks import BLOCK_TOKENS
+
+_NO_HUGE_PAGES = getattr(mmap, "MADV_NOHUGEPAGE", None)  # Linux only
+
+
+class KVPool:
+    """For each layer keys [groups, slots, size] and values [groups, slots, value size]; block b
+    is the slots from ``b * BLOCK_TOKENS`` on. What was never written is zero, so that it may be
+    read where it does not count."""
+
+    def __init__(self, device: torch.device, blocks: int) -> None:
+        self._device = device
+        self.slots = blocks * BLOCK_TOKENS
+        """Tokens there is room for."""
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def token_bytes(self) -> int:
+        """Of a token, in the layers that have been used."""
+        return sum(t.nbytes // t.shape[1] for pair in self._layers.values() for t in pair)
+
+    def resize(self, blocks: int) -> None:
+        """Another number of blocks; what is in them is lost."""
+        self.slots = blocks * BLOCK_TOKENS
+        for index, (keys, values) in list(self._layers.items()):
+            del self._layers[index]
+            self._layers[index] = self._made(keys), self._made(values)
+
+    def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The pools of a layer whose keys and values look like these ([tokens, groups, size])."""
+        found = self._layers.get(index)
+        if found is None:
+            found = self._made(keys.transpose(0, 1)), self._made(values.transpose(0, 1))
+            self._layers[index] = found
+        return found
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks, from the first of each pair to the second. All are read before any is
+        written."""
+        sources, targets = torch.tensor(pairs, device=self._device).unbind(1)
+        for layer in self._layers.values():
+            for pool in layer:
+                blocks = pool.view(pool.shape[0], -1, BLOCK_TOKENS * pool.shape[2])
+                blocks.index_copy_(1, targets, blocks.index_select(1, sources))
+
+    def close(self) -> None:
+        """Free it all."""
+        self._layers.clear()
+
+    def _made(self, like: Tensor) -> Tensor:
+        shape = like.shape[0], self.slots, like.shape[2]
+        if self._device.type != "cpu":
+            return torch.zeros(shape, dtype=like.dtype, device=self._device)
+        # Fresh private pages are zero and take no memory before they are written. Huge ones would:
+        # a sequence is a small stretch in the range of every head.
+        size = max(1, math.prod(shape)) * like.element_size()
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if _NO_HUGE_PAGES is not None:
+            memory.madvise(_NO_HUGE_PAGES)
+        return torch.frombuffer(memory, dtype=like.dtype)[: math.prod(shape)].view(shape)

@@ -1,0 +1,314 @@
+"""Prepares models, starts one engine at a time, and takes it down again."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import torch
+from anyio import to_thread
+
+from hotswap.contracts import (
+    GenerationRequest,
+    MemoryReport,
+    ModelSpec,
+    ParkedModel,
+    Report,
+)
+from hotswap.engine import device as devices
+from hotswap.engine.device import Device, without_frames
+from hotswap.engine.engine import TorchEngine
+from hotswap.engine.forward.choice import Verdict
+from hotswap.engine.front import Front, Fronts, SharedFronts, fits, local_path
+from hotswap.engine.preflight import WeightFiles, check_weights
+from hotswap.engine.stage import Stage, Stamp, TorchPrepared
+from hotswap.engine.text import PromptRenderer, RenderedRequest
+from hotswap.engine.weights import HostWeights, read_weights
+from hotswap.errors import DeviceLost, InsufficientMemory, ModelLoadFailed
+
+_log = logging.getLogger(__name__)
+
+_HOST_RESERVE_BYTES = 256 << 20
+"""Host memory that a load leaves free."""
+_CPU_NOISE_BYTES = 32 << 20
+"""A process's private memory moves by this much without anything being kept."""
+_RENDERINGS = 4
+"""Requests that are rendered at the same time. They have threads of their own, so that those for
+the model on the device never wait for a cold tokenizer."""
+
+
+class TorchEngineRegistry:
+    """`hotswap.contracts.EngineRegistry`. An async context manager; leaving it ends the device
+    thread. Runs on asyncio."""
+
+    HUNG_S = 30.0
+    """Seconds after which a job that should end is given up, and the device with it. A prompt's
+    chunk takes several seconds where a large model runs on a CPU."""
+
+    def __init__(self, *, hung_s: float = HUNG_S) -> None:
+        self._hung_s = hung_s
+        self._hangs = False
+        self._device = Device()
+        self._fronts = SharedFronts(Fronts())
+        self._rendering = anyio.CapacityLimiter(_RENDERINGS)
+        self._generations = itertools.count(1)
+        self._verdicts: dict[Stamp, Verdict] = {}
+        self._cuts: dict[tuple[Any, ...], int] = {}
+        self._on_stage = False
+        self._resident: _Resident | None = None
+        self._memory: MemoryReport | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the device thread, after the engine has been left. A hung one is left behind; it
+        does not keep the process from ending."""
+        self._device.close()
+        with anyio.CancelScope(shield=True):
+            patience = 0.0 if self._hangs else self._hung_s
+            if not await to_thread.run_sync(self._device.join, patience):
+                _log.error("The device thread hangs and is left behind")
+
+    @property
+    def current(self) -> TorchEngine | None:
+        resident = self._resident
+        return None if resident is None else resident.engine
+
+    @property
+    def memory(self) -> MemoryReport | None:
+        return self._memory
+
+    def parked(self) -> Sequence[ParkedModel]:
+        return ()
+
+    async def render(self, spec: ModelSpec, request: GenerationRequest) -> RenderedRequest:
+        """See `hotswap.contracts.EngineRegistry.render`. For the model on the device nothing is
+        read from the disk: it answers also when its files have changed or gone."""
+        resident = self._resident
+        if resident is not None and resident.answers(spec):
+            front = resident.prepared.front
+            longest: int | None = resident.engine.max_model_len
+        else:
+            front = await self._fronts.get(spec)
+            longest = self._cuts.get(_cut_key(front, spec))
+        renderer = PromptRenderer(spec.id, front, spec.sampling, longest)
+        return await to_thread.run_sync(
+            renderer.render, request, abandon_on_cancel=True, limiter=self._rendering
+        )
+
+    async def prepare(self, spec: ModelSpec, report: Report) -> TorchPrepared:
+        """See `hotswap.contracts.EngineRegistry.prepare`. Cancelling returns at once; what goes on
+        behind it is told in `read_weights`."""
+        report("checking", 0.0)
+        device = devices.torch_device(spec.engine.device)
+        path = local_path(spec)
+        front = await self._fronts.get(spec)
+        files = await to_thread.run_sync(check_weights, path, abandon_on_cancel=True)
+        _refuse_too_large(files, device)
+        stamp = _stamp(path, files)  # before anything is read: what is replaced meanwhile is new
+        report("checking", 1.0)
+        report("reading", 0.0)
+        abandoned = threading.Event()
+        try:
+            weights = await to_thread.run_sync(
+                read_weights, path, front, spec.engine, abandoned, abandon_on_cancel=True
+            )
+        finally:
+            abandoned.set()
+        report("reading", 1.0)
+        return TorchPrepared(spec, front, weights, stamp)
+
+    @asynccontextmanager
+    async def start(
+        self, prepared: TorchPrepared, report: Report, changed: Callable[[], None]
+    ) -> AsyncIterator[TorchEngine]:
+        """See `hotswap.contracts.EngineRegistry.start`.
+
+        Raises:
+            DeviceLost: on entering or leaving; what was on the device could not be taken off.
+        """
+        if self._hangs:
+            raise DeviceLost("The device does not answer any more.")
+        if self._on_stage:
+            raise ModelLoadFailed("Another model is on the device.")
+        device = devices.torch_device(prepared.spec.engine.device)
+        stage = Stage(prepared, device)
+        baseline = devices.used_bytes(device)
+        use = _Use(device, prepared.weights, baseline, before=baseline)
+        self._on_stage = True
+        try:
+            async with self._cleared(stage, use):
+                report("starting", 0.0)
+                # Not to be cut: what is half on the device could not be taken off.
+                with anyio.CancelScope(shield=True):
+                    await self._enter(stage)
+                await anyio.lowlevel.checkpoint_if_cancelled()
+                report("starting", 1.0)
+                async with self._driven(stage, changed) as engine:
+                    try:
+                        yield engine
+                    finally:
+                        use.before = devices.used_bytes(device)
+        finally:
+            self._on_stage = False
+
+    @asynccontextmanager
+    async def _cleared(self, stage: Stage, use: _Use) -> AsyncIterator[None]:
+        """Take ``stage`` off the device at the end, however the block ends, and measure it."""
+        try:
+            yield
+        except DeviceLost:
+            with suppress(DeviceLost):  # it has been logged, and says no more than this one
+                await self._clear(stage, use)
+            raise
+        except BaseException:
+            await self._clear(stage, use)
+            raise
+        await self._clear(stage, use)
+
+    async def _clear(self, stage: Stage, use: _Use) -> None:
+        """Raises: DeviceLost: it did not work."""
+        self._memory = None
+        if self._hangs:
+            raise DeviceLost("The device does not answer any more.")
+        try:
+            await self._ended(self._device.submit(stage.leave))
+        except DeviceLost:
+            raise
+        except Exception as error:
+            _log.exception("What was on the device could not be taken off")
+            lost = DeviceLost("The device could not be freed.")
+            raise lost from without_frames(error)
+        self._memory = use.report()
+
+    async def _ended(self, job: Future[None]) -> None:
+        """Wait for a job that should be over soon.
+
+        Raises:
+            DeviceLost: it hangs, and with it the device thread.
+            Exception: what the job raised.
+        """
+        with anyio.move_on_after(self._hung_s, shield=True):
+            await asyncio.wrap_future(job)
+            return
+        self._hangs = True
+        _log.error("The device thread has not answered for %g s and is given up", self._hung_s)
+        raise DeviceLost("The device does not answer any more.")
+
+    async def _enter(self, stage: Stage) -> None:
+        known = self._verdicts.get(stage.key)
+        self._verdicts[stage.key] = await self._device.call(partial(stage.enter, known))
+
+    @asynccontextmanager
+    async def _driven(
+        self, stage: Stage, changed: Callable[[], None]
+    ) -> AsyncIterator[TorchEngine]:
+        engine = stage.build(next(self._generations), changed)
+        prepared = stage.prepared
+        self._remember_cut(prepared, engine.max_model_len)
+        driving = self._device.submit(engine.drive)
+        self._resident = _Resident(prepared, engine)
+        try:
+            yield engine
+        finally:
+            self._resident = None
+            engine.stop()
+            await self._engine_ended(driving)
+
+    async def _engine_ended(self, driving: Future[None]) -> None:
+        try:
+            await self._ended(driving)
+        except DeviceLost:
+            raise
+        except Exception:
+            _log.exception("The engine's thread ended with an error")
+
+    def _remember_cut(self, prepared: TorchPrepared, max_model_len: int) -> None:
+        """The room for keys and values of the last start stands for that of the next one."""
+        key = _cut_key(prepared.front, prepared.spec)
+        self._cuts.pop(key, None)
+        if max_model_len < prepared.front.max_model_len:
+            self._cuts[key] = max_model_len
+
+
+@dataclass(frozen=True, slots=True)
+class _Resident:
+    prepared: TorchPrepared
+    engine: TorchEngine
+
+    def answers(self, spec: ModelSpec) -> bool:
+        """A request for ``spec`` can be rendered with what is on the device. A path of None is a
+        model whose files have gone."""
+        own = self.prepared.spec
+        same = spec.id == own.id and spec.path in (own.path, None)
+        return same and fits(self.prepared.front, spec)
+
+
+@dataclass(slots=True)
+class _Use:
+    """Memory around one stay on the device, in bytes."""
+
+    device: torch.device
+    weights: HostWeights
+    baseline: int
+    before: int
+
+    def report(self) -> MemoryReport:
+        after = devices.used_bytes(self.device)
+        kept = self.weights.packed_bytes if self.device.type == "cpu" else 0
+        leaked = max(0, after - self.baseline - kept)
+        if self.device.type == "cpu" and leaked < _CPU_NOISE_BYTES:
+            leaked = 0
+        return MemoryReport(
+            before_bytes=self.before,
+            after_bytes=after,
+            baseline_bytes=self.baseline,
+            leaked_bytes=leaked,
+        )
+
+
+def _cut_key(front: Front, spec: ModelSpec) -> tuple[Any, ...]:
+    """What the room for keys and values depends on."""
+    engine = spec.engine
+    return front.key, engine.device, engine.dtype, engine.kv_cache_memory
+
+
+def _refuse_too_large(files: WeightFiles, device: torch.device) -> None:
+    free = devices.free_host_bytes()
+    if files.bytes + _HOST_RESERVE_BYTES > free:
+        raise InsufficientMemory(
+            f"The weights take {files.bytes / 2**30:.1f} GiB and the host has "
+            f"{free / 2**30:.1f} GiB free."
+        )
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        if files.bytes > total:
+            raise InsufficientMemory(
+                f"The weights take {files.bytes / 2**30:.1f} GiB and the device has "
+                f"{total / 2**30:.1f} GiB."
+            )
+
+
+def _stamp(path: Path, files: WeightFiles) -> Stamp:
+    states = ((file.name, file.stat()) for file in (*files.files, path / "config.json"))
+    return str(path.resolve()), tuple((n, s.st_size, s.st_mtime_ns) for n, s in states)

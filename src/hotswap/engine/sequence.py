@@ -1,0 +1,79 @@
+"""One answer in the making: its tokens, how far they are computed, how its next one is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hotswap.contracts import FinishReason
+from hotswap.engine.answer import AnswerText
+from hotswap.engine.blocks import BlockTable
+from hotswap.engine.drawing import Draw, SamplingRow
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sequence:
+    """Owned by the device thread from the moment it is submitted."""
+
+    id: int
+    tokens: list[int]
+    """The prompt, then the answer."""
+    prompt_tokens: int
+    max_tokens: int
+    """Of the answer."""
+    row: SamplingRow
+    text: AnswerText
+    end_ids: frozenset[int] = frozenset()
+    """Drawing one of these ends the answer and leaves no text."""
+    min_tokens: int = 0
+    computed: int = 0
+    """Tokens, from the first one on, whose keys and values are stored."""
+    pending: int = 0
+    """Tokens that a step on its way draws; they follow ``tokens``."""
+    table: BlockTable = field(default_factory=BlockTable)
+    """Where keys and values are stored."""
+    finished: FinishReason | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.row.see_prompt(self.tokens)
+
+    @property
+    def answer_tokens(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def length(self) -> int:
+        """Tokens, those on their way included."""
+        return len(self.tokens) + self.pending
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that are to be computed before the next one can be drawn."""
+        return self.length - self.computed
+
+    @property
+    def decodes(self) -> bool:
+        """Nothing but the last token is to be computed."""
+        return self.computed > 0 and self.remaining == 1
+
+    @property
+    def wants_more(self) -> bool:
+        """The tokens on their way do not fill the answer up."""
+        return self.answer_tokens + self.pending < self.max_tokens
+
+    def next_row(self) -> SamplingRow:
+        """How the token is drawn that follows those on their way."""
+        row = self.row
+        row.position = self.answer_tokens + self.pending
+        row.forbidden = self.end_ids if row.position < self.min_tokens else frozenset()
+        return row
+
+    def accept(self, draw: Draw) -> None:
+        """Take the next token, and notice whether it is the last one."""
+        self.pending -= 1
+        self.tokens.append(draw.token)
+        self.row.see(draw.token)
+        count = self.answer_tokens
+        if draw.token in self.end_ids or self.text.push(draw, may_stop=count >= self.min_tokens):
+            self.finished = "stop"
+        elif count >= self.max_tokens:
+            self.finished = "length"

@@ -1,0 +1,218 @@
+"""A model on the device: put there, made into an engine, taken off again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hotswap.contracts import ModelSpec
+from hotswap.engine import device as devices
+from hotswap.engine.blocks import BlockPool
+from hotswap.engine.device import is_out_of_memory
+from hotswap.engine.engine import TorchEngine, is_device_lost
+from hotswap.engine.forward.base import Forward
+from hotswap.engine.forward.choice import Verdict, choose
+from hotswap.engine.forward.lean import LeanForward
+from hotswap.engine.forward.recorded import RecordedForward
+from hotswap.engine.front import Front
+from hotswap.engine.graphs import recorder_on
+from hotswap.engine.runner import ModelRunner
+from hotswap.engine.sampler import Sampler
+from hotswap.engine.scheduler import KVBudget, Scheduler, SchedulerLimits
+from hotswap.engine.weights import HostWeights, Placement
+from hotswap.errors import (
+    CheckpointRefused,
+    DeviceLost,
+    HotswapError,
+    InsufficientMemory,
+)
+
+_log = logging.getLogger(__name__)
+
+_STEP_TOKENS = {"cpu": 512, "cuda": 4096}
+"""Tokens computed in one step while nobody decodes."""
+_STEP_TOKENS_BESIDE = {"cpu": 128, "cuda": 2048}
+"""The same beside others that decode. On two cores 128 rows reach the arithmetic rate of 512."""
+_REMEMBERED_SHARE = 0.75
+"""Of the weights' size: how much of the keys and values of ended answers is kept for prompts that
+begin like them. Memory that was in use once is not given back before the model leaves. On a GPU the
+pool is there anyway."""
+_REMEMBERED_BYTES = 256 << 20
+"""At least."""
+_KV_SHARE = {"cpu": 0.3, "cuda": 0.9}
+"""Of the memory that is free once the weights are in place."""
+
+
+Stamp = tuple[Any, ...]
+"""Names the weights' files: where they lie, how large, since when."""
+
+
+@dataclass(frozen=True, slots=True)
+class TorchPrepared:
+    """`hotswap.contracts.PreparedModel`."""
+
+    spec: ModelSpec
+    front: Front
+    weights: HostWeights
+    stamp: Stamp
+
+
+class Stage:
+    """`enter` and `leave` run on the device thread, `build` on the event loop between them."""
+
+    def __init__(self, prepared: TorchPrepared, device: torch.device) -> None:
+        self.prepared = prepared
+        self._device = device
+        self._placement: Placement | None = None
+        self._forward: Forward | None = None
+        self._scheduler: Scheduler | None = None
+        self._max_model_len = 0
+
+    @property
+    def key(self) -> Stamp:
+        """What a verdict about the model depends on."""
+        return (*self.prepared.stamp, self.prepared.weights.dtype, str(self._device))
+
+    def enter(self, known: Verdict | None) -> Verdict:
+        """Put the model on the device and find out how to run it.
+
+        Raises:
+            CheckpointRefused: it does not compute.
+            InsufficientMemory: also when the context asked for has no room.
+            DeviceLost
+        """
+        try:
+            devices.use_threads_for(self.prepared.weights.bytes)
+            self._placement = Placement(self.prepared.weights, self._device)
+            self._forward, verdict = choose(self._placement, known)
+            self._reserve(self._forward, self._kv_budget(verdict))
+            # Last of all: without a verdict the model is needed once more.
+            if isinstance(self._forward, LeanForward):
+                self._placement.take_on(self._forward.skeleton)
+        except HotswapError:
+            raise
+        except Exception as error:  # whatever a model's forward can raise
+            raise _as_ours(error, self.prepared.spec.id) from None
+        return verdict
+
+    def build(self, generation: int, changed: Callable[[], None]) -> TorchEngine:
+        """An engine of what `enter` put in place."""
+        assert self._forward is not None
+        assert self._scheduler is not None
+        return TorchEngine(
+            generation=generation,
+            model=self.prepared.spec.id,
+            max_model_len=self._max_model_len,
+            runner=ModelRunner(self._forward, Sampler()),
+            scheduler=self._scheduler,
+            details={
+                "tier": self._forward.tier,
+                "device": str(self._device),
+                "dtype": self.prepared.weights.dtype,
+                "max_model_len": self._max_model_len,
+                "step_tokens": self._scheduler.limits.token_budget,
+                "step_tokens_beside": self._scheduler.limits.token_budget_beside,
+                "weights_bytes": self.prepared.weights.bytes,
+            },
+            changed=changed,
+            ahead=isinstance(self._forward, RecordedForward),
+        )
+
+    def leave(self) -> None:
+        """Free the device. Also after an `enter` that failed half way."""
+        with ExitStack() as steps:  # each is taken, whatever becomes of the one before
+            steps.callback(devices.release_cached, self._device)
+            if self._placement is not None:
+                steps.callback(self._placement.leave)
+            if self._forward is not None:
+                steps.callback(self._forward.close)
+            self._forward = self._placement = self._scheduler = None
+
+    def _reserve(self, forward: Forward, budget: KVBudget) -> None:
+        """Room for keys and values, and the scheduler that hands it out."""
+        self._max_model_len = self._longest(budget)
+        limits = SchedulerLimits(
+            max_num_seqs=self.prepared.spec.engine.max_num_seqs,
+            token_budget=_STEP_TOKENS[self._device.type],
+            token_budget_beside=_STEP_TOKENS_BESIDE[self._device.type],
+            chunked=forward.chunked,
+        )
+        pool = self._block_pool(budget, limits)
+        forward.reserve(pool.count)
+        if isinstance(forward, RecordedForward):
+            forward.record(
+                rows=limits.max_num_seqs,
+                tokens=self._max_model_len,
+                recorder=recorder_on(self._device),
+            )
+        self._scheduler = Scheduler(limits, budget, pool)
+
+    def _kv_budget(self, verdict: Verdict) -> KVBudget:
+        limit = self.prepared.spec.engine.kv_cache_memory
+        if limit is None:
+            free = devices.free_bytes(self._device)
+            if isinstance(self._forward, LeanForward) and self._device.type == "cpu":
+                free = max(0, free - self._forward.bytes_to_pack)
+            limit = int(free * _KV_SHARE[self._device.type])
+        return KVBudget(
+            limit_bytes=limit,
+            token_bytes=verdict.token_bytes,
+            fixed_bytes=verdict.fixed_bytes,
+        )
+
+    def _block_pool(self, budget: KVBudget, limits: SchedulerLimits) -> BlockPool:
+        """No more blocks than could be in use and remembered."""
+        remembered = budget.blocks if limits.chunked else 0
+        if limits.chunked and self._device.type == "cpu":
+            share = int(self.prepared.weights.bytes * _REMEMBERED_SHARE)
+            remembered = max(share, _REMEMBERED_BYTES) // budget.block_bytes
+        used = limits.max_num_seqs * budget.blocks_of(self._max_model_len)
+        return BlockPool(min(budget.blocks, used + remembered), remembered=remembered)
+
+    def _longest(self, budget: KVBudget) -> int:
+        """What the model may see, or less where keys and values have no room for it."""
+        wanted, longest = self.prepared.front.max_model_len, budget.longest
+        if longest is None or longest >= wanted:
+            return wanted
+        asked = self.prepared.spec.engine.max_model_len
+        if asked is not None or longest < 1:
+            raise self._no_room(budget, asked or 1)
+        _log.warning(
+            "%s: memory for %d tokens of keys and values, so the context is cut from %d",
+            self.prepared.spec.id, longest, wanted,
+        )  # fmt: skip
+        return longest
+
+    def _no_room(self, budget: KVBudget, tokens: int) -> InsufficientMemory:
+        ways = (
+            [] if self.prepared.spec.engine.kv_cache_memory is None else ["raise kv_cache_memory"]
+        )
+        if tokens > 1:
+            ways.append("lower max_model_len")
+        return InsufficientMemory(
+            f"The keys and values of {tokens} token{'s' * (tokens > 1)} need "
+            f"{_size(budget.cost(tokens))} and there is room for {_size(budget.limit_bytes)}"
+            + (f"; {' or '.join(ways)}." if ways else ".")
+        )
+
+
+def _size(count: int) -> str:
+    """A number of bytes in the unit that suits it."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def _as_ours(error: Exception, model: str) -> HotswapError:
+    if is_out_of_memory(error):
+        return InsufficientMemory(f"{model!r} does not fit on the device.")
+    _log.error("%s cannot be started", model, exc_info=error)
+    if is_device_lost(error):
+        return DeviceLost("The device was lost.")
+    return CheckpointRefused(f"{model!r} loads but does not compute.")

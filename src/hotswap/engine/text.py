@@ -1,0 +1,234 @@
+"""A request as one model sees it: token ids, every sampling value settled, limits checked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hotswap.contracts import (
+    ChatPrompt,
+    GenerationRequest,
+    Prompt,
+    SamplingParams,
+    TextPrompt,
+)
+from hotswap.engine.decoding import Vocabulary
+from hotswap.engine.drawing import DrawParams
+from hotswap.engine.front import Front
+from hotswap.errors import ContextLengthExceeded, InvalidRequest
+
+_log = logging.getLogger(__name__)
+
+_OUR_TEMPLATE_ARGUMENTS = frozenset(
+    {"conversation", "messages", "tools", "chat_template", "add_generation_prompt"}
+    | {"continue_final_message", "tokenize", "return_dict", "return_tensors", "padding"}
+    | {"truncation", "max_length", "tokenizer_kwargs", "return_assistant_tokens_mask"}
+)
+
+_SETTLED = (
+    *("temperature", "top_k", "top_p", "min_p"),
+    *("repetition_penalty", "frequency_penalty", "presence_penalty"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    ids: tuple[int, ...]
+    echo: str
+    """Text that its answers begin with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderedRequest:
+    """`hotswap.contracts.Rendered`, as `TorchEngine` takes it."""
+
+    model: str
+    request: GenerationRequest
+    prompts: tuple[RenderedPrompt, ...]
+    prompt_tokens: int
+    """Of all prompts together."""
+    draw: DrawParams
+    seed: int | None
+    """None: any."""
+    end_ids: frozenset[int]
+    vocabulary: Vocabulary
+
+
+_SURELY_CHARS_PER_TOKEN = 8
+"""Text in any language has fewer on average; runs of spaces may have more."""
+
+
+class PromptRenderer:
+    """Renders requests for one model. Stateless; call it from a worker thread."""
+
+    def __init__(
+        self,
+        model: str,
+        front: Front,
+        defaults: SamplingParams,
+        max_model_len: int | None = None,
+    ) -> None:
+        """``max_model_len``: tokens that there is memory for; None: as many as the model takes."""
+        self._model = model
+        self._front = front
+        self._defaults = defaults
+        self._max_model_len = min(front.max_model_len, max_model_len or front.max_model_len)
+
+    def render(self, request: GenerationRequest) -> RenderedRequest:
+        """Raises: InvalidRequest, ContextLengthExceeded."""
+        if request.echo and request.logprobs is not None:
+            raise InvalidRequest("echo together with logprobs is not supported.", param="echo")
+        prompts = tuple(self._prompt(prompt, request.echo) for prompt in request.prompts)
+        for prompt, source in zip(prompts, request.prompts, strict=True):
+            answer_room(
+                len(prompt.ids), request.max_tokens, self._max_model_len, prompt_name(source)
+            )
+        asked, default = request.sampling.seed, self._defaults.seed
+        end_ids = frozenset(request.stop_token_ids)
+        return RenderedRequest(
+            model=self._model,
+            request=request,
+            prompts=prompts,
+            prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
+            draw=self._draw_params(request.sampling),
+            seed=default if asked is None else asked,
+            end_ids=end_ids if request.ignore_eos else end_ids | self._front.eos_ids,
+            vocabulary=self._front.vocabulary,
+        )
+
+    def _prompt(self, prompt: Prompt, echo: bool) -> RenderedPrompt:
+        if isinstance(prompt, ChatPrompt):
+            text = self._chat_text(prompt)
+            ids = self._encode(text, prompt, special=False)
+        elif isinstance(prompt, TextPrompt):
+            text = prompt.text
+            ids = self._encode(text, prompt, special=True)
+        else:
+            ids = prompt.ids
+            self._check_ids(ids)
+            text = self._front.vocabulary.text(list(ids)) if echo else ""
+        if not ids:
+            ids = self._bos(prompt)
+        return RenderedPrompt(ids, text if echo else "")
+
+    def _encode(self, text: str, prompt: Prompt, *, special: bool) -> tuple[int, ...]:
+        tokenizer = self._front.tokenizer
+        # Four prompts of 4 MB took 81 s to tokenise, on the cores that others' answers are computed
+        # on: that they are hopelessly long can be seen from their beginning.
+        beginning = text[: _SURELY_CHARS_PER_TOKEN * self._max_model_len]
+        if len(beginning) < len(text):
+            tokens = len(tokenizer.encode(beginning, add_special_tokens=special, verbose=False))
+            if tokens > self._max_model_len + 1:  # the last one may be half a token
+                raise ContextLengthExceeded(
+                    f"This model's maximum context length is {self._max_model_len} tokens. "
+                    f"However, your {prompt_name(prompt)} have far more than {tokens} tokens.",
+                    param=prompt_name(prompt),
+                )
+        return tuple(tokenizer.encode(text, add_special_tokens=special, verbose=False))
+
+    def _check_ids(self, ids: tuple[int, ...]) -> None:
+        vocab = self._front.vocab_size
+        for token in ids:
+            if not 0 <= token < vocab:
+                raise InvalidRequest(
+                    f"Token id {token} is outside the vocabulary of {vocab} tokens.",
+                    param="prompt",
+                )
+
+    def _bos(self, prompt: Prompt) -> tuple[int, ...]:
+        bos = self._front.tokenizer.bos_token_id
+        if not isinstance(bos, int):
+            raise InvalidRequest("The prompt has no tokens.", param=prompt_name(prompt))
+        return (bos,)
+
+    def _chat_text(self, prompt: ChatPrompt) -> str:
+        if self._front.chat_template is None:
+            raise InvalidRequest(
+                f"{self._model!r} has no chat template, so it cannot answer messages; "
+                "use /v1/completions, or give a template with --chat-template.",
+                param="messages",
+            )
+        reserved = _OUR_TEMPLATE_ARGUMENTS & prompt.template_kwargs.keys()
+        if reserved:
+            raise InvalidRequest(
+                f"{min(reserved)!r} cannot be set here.", param="chat_template_kwargs"
+            )
+        try:
+            text = self._front.tokenizer.apply_chat_template(
+                [_plain(message) for message in prompt.messages],
+                tools=[_plain(tool) for tool in prompt.tools] or None,
+                chat_template=self._front.chat_template,
+                add_generation_prompt=not prompt.continue_final_message,
+                continue_final_message=prompt.continue_final_message,
+                tokenize=False,
+                **prompt.template_kwargs,
+            )
+        except Exception as error:  # a template raises whatever it likes, on purpose or not
+            _log.debug("The chat template of %r refused", self._model, exc_info=True)
+            reason = str(error) if type(error).__module__.startswith("jinja2") else ""
+            raise InvalidRequest(
+                f"The chat template cannot write these messages out. {reason[:200]}".strip(),
+                param="messages",
+            ) from None
+        return str(text)
+
+    def _draw_params(self, asked: SamplingParams) -> DrawParams:
+        layers = (asked, self._defaults, self._front.sampling)
+        values: dict[str, Any] = {}
+        for name in _SETTLED:
+            value = next((v for layer in layers if (v := getattr(layer, name)) is not None), None)
+            if value is not None:
+                values[name] = value
+        if self._front.greedy and not any(map(_wants_randomness, (asked, self._defaults))):
+            values["temperature"] = 0.0
+        values["top_k"] = max(0, values.get("top_k", 0))
+        return DrawParams(**values, logit_bias=self._bias(asked.logit_bias))
+
+    def _bias(self, bias: Mapping[int, float] | None) -> Mapping[int, float]:
+        vocab = self._front.vocab_size
+        for token in bias or {}:
+            if not 0 <= token < vocab:
+                raise InvalidRequest(
+                    f"Token id {token} is outside the vocabulary of {vocab} tokens.",
+                    param="logit_bias",
+                )
+        return dict(bias or {})
+
+
+def answer_room(prompt_tokens: int, asked: int | None, limit: int, name: str) -> int:
+    """Tokens that an answer may have.
+
+    Raises:
+        ContextLengthExceeded: prompt and answer do not fit ``limit`` tokens together.
+    """
+    answer = limit - prompt_tokens if asked is None else asked
+    if prompt_tokens + answer > limit or (asked is None and answer < 1):
+        answer = max(answer, 1)
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {limit} tokens. However, you requested "
+            f"{prompt_tokens + answer} tokens ({prompt_tokens} in the {name}, {answer} in the "
+            "completion).",
+            param=name,
+        )
+    return answer
+
+
+def prompt_name(prompt: Prompt) -> str:
+    """What clients call the field that the prompt came in."""
+    return "messages" if isinstance(prompt, ChatPrompt) else "prompt"
+
+
+def _wants_randomness(params: SamplingParams) -> bool:
+    given = (params.temperature, params.top_k, params.top_p, params.min_p)
+    return any(value is not None for value in given)
+
+
+def _plain(value: Any) -> Any:
+    """Mappings and tuples as the dicts and lists that templates and `tojson` expect."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,190 @@
+"""Checkpoint to host memory, host memory to device. Weights never change, so the host copy stays
+the truth and leaving the device is dropping what is there."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from hotswap.contracts import EngineConfig
+from hotswap.engine.device import without_frames
+from hotswap.engine.forward.skeleton import Skeleton
+from hotswap.engine.front import Front
+from hotswap.errors import CheckpointRefused, HotswapError, InsufficientMemory
+
+_log = logging.getLogger(__name__)
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# transformers sets process-wide state while it builds a model (the default dtype among it).
+_loading = threading.Lock()
+
+
+@dataclass(slots=True)
+class HostWeights:
+    """A model in host memory, ready to be placed any number of times: as transformers has it, or
+    as the skeleton that it was read into, with weights that may be packed by now."""
+
+    content: PreTrainedModel | Skeleton
+    bytes: int
+    dtype: str
+    vocab: int
+    """Ids below it may be fed to the model."""
+
+    @property
+    def packed_bytes(self) -> int:
+        """What packing has made of them: memory that stays as long as they are kept."""
+        if not isinstance(self.content, Skeleton):
+            return 0
+        return sum(linear.own_bytes for linear in self.content.linears)
+
+
+class LoadAbandoned(Exception):
+    """Nobody waits for the weights any more."""
+
+
+def read_weights(
+    directory: Path, front: Front, engine: EngineConfig, abandoned: threading.Event
+) -> HostWeights:
+    """Load a checkpoint that `preflight` has passed, through transformers.
+
+    One load reads at a time. One that is ``abandoned`` while it waits for its turn gives up. One
+    that is abandoned while it reads cannot be interrupted (`from_pretrained` has no way): it goes
+    on to its end, holds its memory until then, and the next load waits for that one.
+
+    Raises:
+        CheckpointRefused: its tensors are not those that its configuration asks for.
+        InsufficientMemory
+        LoadAbandoned
+    """
+    try:
+        return _read(directory, front, engine, abandoned)
+    except HotswapError as error:
+        raise without_frames(error)  # noqa: B904 (a loader's frames hold half a model)
+
+
+def _read(
+    directory: Path, front: Front, engine: EngineConfig, abandoned: threading.Event
+) -> HostWeights:
+    dtype = _dtype(engine.dtype)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        with _loading:
+            if abandoned.is_set():
+                raise LoadAbandoned
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                directory,
+                config=copy.deepcopy(front.config),
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=engine.trust_remote_code,
+                output_loading_info=True,
+            )
+    except LoadAbandoned:
+        raise
+    except (MemoryError, torch.OutOfMemoryError):
+        raise InsufficientMemory("The model does not fit into host memory.") from None
+    except Exception:  # a loader meets every kind of wrong tensor in its own way
+        _log.warning("The weights of %s cannot be loaded", directory, exc_info=True)
+        raise CheckpointRefused(
+            "The weights do not agree with config.json (names, shapes or types of tensors)."
+        ) from None
+    model, info = loaded
+    _refuse_gaps(info)
+    model.eval()
+    return HostWeights(
+        content=model,
+        bytes=sum(tensor.nbytes for tensor in _tensors(model)),
+        dtype=str(model.dtype).removeprefix("torch."),
+        vocab=front.vocab_size,
+    )
+
+
+class Placement:
+    """A model on a device; on the CPU it is the host copy itself."""
+
+    def __init__(self, weights: HostWeights, device: torch.device) -> None:
+        """Raises: torch.OutOfMemoryError; what was placed by then is free again."""
+        self.device = device
+        self.vocab = weights.vocab
+        self._weights = weights
+        self._moved: list[torch.Tensor] = []
+        self._content = weights.content
+        if device.type != "cpu":
+            try:
+                self._content = self._copy(self.model, device)
+            except BaseException:
+                self.leave()
+                raise
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """Not there once a skeleton has been taken on."""
+        assert not isinstance(self._content, Skeleton)
+        return self._content
+
+    @property
+    def skeleton(self) -> Skeleton | None:
+        return self._content if isinstance(self._content, Skeleton) else None
+
+    def take_on(self, skeleton: Skeleton) -> None:
+        """From now on the model is its skeleton. On the CPU the host copy is so too: weights that
+        are packed then need not be kept twice."""
+        if self.device.type == "cpu" and self.skeleton is None:
+            for module in self.model.modules():  # they refer to each other and would live on
+                module._parameters.clear()
+            self._weights.content = skeleton
+        self._content = skeleton
+
+    def leave(self) -> None:
+        """Free what was placed, even where a stray reference to it lives."""
+        for tensor in self._moved:
+            tensor.untyped_storage().resize_(0)
+        self._moved.clear()
+
+    def _copy(self, model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+        # deepcopy takes what `memo` holds for a tensor, so only the modules around them are
+        # copied, and tied weights stay tied.
+        memo: dict[int, Any] = {}
+        for tensor in _tensors(model):
+            moved = tensor.data.to(device)
+            self._moved.append(moved)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(moved, requires_grad=False) if is_parameter else moved
+        placed: PreTrainedModel = copy.deepcopy(model, memo)
+        return placed
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _dtype(name: str) -> torch.dtype | str:
+    if name == "auto":
+        return "auto"
+    if name not in _DTYPES:
+        raise CheckpointRefused(f"dtype {name[:100]!r} is not one of {', '.join(_DTYPES)}.")
+    return _DTYPES[name]
+
+
+def _refuse_gaps(info: dict[str, Any]) -> None:
+    missing = sorted(map(str, info["missing_keys"]))
+    mismatched = sorted(str(entry[0]) for entry in info["mismatched_keys"])
+    for what, names in (("are missing", missing), ("have the wrong shape", mismatched)):
+        if names:
+            raise CheckpointRefused(f"{len(names)} tensors {what}, {names[0][:200]!r} among them.")
+    if info["unexpected_keys"]:
+        _log.info("%d tensors of the checkpoint are not used", len(info["unexpected_keys"]))
