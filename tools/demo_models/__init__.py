@@ -1,0 +1,1 @@
+"""How the demo models are made: their texts, tokenizer, training and scores."""
