@@ -1,0 +1,1 @@
+"""Measures hotswap beside what else serves the same checkpoints: see docs/performance.md."""
