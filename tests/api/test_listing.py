@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hotswap.contracts import Progress
+from tests.api.stage import SUMS, TALES, ScriptedService, app_of, ask
+
+SUMS_ENTRY = {
+    "id": "hotswap/sums",
+    "object": "model",
+    "created": 1700000000,
+    "owned_by": "hotswap",
+    "aliases": ["sums"],
+    "loaded": True,
+    "status": {"value": "loaded"},
+    "max_model_len": 512,
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/models"])
+def test_the_list_names_every_model(path: str) -> None:
+    listing = ask(app_of(), "GET", path).json
+    assert listing["object"] == "list"
+    assert listing["data"][0] == SUMS_ENTRY
+    assert [entry["loaded"] for entry in listing["data"]] == [True, False]
+
+
+def test_a_loading_and_a_failed_model_say_so() -> None:
+    progress = Progress(model=SUMS.id, stage="reading", value=0.5)
+    service = ScriptedService(
+        listings=(
+            replace(SUMS, status="loading", progress=progress, max_model_len=None),
+            replace(TALES, status="sleeping", error="broke"),
+        )
+    )
+    loading, failed = ask(app_of(service), "GET", "/v1/models").json["data"]
+    assert loading["status"] == {
+        "value": "loading",
+        "progress": {"stage": "reading", "value": 0.5},
+    }
+    assert loading["max_model_len"] is None
+    assert failed["status"] == {"value": "sleeping", "failed": True, "error": "broke"}
+
+
+def test_the_list_changes_with_what_it_lists() -> None:
+    service = ScriptedService()
+    app = app_of(service)
+    assert ask(app, "GET", "/v1/models").json == ask(app, "GET", "/models").json
+    service.listings = (replace(SUMS, status="sleeping"), TALES)
+    after = ask(app, "GET", "/v1/models").json["data"]
+    assert after[0] == {**SUMS_ENTRY, "loaded": False, "status": {"value": "sleeping"}}
+    service.listings = ()
+    assert ask(app, "GET", "/v1/models").json["data"] == []
+
+
+@pytest.mark.parametrize("name", ["hotswap/sums", "sums"])
+def test_one_model_by_name(name: str) -> None:
+    assert ask(app_of(), "GET", f"/v1/models/{name}").json == SUMS_ENTRY
+
+
+def test_a_model_that_does_not_exist() -> None:
+    exchange = ask(app_of(), "GET", "/v1/models/none/such")
+    assert exchange.status == 404
+    assert exchange.error["code"] == "model_not_found"
+    assert exchange.error["type"] == "not_found_error"

@@ -1,0 +1,20 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hotswap.config import settle_threads
+
+# As the command does, before any test imports torch.
+settle_threads()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without the tests of torch (``make fast``), their modules are not imported either: that
+    alone takes seconds."""
+    fast = "not torch" in config.getoption("markexpr")
+    module = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
+    return (fast and module and "pytest.mark.torch" in collection_path.read_text()) or None

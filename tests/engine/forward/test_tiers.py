@@ -1,0 +1,173 @@
+"""Every architecture, in the tier that it is expected to get, answers as `generate` does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.engine.checkpoints import ARCHITECTURES, VARIANTS, WITHOUT_SKELETON
+from tests.engine.serving import Served, reference, request, serving
+
+pytestmark = [pytest.mark.torch, pytest.mark.anyio]
+
+Checkpoint = Callable[..., Path]
+
+TIERS = {
+    "gemma": "S",
+    "gemma2": "S",
+    "gemma3": "S",
+    "llama": "S",
+    "llama_biases": "S",
+    "llama_rope_linear": "S",
+    "llama_rope_llama3": "S",
+    "llama_rope_yarn": "S",
+    "llama_tied": "S",
+    "ministral": "S",
+    "mistral": "S",
+    "mistral_without_window": "S",
+    "olmo2": "S",
+    "olmo3": "S",
+    "olmoe": "S",
+    "phi3": "S",
+    "phi3_partial": "S",
+    "qwen2": "S",
+    "qwen2_windows": "S",
+    "qwen3": "S",
+    "qwen3_moe": "S",
+    "qwen3_moe_normalised": "S",
+    "seed_oss": "S",
+    "gpt2": "A",
+    "gpt_neox": "A",
+    "gpt_oss": "A",
+    "granite": "A",
+    "smollm3": "A",
+    "falcon": "B",
+    "llama_rope_dynamic": "B",
+    "mamba": "B",
+}
+SHARED = [(11 * i) % 300 for i in range(40)]
+"""More than two blocks."""
+PROMPTS = [[5 + i for i in range(6)], [300 - i for i in range(33)], [7, 50, 9], [*SHARED, 1, 2]]
+TAILS = [[*SHARED, 3], [*SHARED, *range(60, 80)]]
+TOKENS = 16
+ANSWER: dict[str, Any] = {"max_tokens": TOKENS, "ignore_eos": True}
+
+
+@cache
+def wanted(path: Path) -> list[list[int]]:
+    return reference(path, PROMPTS + TAILS, TOKENS)
+
+
+def texts_wanted(served: Served, path: Path) -> list[str]:
+    return [served.prepared.front.vocabulary.text(ids) for ids in wanted(path)]
+
+
+def reused(served: Served) -> int:
+    return int(served.engine.stats().details["reused_prompt_tokens"])
+
+
+async def test_every_architecture_has_a_tier_that_is_expected() -> None:
+    assert TIERS.keys() == (ARCHITECTURES | VARIANTS).keys()
+    assert {name for name, tier in TIERS.items() if tier != "S"} == WITHOUT_SKELETON
+
+
+@pytest.mark.parametrize("architecture", sorted(TIERS))
+async def test_greedy_answers_equal_generate_alone_in_a_batch_and_with_a_known_beginning(
+    checkpoint: Checkpoint, architecture: str
+) -> None:
+    path = checkpoint(architecture)
+    async with serving(path) as served:
+        assert served.tier == TIERS[architecture]
+        texts = texts_wanted(served, path)
+        assert (await served.ask(PROMPTS[1], **ANSWER)).text == texts[1]
+        assert await staggered(served, PROMPTS) == texts[: len(PROMPTS)]
+        before = reused(served)
+        assert await staggered(served, TAILS) == texts[len(PROMPTS) :]
+        # Two of the blocks that both prompts begin with are full.
+        assert reused(served) - before == (0 if served.tier == "B" else 2 * 32)
+
+
+async def staggered(served: Served, prompts: list[list[int]]) -> list[str]:
+    """The answers when each prompt comes some steps after the one before."""
+    got: dict[int, str] = {}
+    start = served.engine.stats().steps
+
+    async def ask(number: int) -> None:
+        while served.engine.stats().steps < start + 4 * number:
+            await anyio.sleep(0.001)
+        got[number] = (await served.ask(prompts[number], **ANSWER)).text
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            for number in range(len(prompts)):
+                group.start_soon(ask, number)
+    return [got[number] for number in range(len(prompts))]
+
+
+@pytest.mark.parametrize("architecture", sorted(TIERS))
+async def test_greedy_answers_equal_generate_in_chunks_and_where_room_is_scarce(
+    checkpoint: Checkpoint, architecture: str
+) -> None:
+    path = checkpoint(architecture)
+    async with serving(path) as served:
+        texts = texts_wanted(served, path)
+        room = served.engine._scheduler.budget.cost(96)
+    async with serving(path, kv_cache_memory=room, max_model_len=96) as served:
+        scheduler = served.engine._scheduler
+        scheduler.limits = dataclasses.replace(
+            scheduler.limits, token_budget=9, token_budget_beside=7
+        )
+        preempted = served.note_preempted()
+        answers = await served.ask_all(*PROMPTS, *TAILS, **ANSWER)
+        assert [answer.text for answer in answers] == texts
+        assert scheduler.used_bytes == 0
+        assert bool(preempted) == (architecture != "mamba"), "its state does not grow"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_weights_that_are_packed_in_the_middle_of_an_answer_do_not_break_it(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    from hotswap.engine import engine
+    from hotswap.engine.forward import lean
+
+    monkeypatch.setattr(lean, "_PACKED_AT_ONCE_BYTES", 0)
+    monkeypatch.setattr(engine, "_STEPS_BEFORE_IMPROVING", 2)
+    path = checkpoint("qwen3")
+    async with serving(path, dtype=dtype) as served:
+        skeleton = served.engine._runner.forward.skeleton  # type: ignore[attr-defined]
+        qkv = [layer.attention.qkv for layer in skeleton.layers]
+        assert not any(linear.packed for linear in (*qkv, skeleton.head))
+        answer = await served.ask(PROMPTS[0], logprobs=0, **ANSWER)
+        assert answer.finished is not None
+        assert answer.finished.completion_tokens == TOKENS
+        assert all(linear.packed for linear in (*qkv, skeleton.head))
+        if dtype == "float32":
+            assert answer.text == texts_wanted(served, path)[0]
+        again = await served.ask(PROMPTS[0], logprobs=0, max_tokens=1, ignore_eos=True)
+        before, after = answer.logprobs[0], again.logprobs[0]
+        assert after.logprob == pytest.approx(before.logprob, abs=0.1)
+
+
+async def test_weights_are_packed_while_nobody_waits_for_an_answer(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine.forward import lean
+
+    monkeypatch.setattr(lean, "_PACKED_AT_ONCE_BYTES", 0)
+    async with serving(checkpoint("qwen3"), dtype="bfloat16") as served:
+        skeleton = served.engine._runner.forward.skeleton  # type: ignore[attr-defined]
+        rendered = await served.registry.render(served.spec, request(PROMPTS[0], max_tokens=2))
+        assert not skeleton.head.packed, "not before the first answer"
+        async with served.engine.generate(rendered) as generation:
+            assert [events async for events in generation]
+        with anyio.fail_after(20):
+            while not skeleton.layers[0].attention.qkv.packed:
+                await anyio.sleep(0.001)
+        assert skeleton.head.packed

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import threading
+import weakref
+from functools import partial
+
+import anyio
+import pytest
+
+from hotswap.errors import ModelLoadFailed
+
+pytestmark = pytest.mark.torch
+
+
+def test_all_jobs_run_on_one_thread_in_order() -> None:
+    from hotswap.engine.device import Device
+
+    device = Device()
+    ran: list[int] = []
+
+    def job(number: int) -> int:
+        ran.append(number)
+        return threading.get_ident()
+
+    jobs = [device.submit(partial(job, number)) for number in range(9)]
+    threads = {job.result(10) for job in jobs}
+    assert ran == list(range(9))
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+    device.close()
+    device.join()
+
+
+def test_an_error_is_that_of_who_waits_and_the_thread_goes_on() -> None:
+    from hotswap.engine.device import Device
+
+    device = Device()
+
+    async def main() -> int:
+        with pytest.raises(ZeroDivisionError):
+            await device.call(lambda: 1 // 0)
+        return await device.call(lambda: 42)
+
+    assert anyio.run(main) == 42
+    device.close()
+    device.join()
+
+
+def test_an_error_of_ours_leaves_the_thread_without_the_frames_behind_it() -> None:
+    from hotswap.engine.device import Device
+
+    class Tensor:
+        pass
+
+    kept: list[weakref.ref[Tensor]] = []
+
+    def job() -> None:
+        tensor = Tensor()
+        kept.append(weakref.ref(tensor))
+        try:
+            raise ValueError(tensor)
+        except ValueError:
+            raise ModelLoadFailed("it does not load") from None
+
+    device = Device()
+    submitted = device.submit(job)
+    error = submitted.exception(10)
+    device.close()
+    assert device.join(10)
+    assert isinstance(error, ModelLoadFailed)
+    assert kept[0]() is None
+
+
+def test_joining_a_thread_that_hangs_ends() -> None:
+    from hotswap.engine.device import Device
+
+    device, release = Device(), threading.Event()
+    device.submit(lambda: release.wait(20))
+    device.close()
+    assert not device.join(0.01)
+    release.set()
+    assert device.join(10)
+
+
+def test_no_gradients_are_kept_on_the_device_thread() -> None:
+    import torch
+
+    from hotswap.engine.device import Device
+
+    device = Device()
+    assert device.submit(torch.is_inference_mode_enabled).result(10)
+    device.close()
+    device.join()
+
+
+def test_a_device_that_is_not_here_is_refused() -> None:
+    from hotswap.engine.device import torch_device
+
+    for name in ("tpu", "meta", "", "cuda:99x"):
+        with pytest.raises(ModelLoadFailed):
+            torch_device(name)
+
+
+def test_readings_of_the_host_are_plausible() -> None:
+    import torch
+
+    from hotswap.engine.device import free_host_bytes, release_cached, used_bytes
+
+    cpu = torch.device("cpu")
+    release_cached(cpu)  # or what other tests freed is used again
+    before = used_bytes(cpu)
+    kept = torch.ones(64 << 20, dtype=torch.uint8)
+    assert used_bytes(cpu) - before > 60 << 20
+    del kept
+    release_cached(cpu)
+    assert used_bytes(cpu) - before < 8 << 20
+    assert free_host_bytes() > 0

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hotswap.engine.blocks import BLOCK_TOKENS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hotswap.engine.kv_pool import KVPool
+
+pytestmark = pytest.mark.torch
+
+GROUPS, SIZE, VALUE_SIZE = 2, 4, 6
+
+
+def pool_of(blocks: int) -> KVPool:
+    import torch
+
+    from hotswap.engine.kv_pool import KVPool
+
+    return KVPool(torch.device("cpu"), blocks)
+
+
+def layer_of(pool: KVPool, index: int = 0, dtype: str = "float32") -> tuple[Tensor, Tensor]:
+    import torch
+
+    kind = getattr(torch, dtype)
+    keys = torch.empty(3, GROUPS, SIZE, dtype=kind)
+    return pool.layer(index, keys, torch.empty(3, GROUPS, VALUE_SIZE, dtype=kind))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_layer_looks_like_what_it_is_made_for_and_is_zero(dtype: str) -> None:
+    import torch
+
+    pool = pool_of(5)
+    keys, values = layer_of(pool, dtype=dtype)
+    assert pool.slots == 5 * BLOCK_TOKENS
+    assert keys.shape == (GROUPS, pool.slots, SIZE)
+    assert values.shape == (GROUPS, pool.slots, VALUE_SIZE)
+    assert keys.dtype == values.dtype == getattr(torch, dtype)
+    assert not keys.any()
+    assert not values.any()
+
+
+def test_a_layer_is_made_once_and_keeps_what_is_written() -> None:
+    pool = pool_of(2)
+    keys, values = layer_of(pool, 7)
+    keys[0, 3], values[1, 20] = 1.5, 2.5
+    again = layer_of(pool, 7)
+    assert again[0].equal(keys)
+    assert float(again[1][1, 20, 0]) == 2.5
+    assert not layer_of(pool, 8)[0].any()
+
+
+def test_the_bytes_of_a_token_are_those_of_all_layers() -> None:
+    pool = pool_of(3)
+    assert pool.token_bytes == 0
+    for index in range(4):
+        layer_of(pool, index, "bfloat16")
+    assert pool.token_bytes == 4 * GROUPS * (SIZE + VALUE_SIZE) * 2
+
+
+def test_another_size_begins_empty() -> None:
+    pool = pool_of(1)
+    layer_of(pool)[0].fill_(1.0)
+    pool.resize(9)
+    keys, values = layer_of(pool)
+    assert (keys.shape[1], values.shape[1]) == (9 * BLOCK_TOKENS,) * 2
+    assert not keys.any()
+    assert pool.token_bytes == GROUPS * (SIZE + VALUE_SIZE) * 4
+
+
+def test_blocks_are_copied_in_every_layer_and_all_are_read_before_any_is_written() -> None:
+    import torch
+
+    pool = pool_of(6)
+    layers = [layer_of(pool, index) for index in (0, 5)]
+    before = []
+    for pair in layers:
+        for stored in pair:
+            stored.normal_()
+            before.append(stored.clone())
+    pool.copy([(0, 1), (1, 4), (4, 0)])
+    places = torch.tensor([4, 0, 2, 3, 1, 5])  # where the content of each comes from
+    for stored, was in zip((stored for pair in layers for stored in pair), before, strict=True):
+        blocks = was.view(GROUPS, 6, BLOCK_TOKENS, -1)[:, places]
+        assert stored.equal(blocks.reshape(was.shape))
+
+
+def test_a_pool_without_blocks_has_layers_without_slots() -> None:
+    assert layer_of(pool_of(0))[0].shape == (GROUPS, 0, SIZE)
+
+
+def test_room_that_was_never_written_takes_no_memory() -> None:
+    import torch
+
+    from hotswap.engine.device import used_bytes
+
+    cpu, pool = torch.device("cpu"), pool_of(1 << 20)
+    before = used_bytes(cpu)
+    keys, _ = layer_of(pool)
+    assert keys.nbytes == 512 << 20
+    keys[:, 5 * BLOCK_TOKENS : 9 * BLOCK_TOKENS] = 1.0
+    assert used_bytes(cpu) - before < 4 << 20
+
+
+def test_closing_gives_the_memory_back() -> None:
+    import torch
+
+    from hotswap.engine.device import used_bytes
+
+    cpu, pool = torch.device("cpu"), pool_of(1 << 16)
+    layer_of(pool)[0].fill_(1.0)
+    before = used_bytes(cpu)
+    pool.close()
+    assert before - used_bytes(cpu) > 30 << 20
+    assert pool.token_bytes == 0

@@ -1,0 +1,159 @@
+"""The house rules that a reader may rely on: who imports whom, and what is nowhere."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "hotswap"
+MODULES = sorted(path for path in SOURCE.rglob("*.py"))
+
+FLOORS: dict[str, int] = {
+    "": 0,  # hotswap/__init__.py: the version
+    "errors": 1,
+    "contracts": 1,
+    "config": 2,
+    "demo": 1,
+    "values": 2,
+    "yaml_text": 2,
+    "options": 2,
+    "model_settings": 2,
+    "logs": 2,
+    "policy": 3,
+    "catalog": 3,
+    "hub": 3,
+    "scripted": 3,
+    "engine": 3,
+    "model_dir": 3,
+    "console": 3,
+    "desk": 4,
+    "downloads": 4,
+    "swap": 4,
+    "service": 4,
+    "watchdog": 4,
+    "api": 4,
+    "server": 5,
+    "__main__": 6,
+}
+ROOMS_APART = [  # rooms of one floor that do not know each other
+    {"swap", "desk", "downloads", "service"},
+    {"watchdog"},
+    {"api"},
+]
+ONLY_IN = {
+    "torch": {"engine"},
+    "transformers": {"engine"},
+    "safetensors": {"engine"},
+    "triton": {"engine"},
+    "huggingface_hub": {"hub"},
+    "starlette": {"api", "server"},
+    "hypercorn": {"server"},
+}
+
+
+def room(path: Path) -> str:
+    """The top-level module or package that a file belongs to."""
+    first = path.relative_to(SOURCE).parts[0]
+    return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in nodes(path):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            module = node.module or ""
+            yield module
+            if module == "hotswap":
+                yield from (f"hotswap.{alias.name}" for alias in node.names)
+
+
+def own_rooms(path: Path) -> set[str]:
+    parts = (name.split(".") for name in imports(path) if name.startswith("hotswap."))
+    return {
+        part[1]
+        for part in parts
+        if (SOURCE / part[1]).exists() or (SOURCE / f"{part[1]}.py").exists()
+    }
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+class TestModule:
+    def test_stands_on_a_floor(self, path: Path) -> None:
+        assert room(path) in FLOORS, "a new room: give it a floor, and a line in the architecture"
+
+    def test_imports_go_down_only(self, path: Path) -> None:
+        here = room(path)
+        for other in own_rooms(path) - {here}:
+            assert FLOORS[other] <= FLOORS[here], f"{here} imports {other}, which is above it"
+
+    def test_keeps_out_of_the_rooms_beside_it(self, path: Path) -> None:
+        here = room(path)
+        others = own_rooms(path) - {here}
+        if FLOORS[here] == 4:
+            assert "engine" not in others
+        for apart in ROOMS_APART:
+            if here in apart:
+                strangers = set().union(*ROOMS_APART) - apart
+                assert not others & strangers
+
+    def test_uses_each_library_only_where_it_belongs(self, path: Path) -> None:
+        for name in imports(path):
+            allowed = ONLY_IN.get(name.partition(".")[0])
+            assert allowed is None or room(path) in allowed, f"{name} does not belong here"
+
+    def test_reads_no_environment(self, path: Path) -> None:
+        if room(path) in ("config", "__main__"):
+            return
+        for node in nodes(path):
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in ("environ", "getenv"), "only config.py reads it"
+
+    def test_has_no_global_state_and_no_unowned_task(self, path: Path) -> None:
+        for node in nodes(path):
+            assert not isinstance(node, ast.Global)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert node.func.attr not in ("create_task", "ensure_future"), "a task has an owner"
+
+
+def test_every_path_that_the_architecture_names_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`((?:src|tests|docs|tools|bench)/[\w./-]+)`", page))
+    named |= {f"src/hotswap/{name}" for name in re.findall(r"^\| `([\w./]+)` \|", page, re.M)}
+    assert len(named) > 20
+    missing = sorted(name for name in named if not (ROOT / name).exists())
+    assert not missing
+
+
+def test_the_architecture_names_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    unnamed = [
+        str(path.relative_to(SOURCE))
+        for path in MODULES
+        if path.name != "__init__.py" and f"`{path.relative_to(SOURCE)}`" not in page
+    ]
+    assert not unnamed
+
+
+def test_the_swap_floor_runs_without_torch() -> None:
+    """Its tests, and the command's --help, must not wait for torch."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, hotswap.service, hotswap.api.app, hotswap.catalog, hotswap.watchdog;"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

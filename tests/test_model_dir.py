@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hotswap.model_dir import Remembered, files_of, look_at
+from tests.model_files import CONFIG, sharded, write_model
+
+
+def defect(path: Path) -> str | None:
+    found = look_at(str(path))
+    assert found is not None
+    return found.defect
+
+
+def test_a_complete_checkpoint_is_a_chat_model(tmp_path: Path) -> None:
+    write_model(tmp_path / "m")
+    os.utime(tmp_path / "m" / "config.json", (1000, 1000))
+    found = look_at(str(tmp_path / "m"))
+    assert found is not None
+    assert found.defect is None
+    assert found.max_position_embeddings == 512
+    assert found.created_unix == 1000
+
+
+def test_a_checkpoint_in_several_files_needs_all_of_them(tmp_path: Path) -> None:
+    files = sharded("1.safetensors", "2.safetensors") | {"1.safetensors": "x"}
+    path = write_model(tmp_path, files=files, without=("model.safetensors",))
+    assert defect(path) == "'2.safetensors' is missing: the download did not finish"
+    (path / "2.safetensors").write_text("x")
+    assert defect(path) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "without", "reason"),
+    [
+        (CONFIG, {}, ("config.json",), "config.json is missing"),
+        ("{", {}, (), "config.json is not JSON"),
+        ("[" * 100_000, {}, (), "config.json is not JSON"),
+        ("[]", {}, (), "config.json is not a JSON object"),
+        ({}, {}, (), "names no architecture"),
+        ({"architectures": []}, {}, (), "names no architecture"),
+        ({"architectures": ["BertModel"]}, {}, (), "BertModel is not a chat model"),
+        (
+            {"architectures": ["WhisperForConditionalGeneration"]},
+            {},
+            (),
+            "is not a chat model",
+        ),
+        ({**CONFIG, "is_encoder_decoder": True}, {}, (), "encoder-decoder"),
+        (CONFIG, {"modules.json": "[]"}, (), "embedding model"),
+        (CONFIG, {}, ("tokenizer.json",), "tokenizer is missing"),
+        (CONFIG, {"pytorch_model.bin": "x"}, ("model.safetensors",), "no safetensors weights"),
+        (CONFIG, {"model.gguf": "x"}, ("model.safetensors",), "no safetensors weights"),
+        (CONFIG, sharded("../x.safetensors"), ("model.safetensors",), "is missing"),
+        (
+            CONFIG,
+            {"model.safetensors.index.json": '{"weight_map": []}'},
+            ("model.safetensors",),
+            "names no files",
+        ),
+    ],
+)
+def test_anything_else_says_what_is_wrong(
+    tmp_path: Path, config: Any, files: dict[str, str], without: tuple[str, ...], reason: str
+) -> None:
+    path = write_model(tmp_path / "m", config=config, files=files, without=without)
+    found = defect(path)
+    assert found is not None
+    assert reason in found
+    assert str(tmp_path) not in found
+
+
+def test_a_dangling_link_is_a_missing_file(tmp_path: Path) -> None:
+    path = write_model(tmp_path, without=("model.safetensors",))
+    (path / "model.safetensors").symlink_to("nowhere")
+    assert defect(path) == "model.safetensors is missing"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"max_position_embeddings": 7}, 7),
+        ({"n_positions": 8}, 8),
+        ({"text_config": {"max_position_embeddings": 9}}, 9),
+        ({"max_position_embeddings": "7"}, None),
+        ({"text_config": []}, None),
+    ],
+)
+def test_the_longest_context_is_where_the_architecture_keeps_it(
+    tmp_path: Path, config: dict[str, Any], expected: int | None
+) -> None:
+    architectures = {"architectures": CONFIG["architectures"]}
+    found = look_at(str(write_model(tmp_path, config=architectures | config)))
+    assert found is not None
+    assert found.max_position_embeddings == expected
+
+
+class TestSettings:
+    def test_a_models_own_settings_are_read(self, tmp_path: Path) -> None:
+        files = {
+            "hotswap_config.yaml": "max_model_len: 9\nchat_template: chat.jinja\n",
+            "chat.jinja": "{{ messages }}",
+        }
+        found = look_at(str(write_model(tmp_path, files=files)))
+        assert found is not None
+        assert found.settings == {"max_model_len": 9, "chat_template": "{{ messages }}"}
+
+    @pytest.mark.parametrize(
+        "text", ["- a", "a: *b", "chat_template: ../../secret", "chat_template: none.jinja"]
+    )
+    def test_a_mistake_in_them_is_kept_for_who_asks(self, tmp_path: Path, text: str) -> None:
+        found = look_at(str(write_model(tmp_path, files={"hotswap_config.yaml": text})))
+        assert found is not None
+        assert found.defect is None
+        assert found.settings == {}
+        assert found.settings_error is not None
+        assert str(tmp_path) not in found.settings_error.message
+
+
+def test_what_is_no_directory_is_nothing(tmp_path: Path) -> None:
+    assert look_at(str(tmp_path / "none")) is None
+    assert look_at("a\0b") is None
+
+
+class TestRemembered:
+    @pytest.fixture
+    def looks(self) -> list[str]:
+        return []
+
+    @pytest.fixture
+    def remembered(self, looks: list[str]) -> Remembered[str, int]:
+        def count(place: str) -> int:
+            looks.append(place)
+            return len(looks)
+
+        return Remembered(count, files_of)
+
+    def test_an_unchanged_directory_is_looked_at_once(
+        self, tmp_path: Path, remembered: Remembered[str, int]
+    ) -> None:
+        for file in write_model(tmp_path).iterdir():
+            os.utime(file, (1, 1))
+        os.utime(tmp_path, (1, 1))
+        place = str(tmp_path)
+        assert [remembered(place), remembered(place)] == [1, 1]
+        os.utime(tmp_path / "config.json", (2, 2))
+        assert [remembered(place), remembered(place)] == [2, 2]
+
+    def test_what_changed_just_now_may_change_again_unseen(
+        self, tmp_path: Path, remembered: Remembered[str, int]
+    ) -> None:
+        place = str(write_model(tmp_path))
+        assert [remembered(place), remembered(place)] == [1, 2]

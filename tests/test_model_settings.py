@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hotswap.config import apply_overrides
+from hotswap.contracts import AppliedSetting, EngineConfig, ModelSpec, SamplingParams
+from hotswap.errors import InvalidRequest
+from hotswap.model_settings import overrides_of
+
+SPEC = ModelSpec(id="m", path=None, aliases=("a",), engine=EngineConfig(max_num_seqs=3))
+
+
+def test_overrides_are_laid_on_top_and_say_where_they_come_from() -> None:
+    settings = {"max_model_len": 4096, "kv_cache_memory": "1GiB", "ttl_s": "5m"}
+    spec = apply_overrides(SPEC, settings, "request")
+    assert spec.engine == EngineConfig(max_num_seqs=3, max_model_len=4096, kv_cache_memory=2**30)
+    assert spec.ttl_s == 300
+    assert spec.applied == {
+        "max_model_len": AppliedSetting(4096, "request"),
+        "kv_cache_memory": AppliedSetting(2**30, "request"),
+        "ttl_s": AppliedSetting(300.0, "request"),
+    }
+    assert SPEC.applied == {}
+
+
+def test_a_later_layer_wins_key_by_key() -> None:
+    lower = {"max_model_len": 1, "sampling": {"temperature": 0.5, "top_k": 7}}
+    spec = apply_overrides(SPEC, lower, "model_dir")
+    spec = apply_overrides(spec, {"sampling": {"top_k": -1}, "ttl_s": 60}, "config_file")
+    assert spec.sampling == SamplingParams(temperature=0.5, top_k=0)
+    assert {key: setting.source for key, setting in spec.applied.items()} == {
+        "max_model_len": "model_dir",
+        "sampling.temperature": "model_dir",
+        "sampling.top_k": "config_file",
+        "ttl_s": "config_file",
+    }
+
+
+def test_the_config_file_adds_aliases() -> None:
+    spec = apply_overrides(SPEC, {"aliases": ["a", "b"]}, "config_file")
+    assert spec.aliases == ("a", "b")
+
+
+def test_null_takes_back_a_limit() -> None:
+    spec = apply_overrides(SPEC, {"max_model_len": 5}, "config_file")
+    assert apply_overrides(spec, {"max_model_len": None}, "request").engine == SPEC.engine
+
+
+@pytest.mark.parametrize(
+    ("overrides", "param", "complaint"),
+    [
+        ({"max_modle_len": 1}, "max_modle_len", "Did you mean max_model_len"),
+        ({"max_model_len": True}, "max_model_len", "whole number"),
+        ({"max_model_len": "4096"}, "max_model_len", "whole number"),
+        ({"max_model_len": 0}, "max_model_len", "of 1 or more"),
+        ({"max_num_seqs": None}, "max_num_seqs", "whole number"),
+        ({"dtype": "int4"}, "dtype", "one of auto"),
+        ({"sampling": 1}, "sampling", "a mapping"),
+        ({"sampling": {"temprature": 1}}, "sampling.temprature", "Did you mean temperature"),
+        ({"sampling": {"top_p": 2}}, "sampling.top_p", "up to 1"),
+        ({"ttl_s": -1}, "ttl_s", "seconds"),
+    ],
+)
+def test_a_mistake_is_refused_by_name(
+    overrides: dict[str, Any], param: str, complaint: str
+) -> None:
+    for source in ("request", "uploaded", "config_file", "model_dir"):
+        with pytest.raises(InvalidRequest, match=complaint) as raised:
+            apply_overrides(SPEC, overrides, source)
+        assert raised.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("source", "key", "value"),
+    [
+        ("request", "trust_remote_code", True),
+        ("uploaded", "trust_remote_code", False),
+        ("model_dir", "trust_remote_code", True),
+        ("request", "chat_template", "{{ x }}"),
+        ("request", "device", "cpu"),
+        ("model_dir", "device", "cpu"),
+        ("request", "aliases", ["gpt-4"]),
+        ("model_dir", "aliases", ["gpt-4"]),
+    ],
+)
+def test_what_runs_code_or_takes_a_name_is_the_operators_alone(
+    source: str, key: str, value: Any
+) -> None:
+    with pytest.raises(InvalidRequest, match="cannot be set by") as raised:
+        apply_overrides(SPEC, {key: value}, source)
+    assert raised.value.param == key
+    apply_overrides(SPEC, {key: value}, "config_file")
+
+
+def test_what_a_request_set_can_be_set_again_on_another_spec() -> None:
+    given = {"max_model_len": 7, "sampling": {"seed": 1}}
+    spec = apply_overrides(SPEC, {"max_num_seqs": 2}, "model_dir")
+    spec = apply_overrides(spec, given, "uploaded")
+    assert overrides_of(spec, "request", "uploaded") == {"uploaded": given}
+
+
+def test_a_context_longer_than_the_models_own_is_refused() -> None:
+    spec = replace(SPEC, max_position_embeddings=1024)
+    assert apply_overrides(spec, {"max_model_len": 1024}, "request").engine.max_model_len == 1024
+    with pytest.raises(InvalidRequest, match="1024 tokens") as caught:
+        apply_overrides(spec, {"max_model_len": 1025}, "request")
+    assert caught.value.param == "max_model_len"

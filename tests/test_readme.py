@@ -1,0 +1,28 @@
+"""What the README promises in tables and paths is so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hotswap.config import settings_table
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_settings_is_that_of_the_code() -> None:
+    assert settings_table().strip() in README
+
+
+def test_the_files_that_it_points_to_exist() -> None:
+    named = re.findall(r"\]\(((?!https?:)[\w./-]+)\)", README)
+    named += re.findall(r"`((?:src|tools|tests|docs)/[\w./-]+)`", README)
+    assert len(named) > 5
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_its_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^    make (\w+)", README, re.M):
+        assert re.search(rf"^{target}:", makefile, re.M)
