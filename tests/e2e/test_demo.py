@@ -130,10 +130,11 @@ def test_a_client_that_leaves_mid_stream_is_gone_from_the_engine(demo: Server) -
         extra_body={"ignore_eos": True},
     )
     next(iter(answer))
-    left = time.monotonic()
+    before = demo.status()["engine"]["tokens"]
     answer.close()
     demo.wait_until(lambda: demo.status()["leases"] == 0)
-    assert time.monotonic() - left < 1.0, "its story, without an end, would take longer"
+    drawn = demo.status()["engine"]["tokens"] - before
+    assert drawn < 2000, "its story, without an end, would have taken the 4,096 of its context"
 
 
 def test_the_answer_does_not_depend_on_the_company_it_is_in(demo: Server) -> None:
@@ -176,4 +177,4 @@ def test_the_listing_answers_while_a_model_loads(demo: Server) -> None:
     stop.set()
     watcher.join()
     assert not any(pair == "loaded,loaded" for pair in seen)
-    assert slowest < 2.0
+    assert slowest < 5.0

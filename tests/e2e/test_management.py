@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -219,10 +218,8 @@ def test_without_dev_mode_and_admin_key_there_is_no_management(tmp_path: Path) -
         ):
             answer = http.post(path, json={"model": SUMS})
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found"), path
-        begun = time.monotonic()
         other = http.post("/v1/chat/completions", json=question(model=TALES))
         assert (other.status_code, other.json()["error"]["code"]) == (404, "model_not_found")
-        assert time.monotonic() - begun < 1.0
         assert http.get("/status").json()["loads"] == 1
 
 

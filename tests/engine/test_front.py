@@ -109,7 +109,7 @@ def test_a_recurrent_model_has_a_bound_too(checkpoint: Checkpoint) -> None:
 
 
 async def wait_for(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while not condition():
             await anyio.sleep(0.001)
 
@@ -153,7 +153,7 @@ async def test_a_front_that_many_wait_for_takes_one_thread_and_holds_up_no_other
     async def get() -> None:
         got.append(await fronts.get(spec_of(model)))
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             for _ in range(60):
                 group.start_soon(get)

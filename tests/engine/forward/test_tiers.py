@@ -103,7 +103,7 @@ async def staggered(served: Served, prompts: list[list[int]]) -> list[str]:
             await anyio.sleep(0.001)
         got[number] = (await served.ask(prompts[number], **ANSWER)).text
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             for number in range(len(prompts)):
                 group.start_soon(ask, number)
@@ -167,7 +167,7 @@ async def test_weights_are_packed_while_nobody_waits_for_an_answer(
         assert not skeleton.head.packed, "not before the first answer"
         async with served.engine.generate(rendered) as generation:
             assert [events async for events in generation]
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while not skeleton.layers[0].attention.qkv.packed:
                 await anyio.sleep(0.001)
         assert skeleton.head.packed
