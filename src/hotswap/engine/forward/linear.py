@@ -56,6 +56,11 @@ class Linear:
         if len(parts) > 1:
             self._run = self._one_by_one
 
+    @property
+    def parts(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
+        """Weights and biases, as long as they are plain."""
+        return self._parts
+
     def __call__(self, x: Tensor) -> Tensor:
         """x [tokens, width] to [tokens, rows]."""
         rows = x.shape[0]

@@ -1,0 +1,572 @@
+"""A decode step of the decoder skeleton, whole: one newest token of each of some sequences.
+
+Several threads run it together, without the interpreter. Each takes the next piece of a phase
+until none is left, and waits for the pieces that others have taken, so that nobody waits for a
+thread that the system has put aside, except for what is in its hands.
+
+A phase's two words hold the number of the step in their upper half: pieces taken, pieces done. A
+thread that comes late, or is still in the step before, sees so and touches nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+from hotswap.engine.jit import compiled, inlined, reordered
+from hotswap.engine.native.machine import (
+    BFLOAT16,
+    DOTS_BFLOAT16,
+    FLOAT32,
+    add_word,
+    dot_tile,
+    float_of_bits,
+    give_way,
+    load,
+    load_word,
+    mix_tile,
+    pause,
+    store,
+    store_word,
+    swap_word,
+)
+from hotswap.engine.native.records import (
+    ATTEND,
+    EMBED,
+    GATE,
+    GELU,
+    GELU_TANH,
+    LAYER,
+    MODEL,
+    PHASE,
+    PIECE,
+    PROJECT,
+    ROW,
+    SILU,
+)
+
+STEP, ROWS, STOP, WORKERS = 0, 8, 16, 24
+"""Control words: number of the step, tokens in it, whether to go home; from the last one on one for
+each worker, 1 while it sleeps. Each has a cache line to itself."""
+LINE = 8
+"""Words of a cache line."""
+COUNT_BITS = 32
+_SPINS = 64
+"""Looks at a word before another thread is let through."""
+_TILE = 4
+_F32 = np.float32(0)
+
+_first_1, _first_2, _first_3, _first_4 = (dot_tile(_TILE, n, ahead=True) for n in (1, 2, 3, 4))
+_more_1, _more_2, _more_3, _more_4 = (dot_tile(_TILE, n) for n in (1, 2, 3, 4))
+_rest_1, _rest_2, _rest_3, _rest_4 = (dot_tile(1, n) for n in (1, 2, 3, 4))
+_mix_1, _mix_2, _mix_3, _mix_4 = (mix_tile(n) for n in (1, 2, 3, 4))
+
+
+# -- arithmetic ----------------------------------------------------------------------------------
+
+
+@reordered
+def _exp(x):
+    """float32, to about 2 units in the last place; below -87 zero or nearly so."""
+    x = min(max(x, np.float32(-87.0)), np.float32(88.0))
+    whole = np.float32(math.floor(x * np.float32(1.44269504) + np.float32(0.5)))
+    rest = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
+    # The Cephes library's polynomial for 2^f on [-0.5, 0.5].
+    y = np.float32(1.9875691500e-4)
+    y = y * rest + np.float32(1.3981999507e-3)
+    y = y * rest + np.float32(8.3334519073e-3)
+    y = y * rest + np.float32(4.1665795894e-2)
+    y = y * rest + np.float32(1.6666665459e-1)
+    y = y * rest + np.float32(5.0000001201e-1)
+    y = y * rest * rest + rest + np.float32(1.0)
+    return y * float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
+
+
+@reordered
+def _tanh(x):
+    return np.float32(1.0) - np.float32(2.0) / (_exp(x + x) + np.float32(1.0))
+
+
+@reordered
+def _activated(x, kind):
+    one, half = np.float32(1.0), np.float32(0.5)
+    if kind == SILU:
+        return x / (one + _exp(-x))
+    if kind == GELU:
+        return x * half * (one + np.float32(math.erf(x * np.float32(0.70710678))))
+    inner = np.float32(0.79788456) * (x + np.float32(0.044715) * x * x * x)
+    return x * half * (one + _tanh(inner))
+
+
+@reordered
+def _mean_square(source, width):
+    """Of float32 numbers, added up in the order of `LANES` lanes, so that it is a vector's work."""
+    total = np.float32(0)
+    for i in range(width):
+        x = load(source, i, _F32)
+        total += x * x
+    return total / np.float32(width)
+
+
+@reordered
+def _norm_factor(source, width, eps):
+    return np.float32(1.0) / np.float32(math.sqrt(_mean_square(source, width) + eps))
+
+
+@reordered
+def _dots_of_any_width(lefts, left_stride, left_rows, rights, right_stride, right_rows, out,
+                       out_stride, width, left_like, right_like):  # fmt: skip
+    for i in range(left_rows):
+        for j in range(right_rows):
+            left, right = lefts + i * left_stride, rights + j * right_stride
+            total = np.float32(0)
+            for k in range(width):
+                total += load(left, k, left_like) * load(right, k, right_like)
+            store(out + j * out_stride, i, total, _F32)
+
+
+@inlined
+def _dots(lefts, left_stride, left_rows, rights, right_stride, right_rows, out, out_stride, width,
+          left_like, right_like):  # fmt: skip
+    """All products of some rows with some others, see `dot_tile`; the width may be any."""
+    if width % 32 != 0:
+        _dots_of_any_width(lefts, left_stride, left_rows, rights, right_stride, right_rows, out,
+                           out_stride, width, left_like, right_like)  # fmt: skip
+        return
+    i = 0
+    while i + _TILE <= left_rows:
+        left, place = lefts + i * left_stride, out + 4 * i
+        # The first pass reads the rows from memory, and has those fetched that come next.
+        j = min(right_rows, 4)
+        if j == 4:
+            _first_4(left, left_stride, rights, right_stride, place, out_stride, width, left_like, right_like)
+        elif j == 3:
+            _first_3(left, left_stride, rights, right_stride, place, out_stride, width, left_like, right_like)
+        elif j == 2:
+            _first_2(left, left_stride, rights, right_stride, place, out_stride, width, left_like, right_like)
+        else:
+            _first_1(left, left_stride, rights, right_stride, place, out_stride, width, left_like, right_like)
+        while j < right_rows:
+            right, target = rights + j * right_stride, place + j * out_stride
+            if right_rows - j >= 4:
+                _more_4(left, left_stride, right, right_stride, target, out_stride, width, left_like, right_like)
+            elif right_rows - j == 3:
+                _more_3(left, left_stride, right, right_stride, target, out_stride, width, left_like, right_like)
+            elif right_rows - j == 2:
+                _more_2(left, left_stride, right, right_stride, target, out_stride, width, left_like, right_like)
+            else:
+                _more_1(left, left_stride, right, right_stride, target, out_stride, width, left_like, right_like)
+            j += 4
+        i += _TILE
+    while i < left_rows:
+        left, place = lefts + i * left_stride, out + 4 * i
+        j = 0
+        while j < right_rows:
+            right, target = rights + j * right_stride, place + j * out_stride
+            if right_rows - j >= 4:
+                _rest_4(left, left_stride, right, right_stride, target, out_stride, width, left_like, right_like)
+            elif right_rows - j == 3:
+                _rest_3(left, left_stride, right, right_stride, target, out_stride, width, left_like, right_like)
+            elif right_rows - j == 2:
+                _rest_2(left, left_stride, right, right_stride, target, out_stride, width, left_like, right_like)
+            else:
+                _rest_1(left, left_stride, right, right_stride, target, out_stride, width, left_like, right_like)
+            j += 4
+        i += 1
+
+
+@inlined
+def _mixed(rows, row_stride, count, weights, weight_stride, sets, out, out_stride, width, like, size):
+    """Add weighted sums of rows to what is at ``out``, see `mix_tile`; ``size``: bytes of a number
+    in the rows."""
+    whole = width - width % 32
+    for j in range(sets):
+        for row in range(count):
+            weight = load(weights + j * weight_stride, row, _F32)
+            for k in range(whole, width):
+                total = load(out + j * out_stride, k, _F32)
+                total += weight * load(rows + row * row_stride, k, like)
+                store(out + j * out_stride, k, total, _F32)
+    for column in range(0, whole, 32):
+        first, j = rows + column * size, 0
+        while j < sets:
+            weight, target = weights + j * weight_stride, out + j * out_stride + 4 * column
+            if sets - j >= 4:
+                _mix_4(first, row_stride, weight, weight_stride, target, out_stride, count, like)
+            elif sets - j == 3:
+                _mix_3(first, row_stride, weight, weight_stride, target, out_stride, count, like)
+            elif sets - j == 2:
+                _mix_2(first, row_stride, weight, weight_stride, target, out_stride, count, like)
+            else:
+                _mix_1(first, row_stride, weight, weight_stride, target, out_stride, count, like)
+            j += 4
+
+
+# -- pieces of work ------------------------------------------------------------------------------
+
+
+@reordered
+def _write_normed(phase, residual, target, act):
+    width = phase.width
+    if phase.norm_after == 0:
+        for i in range(width):
+            store(target, i, load(residual, i, _F32), act)
+        return
+    factor = _norm_factor(residual, width, phase.eps_after)
+    for i in range(width):
+        value = load(residual, i, _F32) * factor * load(phase.norm_after, i, _F32)
+        store(target, i, value, act)
+
+
+@reordered
+def _embed(phase, model, rows, number, weight_like, act):
+    residual = model.residual + number * model.width * 4
+    first = rows[number].token * model.width
+    for i in range(model.width):
+        store(residual, i, load(model.embedding, first + i, weight_like) * phase.scale, _F32)
+    _write_normed(phase, residual, phase.target + number * phase.target_stride, act)
+
+
+@reordered
+def _add(phase, model, number, act):
+    residual = model.residual + number * model.width * 4
+    made = phase.source + number * phase.source_stride
+    if phase.norm_before == 0:
+        for i in range(model.width):
+            store(residual, i, load(residual, i, _F32) + load(made, i, _F32), _F32)
+    else:
+        factor = _norm_factor(made, model.width, phase.eps_before)
+        for i in range(model.width):
+            value = load(made, i, _F32) * factor * load(phase.norm_before, i, _F32)
+            store(residual, i, load(residual, i, _F32) + value, _F32)
+    _write_normed(phase, residual, phase.target + number * phase.target_stride, act)
+
+
+@reordered
+def _add_bias(bias, count, out):
+    if bias != 0:
+        for i in range(count):
+            store(out, i, load(out, i, _F32) + load(bias, i, _F32), _F32)
+
+
+@inlined
+def _project(phase, piece, number, tokens, weight_like, weight_size, act):
+    target = phase.target + 4 * piece.place
+    _dots(piece.weight, piece.width * weight_size, piece.rows, phase.source, phase.source_stride,
+          tokens, target, phase.target_stride, piece.width, weight_like, act)  # fmt: skip
+    for row in range(tokens):
+        _add_bias(piece.bias, piece.rows, target + row * phase.target_stride)
+    if phase.peaks != 0:
+        for row in range(tokens):
+            _find_peak(phase, piece, number, row, target + row * phase.target_stride)
+
+
+@inlined
+def _find_peak(phase, piece, number, row, logits):
+    """The largest of a piece's logits, the first one among equals."""
+    if phase.softcap != 0:
+        for i in range(piece.rows):
+            store(logits, i, phase.softcap * _tanh(load(logits, i, _F32) / phase.softcap), _F32)
+    best, place = np.float32(-math.inf), 0
+    for i in range(piece.rows):
+        value = load(logits, i, _F32)
+        if value > best:
+            best, place = value, i
+    peaks = phase.peaks + 16 * (row * phase.pieces + number)
+    store(peaks, 0, best, _F32)
+    store_word(peaks + 8, piece.place + place)
+
+
+@reordered
+def _gate(phase, piece, tokens, kind, scratch, weight_like, weight_size, act):
+    stride, left_stride = 8 * piece.rows, piece.width * weight_size
+    for part in range(2):
+        weight = piece.weight if part == 0 else piece.gated
+        _dots(weight, left_stride, piece.rows, phase.source, phase.source_stride, tokens,
+              scratch + part * 4 * piece.rows, stride, piece.width, weight_like, act)  # fmt: skip
+    for row in range(tokens):
+        gate = scratch + row * stride
+        gated = gate + 4 * piece.rows
+        _add_bias(piece.bias, piece.rows, gate)
+        _add_bias(piece.gated_bias, piece.rows, gated)
+        target = phase.target + row * phase.target_stride
+        for i in range(piece.rows):
+            value = _activated(load(gate, i, _F32), kind) * load(gated, i, _F32)
+            store(target, piece.place + i, value, act)
+
+
+@reordered
+def _normed_head(layer, source, all_heads, count, weight, head, scratch):
+    """One head's numbers with its norm, to scratch."""
+    size = layer.size
+    if weight == 0:
+        for i in range(size):
+            store(scratch, i, load(source, i, _F32), _F32)
+        return
+    if layer.norm_all == 1:
+        factor = _norm_factor(all_heads, count * size, layer.eps)
+        weight += 4 * head * size
+    else:
+        factor = _norm_factor(source, size, layer.eps)
+    for i in range(size):
+        store(scratch, i, load(source, i, _F32) * factor * load(weight, i, _F32), _F32)
+
+
+@reordered
+def _rotate(layer, position, head):
+    half = layer.rotated // 2
+    cosines = layer.cosines + 4 * position * layer.rotated
+    sines = layer.sines + 4 * position * layer.rotated
+    for i in range(half):
+        a, b = load(head, i, _F32), load(head, half + i, _F32)
+        store(head, i, a * load(cosines, i, _F32) + b * load(sines, i, _F32), _F32)
+        turned = b * load(cosines, half + i, _F32) + a * load(sines, half + i, _F32)
+        store(head, half + i, turned, _F32)
+
+
+@inlined
+def _keep(pool, layer, group, slots, slot, head, like):
+    """A number that is none would come through the masks of others."""
+    first = (group * slots + slot) * layer.size
+    for i in range(layer.size):
+        value = load(head, i, _F32)
+        store(pool, first + i, value if value == value else np.float32(0), like)
+
+
+@reordered
+def _weigh(layer, scores, length):
+    """Scores to weights that add up to one, in place."""
+    peak = np.float32(-math.inf)
+    for i in range(length):
+        score = load(scores, i, _F32) * layer.scale
+        if layer.softcap != 0:
+            score = layer.softcap * _tanh(score / layer.softcap)
+        store(scores, i, score, _F32)
+        peak = max(peak, score)
+    total = np.float32(0)
+    for i in range(length):
+        weight = _exp(load(scores, i, _F32) - peak)
+        store(scores, i, weight, _F32)
+        total += weight
+    for i in range(length):
+        store(scores, i, load(scores, i, _F32) / total, _F32)
+
+
+@inlined
+def _attend(phase, model, layer, row, stretches, number, scratch, kv_like, kv_size, act, act_size):
+    group = number % layer.groups
+    token = number // layer.groups
+    shared, size = layer.heads // layer.groups, layer.size
+    line, score_stride = 4 * size, 4 * model.scores
+    # Scratch: a head, the queries, what they saw, their scores.
+    head, queries = scratch, scratch + line
+    seen = queries + shared * line
+    scores = seen + shared * line
+    source = phase.source + token * phase.source_stride
+    keys = source + layer.heads * line
+    values = keys + layer.groups * line
+
+    _normed_head(layer, keys + group * line, keys, layer.groups, layer.k_norm, group, head)
+    _rotate(layer, row.position, head)
+    _keep(layer.keys, layer, group, model.slots, row.slot, head, kv_like)
+    _keep(layer.values, layer, group, model.slots, row.slot, values + group * line, kv_like)
+    for i in range(shared):
+        of_all = group * shared + i
+        _normed_head(layer, source + of_all * line, source, layer.heads, layer.q_norm, of_all, head)
+        _rotate(layer, row.position, head)
+        for k in range(size):
+            store(queries + i * size * act_size, k, load(head, k, _F32), act)
+            store(seen + i * line, k, np.float32(0), _F32)
+
+    stride = size * kv_size
+    skipped = 0 if layer.window == 0 else max(0, row.position + 1 - layer.window)
+    length, before = 0, 0
+    for i in range(row.first_stretch, row.first_stretch + row.stretches):
+        hidden = min(max(0, skipped - before), stretches[i, 1])
+        count = stretches[i, 1] - hidden
+        before += stretches[i, 1]
+        if count > 0:
+            first = group * model.slots + stretches[i, 0] + hidden
+            _dots(layer.keys + first * stride, stride, count, queries, size * act_size, shared,
+                  scores + 4 * length, score_stride, size, kv_like, act)  # fmt: skip
+            length += count
+    for i in range(shared):
+        _weigh(layer, scores + i * score_stride, length)
+    length, before = 0, 0
+    for i in range(row.first_stretch, row.first_stretch + row.stretches):
+        hidden = min(max(0, skipped - before), stretches[i, 1])
+        count = stretches[i, 1] - hidden
+        before += stretches[i, 1]
+        if count > 0:
+            first = group * model.slots + stretches[i, 0] + hidden
+            _mixed(layer.values + first * stride, stride, count, scores + 4 * length,
+                   score_stride, shared, seen, line, size, kv_like, kv_size)  # fmt: skip
+            length += count
+    target = phase.target + token * phase.target_stride
+    for i in range(shared):
+        for k in range(size):
+            store(target, (group * shared + i) * size + k, load(seen + i * line, k, _F32), act)
+
+
+# -- all of it -----------------------------------------------------------------------------------
+
+
+@inlined
+def _run(worker, number, words, control, model, phases, pieces, layers, rows, stretches,
+         weight_like, weight_size, act, act_size):  # fmt: skip
+    """Take part in a step. What it finds there is only what that step's leader has written, as
+    long as it holds a piece of it."""
+    first_mark = number << COUNT_BITS
+    scratch = model.scratch + worker * model.scratch_bytes
+    for p in range(phases.shape[0]):
+        phase = phases[p]
+        layer = layers[phase.layer]
+        taken, done = words + 16 * LINE * p, words + 16 * LINE * p + 8 * LINE
+        tokens = load_word(control + 8 * ROWS)
+        count = phase.pieces if phase.pieces > 0 else phase.each * tokens
+        while True:
+            mark = load_word(taken)
+            if mark >> COUNT_BITS != number:
+                return
+            piece_number = mark - first_mark
+            if piece_number >= count:
+                break
+            if not swap_word(taken, mark, mark + 1):
+                continue
+            piece = pieces[phase.first + piece_number]
+            if phase.kind == PROJECT:
+                _project(phase, piece, piece_number, tokens, weight_like, weight_size, act)
+            elif phase.kind == GATE:
+                _gate(phase, piece, tokens, layer.activation, scratch, weight_like, weight_size, act)
+            elif phase.kind == ATTEND:
+                row = rows[piece_number // phase.each]
+                _attend(phase, model, layer, row, stretches, piece_number, scratch, weight_like,
+                        weight_size, act, act_size)  # fmt: skip
+            elif phase.kind == EMBED:
+                _embed(phase, model, rows, piece_number, weight_like, act)
+            else:
+                _add(phase, model, piece_number, act)
+            add_word(done, 1)
+        spins = 0
+        while True:
+            mark = load_word(done)
+            if mark >> COUNT_BITS != number:
+                return
+            if mark - first_mark >= count:
+                break
+            spins += 1
+            pause()
+            if spins % _SPINS == 0:
+                give_way()
+
+
+@inlined
+def _likeliest(phase, tokens, out):
+    """Token ids, int64, from what the pieces of the head found."""
+    for row in range(tokens):
+        best, token = np.float32(-math.inf), 0
+        for i in range(phase.pieces):
+            peaks = phase.peaks + 16 * (row * phase.pieces + i)
+            value = load(peaks, 0, _F32)
+            if value > best:
+                best, token = value, load_word(peaks + 8)
+        store_word(out + 8 * row, token)
+
+
+@inlined
+def _lead(words, control, tokens, out, model, phases, pieces, layers, rows, stretches,
+          weight_like, weight_size, act, act_size):  # fmt: skip
+    number = load_word(control + 8 * STEP) + 1
+    for p in range(phases.shape[0]):
+        store_word(words + 16 * LINE * p, number << COUNT_BITS)
+        store_word(words + 16 * LINE * p + 8 * LINE, number << COUNT_BITS)
+    store_word(control + 8 * ROWS, tokens)
+    store_word(control + 8 * STEP, number)
+    _run(0, number, words, control, model[0], phases, pieces, layers, rows, stretches,
+         weight_like, weight_size, act, act_size)  # fmt: skip
+    _likeliest(phases[phases.shape[0] - 1], tokens, out)
+
+
+@inlined
+def _follow(worker, seen, patience, words, control, model, phases, pieces, layers, rows, stretches,
+            weight_like, weight_size, act, act_size):  # fmt: skip
+    asleep = control + 8 * (WORKERS + LINE * worker)
+    waited = 0
+    while load_word(control + 8 * STOP) == 0:
+        number = load_word(control + 8 * STEP)
+        if number != seen:
+            _run(worker, number, words, control, model[0], phases, pieces, layers, rows, stretches,
+                 weight_like, weight_size, act, act_size)  # fmt: skip
+            seen, waited = number, 0
+        elif waited < patience:
+            waited += 1
+            pause()
+            if waited % _SPINS == 0:
+                give_way()
+        else:
+            store_word(asleep, 1)
+            # Whoever begins a step now sees it asleep; whoever has just begun one did not.
+            if load_word(control + 8 * STEP) == seen or not swap_word(asleep, 1, 0):
+                return seen
+            waited = 0
+    return seen
+
+
+_ARRAYS = (
+    numba.from_dtype(MODEL)[::1],
+    numba.from_dtype(PHASE)[::1],
+    numba.from_dtype(PIECE)[::1],
+    numba.from_dtype(LAYER)[::1],
+    numba.from_dtype(ROW)[::1],
+    numba.int64[:, ::1],
+)
+_ADDRESS = numba.int64
+_BFLOAT16_ACTIVATION = BFLOAT16 if DOTS_BFLOAT16 else FLOAT32
+
+
+@compiled(numba.void(*(_ADDRESS,) * 2, numba.int64, _ADDRESS, *_ARRAYS))
+def lead_float32(words, control, tokens, out, model, phases, pieces, layers, rows, stretches):
+    """Begin a step of so many tokens and take part in it; the likeliest tokens go to ``out``."""
+    _lead(words, control, tokens, out, model, phases, pieces, layers, rows, stretches,
+          _F32, 4, _F32, 4)  # fmt: skip
+
+
+@compiled(numba.int64(*(numba.int64,) * 3, *(_ADDRESS,) * 2, *_ARRAYS))
+def follow_float32(worker, seen, patience, words, control, model, phases, pieces, layers, rows,
+                   stretches):  # fmt: skip
+    """Take part in steps as they come, until none has come for so many looks; the last one."""
+    return _follow(worker, seen, patience, words, control, model, phases, pieces, layers, rows,
+                   stretches, _F32, 4, _F32, 4)  # fmt: skip
+
+
+_HALF = np.uint16(0)
+_ACT = np.uint16(0) if DOTS_BFLOAT16 else np.float32(0)
+_ACT_SIZE = 2 if DOTS_BFLOAT16 else 4
+
+
+@compiled(numba.void(*(_ADDRESS,) * 2, numba.int64, _ADDRESS, *_ARRAYS))
+def lead_bfloat16(words, control, tokens, out, model, phases, pieces, layers, rows, stretches):
+    """As `lead_float32`."""
+    _lead(words, control, tokens, out, model, phases, pieces, layers, rows, stretches,
+          _HALF, 2, _ACT, _ACT_SIZE)  # fmt: skip
+
+
+@compiled(numba.int64(*(numba.int64,) * 3, *(_ADDRESS,) * 2, *_ARRAYS))
+def follow_bfloat16(worker, seen, patience, words, control, model, phases, pieces, layers, rows,
+                    stretches):  # fmt: skip
+    """As `follow_float32`."""
+    return _follow(worker, seen, patience, words, control, model, phases, pieces, layers, rows,
+                   stretches, _HALF, 2, _ACT, _ACT_SIZE)  # fmt: skip
+
+
+@compiled(numba.int64(_ADDRESS, numba.int64))
+def wake(control, worker):
+    """Whether a worker sleeps; if so it counts as awake from now on."""
+    return 1 if swap_word(control + 8 * (WORKERS + LINE * worker), 1, 0) else 0
+
+
+@compiled(numba.void(_ADDRESS, numba.int64, numba.int64))
+def set_word(control, place, value):
+    store_word(control + 8 * place, value)
