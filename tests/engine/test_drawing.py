@@ -30,5 +30,7 @@ def test_tokens_are_remembered_only_where_a_penalty_needs_them() -> None:
         row.see_prompt([1, 2])
         row.see(3)
         row.see(3)
-    assert (plain.seen, plain.counts) == (set(), {})
-    assert (penalised.seen, penalised.counts) == ({1, 2, 3}, {3: 2})
+    assert (plain.history.ids, plain.history.touched) == ([], [])
+    assert penalised.history.ids == [1, 2, 3]
+    assert penalised.history.counts == [0, 0, 2]
+    assert penalised.history.touched == [2, 2]

@@ -155,28 +155,6 @@ async def test_a_beginning_that_is_copied_is_as_good_as_a_shared_or_a_computed_o
         assert [answer.text for answer in answers] == alone
 
 
-async def test_an_engine_without_memory_to_pack_its_weights_goes_on(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from hotswap.engine.forward import lean
-    from hotswap.engine.forward.linear import Linear
-
-    tried: list[Linear] = []
-
-    def short(self: Linear) -> None:
-        tried.append(self)
-        raise MemoryError
-
-    monkeypatch.setattr(lean, "_PACKED_AT_ONCE_BYTES", 0)
-    monkeypatch.setattr(Linear, "pack", short)
-    async with serving(checkpoint()) as served:
-        first = await served.ask(LONG, max_tokens=40, ignore_eos=True)
-        await until(lambda: len(tried) > 0)
-        assert await served.ask(LONG, max_tokens=40, ignore_eos=True) == first
-        assert served.engine.failure is None
-    assert len(tried) == 1
-
-
 async def test_an_answer_that_is_continued_is_not_computed_again(checkpoint: Checkpoint) -> None:
     path = checkpoint()
     [ids] = reference(path, [LONG], 40)
@@ -394,7 +372,8 @@ async def test_more_than_may_run_wait_and_their_number_is_told(checkpoint: Check
         rings += 1
 
     async with serving(checkpoint(), max_num_seqs=2, changed=ring) as served:
-        answers = await served.ask_all(*[[i, i + 1] for i in range(6)], max_tokens=8)
+        prompts = [[i, i + 1] for i in range(6)]
+        answers = await served.ask_all(*prompts, max_tokens=100, ignore_eos=True)
         assert len(answers) == 6
         stats = served.engine.stats()
         assert (stats.running, stats.waiting) == (0, 0)
@@ -450,15 +429,15 @@ async def test_a_step_that_raises_ends_every_answer_and_the_engine(
 ) -> None:
     rang = anyio.Event()
     async with serving(checkpoint(), changed=rang.set) as served:
-        forward = served.engine._runner.forward
-        works = forward.logits
+        runner = served.engine._runner
+        works = runner.launch
 
-        def breaks(segments: Any, ids: Any) -> Any:
+        def breaks(plan: Any, after: Any) -> Any:
             if served.engine.stats().steps > 3:
                 raise ValueError("secret of the inside")
-            return works(segments, ids)
+            return works(plan, after)
 
-        monkeypatch.setattr(forward, "logits", breaks)
+        monkeypatch.setattr(runner, "launch", breaks)
         failures: list[EngineFailed] = []
 
         async def ask(prompt: list[int]) -> None:
@@ -483,18 +462,18 @@ async def test_out_of_memory_costs_one_request_and_the_others_go_on(
 ) -> None:
     async with serving(checkpoint()) as served:
         wanted = (await served.ask(PROMPTS[0], max_tokens=20, ignore_eos=True)).text
-        forward = served.engine._runner.forward
-        works = forward.logits
+        runner = served.engine._runner
+        works = runner.launch
         before = served.engine.stats().steps
         broken: list[int] = []
 
-        def short_once(segments: Any, ids: Any) -> Any:
-            if len(segments) == 2 and served.engine.stats().steps > before + 4 and not broken:
+        def short_once(plan: Any, after: Any) -> Any:
+            if len(plan.chunks) == 2 and served.engine.stats().steps > before + 4 and not broken:
                 broken.append(1)
                 raise MemoryError
-            return works(segments, ids)
+            return works(plan, after)
 
-        monkeypatch.setattr(forward, "logits", short_once)
+        monkeypatch.setattr(runner, "launch", short_once)
         got: list[str] = []
 
         async def small() -> None:

@@ -8,7 +8,6 @@ import traceback
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -87,13 +86,13 @@ async def test_models_of_all_tiers_follow_each_other_undisturbed(checkpoint: Che
     assert [len(texts) for texts in answers.values()] == [1, 1, 1]
 
 
-async def test_weights_that_were_packed_stay_so_while_their_model_is_off_the_device(
+async def test_a_model_off_the_device_stays_as_it_was_read(
     checkpoint: Checkpoint,
 ) -> None:
     from hotswap.engine.forward.lean import LeanForward
 
     async with new_registry() as registry:
-        prepared = await registry.prepare(spec_of(checkpoint(), dtype="bfloat16"), ignore)
+        prepared = await registry.prepare(spec_of(checkpoint()), ignore)
         heads, answers = [], []
         for _ in range(2):
             async with registry.start(prepared, ignore, ignore) as engine:
@@ -102,43 +101,7 @@ async def test_weights_that_were_packed_stay_so_while_their_model_is_off_the_dev
                 heads.append(forward.skeleton.head)
                 answers.append((await Served(registry, prepared, engine).ask([1, 2, 3])).text)
     assert heads[0] is heads[1]
-    assert heads[0].packed
     assert answers[0] == answers[1]
-
-
-async def test_what_packing_has_made_is_counted_with_the_weights(checkpoint: Checkpoint) -> None:
-    from hotswap.engine.forward.lean import LeanForward
-
-    async with new_registry() as registry:
-        # Not packed, but joined where several weights read the same input.
-        prepared = await registry.prepare(spec_of(checkpoint(), dtype="float32"), ignore)
-        assert prepared.weights.packed_bytes == 0
-        async with registry.start(prepared, ignore, ignore) as engine:
-            forward = engine._runner.forward
-            assert isinstance(forward, LeanForward)
-            layers: list[Any] = list(forward.skeleton.layers)
-    joined = [linear for x in layers for linear in (x.attention.qkv, x.mlp.gate_up)]
-    assert prepared.weights.packed_bytes == sum(linear.bytes for linear in joined) > 0
-
-
-@pytest.mark.parametrize(
-    ("device", "packed", "leaked"), [("cpu", 300, 0), ("cpu", 100, 200), ("cuda", 300, 300)]
-)
-async def test_packed_weights_are_no_leak(
-    monkeypatch: pytest.MonkeyPatch, device: str, packed: int, leaked: int
-) -> None:
-    """In MiB; on a GPU nothing is packed, and what is on the host is none of its memory."""
-    import torch
-
-    from hotswap.engine import device as devices
-    from hotswap.engine import registry as module
-
-    weights: Any = SimpleNamespace(packed_bytes=packed << 20)
-    use = module._Use(torch.device(device), weights, baseline=200 << 20, before=900 << 20)
-    monkeypatch.setattr(devices, "used_bytes", lambda _: 500 << 20)
-    report = use.report()
-    assert report.leaked_bytes == leaked << 20
-    assert (report.after_bytes, report.before_bytes) == (500 << 20, 900 << 20)
 
 
 async def test_thirty_cycles_keep_neither_memory_nor_threads(checkpoint: Checkpoint) -> None:

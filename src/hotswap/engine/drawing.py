@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
@@ -38,6 +37,39 @@ class DrawParams:
         )
 
 
+class History:
+    """The distinct tokens of a prompt and its answer, each with a place of its own.
+
+    Places are given once and in order, so a copy elsewhere is brought up to date by what is new.
+    """
+
+    __slots__ = ("counts", "ids", "places", "touched")
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.counts: list[int] = []
+        """How often each is in the answer."""
+        self.touched: list[int] = []
+        """The place of each token of the answer, in its order."""
+        self.places: dict[int, int] = {}
+
+    def add_prompt(self, ids: Iterable[int]) -> None:
+        for token in dict.fromkeys(ids):
+            self._place(token)
+
+    def add(self, token: int) -> None:
+        place = self._place(token)
+        self.counts[place] += 1
+        self.touched.append(place)
+
+    def _place(self, token: int) -> int:
+        place = self.places.setdefault(token, len(self.ids))
+        if place == len(self.ids):
+            self.ids.append(token)
+            self.counts.append(0)
+        return place
+
+
 @dataclass(slots=True)
 class SamplingRow:
     """The sampler's view of one sequence and of the token that is drawn next."""
@@ -48,12 +80,13 @@ class SamplingRow:
     logprobs: int | None = None
     position: int = 0
     """Index of that token in the answer."""
-    seen: set[int] = field(default_factory=set)
-    """Ids of the prompt and the answer; kept only where a penalty needs them."""
-    counts: Counter[int] = field(default_factory=Counter)
-    """How often an id is in the answer; kept only where a penalty needs it."""
+    history: History = field(default_factory=History)
+    """Kept only where a penalty needs it."""
     forbidden: Set[int] = frozenset()
     """Ids that it must not be."""
+    allowed: bytes | None = None
+    """A grammar's mask of what it may be: bit ``i % 8`` of byte ``i // 8`` stands for token ``i``,
+    and a mask that ends early allows nothing behind it. None: anything."""
 
     @property
     def signed_seed(self) -> int:
@@ -62,7 +95,12 @@ class SamplingRow:
 
     @property
     def edits(self) -> bool:
-        return bool(self.params.logit_bias or self.forbidden or self.params.penalties)
+        return bool(
+            self.params.logit_bias
+            or self.forbidden
+            or self.params.penalties
+            or self.allowed is not None
+        )
 
     @property
     def plain(self) -> bool:
@@ -71,13 +109,12 @@ class SamplingRow:
 
     def see_prompt(self, ids: Iterable[int]) -> None:
         if self.params.penalties:
-            self.seen.update(ids)
+            self.history.add_prompt(ids)
 
     def see(self, token: int) -> None:
         """The answer goes on with ``token``."""
         if self.params.penalties:
-            self.seen.add(token)
-            self.counts[token] += 1
+            self.history.add(token)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,9 +45,6 @@ from hotswap.errors import (
 
 _log = logging.getLogger(__name__)
 
-_STEPS_BEFORE_IMPROVING = 32
-"""An engine that is never idle computes faster all the same, a little more after each step."""
-
 
 @dataclass(slots=True, eq=False)
 class _Ticket:
@@ -252,17 +249,11 @@ class TorchEngine:
 
     def _heed_wishes(self) -> bool:
         if not self._busy:
-            self._improve_while_idle()
             self._wishes.get()()
             self._last_progress = time.monotonic()
         while not self._wishes.empty():
             self._wishes.get()()
         return not self._stopping and self._failure is None
-
-    def _improve_while_idle(self) -> None:
-        """After the first answer, so that nobody waits for it."""
-        while self._ended and self._wishes.empty() and self._runner.improve():
-            self._last_progress = time.monotonic()
 
     def _stop(self) -> None:
         self._stopping = True
@@ -313,8 +304,6 @@ class TorchEngine:
             self._recover(error, post)
         self._last_progress = time.monotonic()
         self._send(post)
-        if self._steps > _STEPS_BEFORE_IMPROVING:
-            self._runner.improve()
 
     def _launch(self, after: Launched | None, post: Post) -> Launched | None:
         """None: those on their way are the last tokens of all answers."""

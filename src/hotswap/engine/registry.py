@@ -34,7 +34,7 @@ from hotswap.engine.front import Front, Fronts, SharedFronts, fits, local_path
 from hotswap.engine.preflight import WeightFiles, check_weights
 from hotswap.engine.stage import Stage, Stamp, TorchPrepared
 from hotswap.engine.text import PromptRenderer, RenderedRequest
-from hotswap.engine.weights import HostWeights, read_weights
+from hotswap.engine.weights import read_weights
 from hotswap.errors import DeviceLost, InsufficientMemory, ModelLoadFailed
 
 _log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class TorchEngineRegistry:
         device = devices.torch_device(prepared.spec.engine.device)
         stage = Stage(prepared, device)
         baseline = devices.used_bytes(device)
-        use = _Use(device, prepared.weights, baseline, before=baseline)
+        use = _Use(device, baseline, before=baseline)
         self._on_stage = True
         try:
             async with self._cleared(stage, use):
@@ -269,14 +269,12 @@ class _Use:
     """Memory around one stay on the device, in bytes."""
 
     device: torch.device
-    weights: HostWeights
     baseline: int
     before: int
 
     def report(self) -> MemoryReport:
         after = devices.used_bytes(self.device)
-        kept = self.weights.packed_bytes if self.device.type == "cpu" else 0
-        leaked = max(0, after - self.baseline - kept)
+        leaked = max(0, after - self.baseline)
         if self.device.type == "cpu" and leaked < _CPU_NOISE_BYTES:
             leaked = 0
         return MemoryReport(

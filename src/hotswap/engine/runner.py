@@ -74,10 +74,6 @@ class ModelRunner:
             return None
         return self._greedy.highest(segments, ids)
 
-    def improve(self) -> bool:
-        """See `Forward.improve`."""
-        return self.forward.improve()
-
     def drop(self, sequence: Sequence) -> None:
         self.forward.drop(sequence.id)
 

@@ -156,8 +156,6 @@ class Stage:
         limit = self.prepared.spec.engine.kv_cache_memory
         if limit is None:
             free = devices.free_bytes(self._device)
-            if isinstance(self._forward, LeanForward) and self._device.type == "cpu":
-                free = max(0, free - self._forward.bytes_to_pack)
             limit = int(free * _KV_SHARE[self._device.type])
         return KVBudget(
             limit_bytes=limit,

@@ -35,20 +35,13 @@ _loading = threading.Lock()
 @dataclass(slots=True)
 class HostWeights:
     """A model in host memory, ready to be placed any number of times: as transformers has it, or
-    as the skeleton that it was read into, with weights that may be packed by now."""
+    as the skeleton that it was read into."""
 
     content: PreTrainedModel | Skeleton
     bytes: int
     dtype: str
     vocab: int
     """Ids below it may be fed to the model."""
-
-    @property
-    def packed_bytes(self) -> int:
-        """What packing has made of them: memory that stays as long as they are kept."""
-        if not isinstance(self.content, Skeleton):
-            return 0
-        return sum(linear.own_bytes for linear in self.content.linears)
 
 
 class LoadAbandoned(Exception):
@@ -141,8 +134,8 @@ class Placement:
         return self._content if isinstance(self._content, Skeleton) else None
 
     def take_on(self, skeleton: Skeleton) -> None:
-        """From now on the model is its skeleton. On the CPU the host copy is so too: weights that
-        are packed then need not be kept twice."""
+        """From now on the model is its skeleton, and on the CPU the host copy is too: it need not
+        be read again the next time."""
         if self.device.type == "cpu" and self.skeleton is None:
             for module in self.model.modules():  # they refer to each other and would live on
                 module._parameters.clear()

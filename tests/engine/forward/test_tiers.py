@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from tests.engine.checkpoints import ARCHITECTURES, VARIANTS, WITHOUT_SKELETON
-from tests.engine.serving import Served, reference, request, serving
+from tests.engine.serving import Served, reference, serving
 
 pytestmark = [pytest.mark.torch, pytest.mark.anyio]
 
@@ -128,46 +128,3 @@ async def test_greedy_answers_equal_generate_in_chunks_and_where_room_is_scarce(
         assert [answer.text for answer in answers] == texts
         assert scheduler.used_bytes == 0
         assert bool(preempted) == (architecture != "mamba"), "its state does not grow"
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-async def test_weights_that_are_packed_in_the_middle_of_an_answer_do_not_break_it(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, dtype: str
-) -> None:
-    from hotswap.engine import engine
-    from hotswap.engine.forward import lean
-
-    monkeypatch.setattr(lean, "_PACKED_AT_ONCE_BYTES", 0)
-    monkeypatch.setattr(engine, "_STEPS_BEFORE_IMPROVING", 2)
-    path = checkpoint("qwen3")
-    async with serving(path, dtype=dtype) as served:
-        skeleton = served.engine._runner.forward.skeleton  # type: ignore[attr-defined]
-        qkv = [layer.attention.qkv for layer in skeleton.layers]
-        assert not any(linear.packed for linear in (*qkv, skeleton.head))
-        answer = await served.ask(PROMPTS[0], logprobs=0, **ANSWER)
-        assert answer.finished is not None
-        assert answer.finished.completion_tokens == TOKENS
-        assert all(linear.packed for linear in (*qkv, skeleton.head))
-        if dtype == "float32":
-            assert answer.text == texts_wanted(served, path)[0]
-        again = await served.ask(PROMPTS[0], logprobs=0, max_tokens=1, ignore_eos=True)
-        before, after = answer.logprobs[0], again.logprobs[0]
-        assert after.logprob == pytest.approx(before.logprob, abs=0.1)
-
-
-async def test_weights_are_packed_while_nobody_waits_for_an_answer(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from hotswap.engine.forward import lean
-
-    monkeypatch.setattr(lean, "_PACKED_AT_ONCE_BYTES", 0)
-    async with serving(checkpoint("qwen3"), dtype="bfloat16") as served:
-        skeleton = served.engine._runner.forward.skeleton  # type: ignore[attr-defined]
-        rendered = await served.registry.render(served.spec, request(PROMPTS[0], max_tokens=2))
-        assert not skeleton.head.packed, "not before the first answer"
-        async with served.engine.generate(rendered) as generation:
-            assert [events async for events in generation]
-        with anyio.fail_after(60):
-            while not skeleton.layers[0].attention.qkv.packed:
-                await anyio.sleep(0.001)
-        assert skeleton.head.packed

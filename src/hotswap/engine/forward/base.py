@@ -48,9 +48,6 @@ class Forward(Protocol):
         """Copy what lies in blocks: from the first of each pair to the second, all of them read
         before any is written."""
 
-    def improve(self) -> bool:
-        """Take one small step towards computing faster. False: there is none left."""
-
     def drop(self, sequence: int) -> None:
         """Forget what is kept of a sequence outside its blocks; unknown ones are none."""
 

@@ -40,9 +40,6 @@ class CachedForward:
     def copy(self, blocks: Sequence[tuple[int, int]]) -> None:
         """Nothing is shared, so nothing is copied."""
 
-    def improve(self) -> bool:
-        return False
-
     def logits(self, segments: Sequence[Segment], ids: Tensor | None = None) -> Tensor:
         if ids is None:
             tokens = [torch.tensor(s.ids, device=self._model.device) for s in segments]

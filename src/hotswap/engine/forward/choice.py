@@ -18,6 +18,7 @@ from hotswap.engine.forward.lean import LeanForward
 from hotswap.engine.forward.reading import read
 from hotswap.engine.forward.recorded import RecordedForward
 from hotswap.engine.kv_pool import KVPool
+from hotswap.engine.native.code import native_forward
 from hotswap.engine.weights import Placement
 from hotswap.errors import CheckpointRefused
 
@@ -46,6 +47,8 @@ class Verdict:
     """Of keys and values, per token of a sequence."""
     fixed_bytes: int
     """Of state per sequence, whatever its length."""
+    native: bool = False
+    """Its newest tokens are computed by `hotswap.engine.native`."""
 
 
 class _Tables:
@@ -72,7 +75,8 @@ def choose(placed: Placement, known: Verdict | None) -> tuple[Forward, Verdict]:
     """
     tables = _Tables()
     if known is not None:
-        forward = _TIERS[known.tier](placed, KVPool(placed.device, len(tables)))
+        make = _native if known.native else _TIERS[known.tier]
+        forward = make(placed, KVPool(placed.device, len(tables)))
         _refuse_nan(forward.logits([tables.segment(placed.vocab, _WHOLE, 0, 7)]))
         forward.drop(_WHOLE)
         return forward, known
@@ -80,12 +84,20 @@ def choose(placed: Placement, known: Verdict | None) -> tuple[Forward, Verdict]:
     plain = {name: _plain(model, placed.vocab, name) for name in _LENGTHS}
     for logits in plain.values():
         _refuse_nan(logits)
-    for make in (_lean, _flat):
+    for make in (_native, _lean, _flat):
         found = _if_exact(make, placed, plain, tables)
         if found is not None:
-            return found, Verdict(found.tier, found.pool.token_bytes, 0)
+            native = make is _native
+            return found, Verdict(found.tier, found.pool.token_bytes, 0, native)
     cached = CachedForward(model)
     return cached, _measure(cached, placed.vocab, tables)
+
+
+def _native(placed: Placement, pool: KVPool) -> LeanForward:
+    make = native_forward() if placed.device.type == "cpu" else None
+    if make is None:
+        raise UnsupportedForward("there are no compiled loops")
+    return make(placed.skeleton or read(placed.model), pool)
 
 
 def _lean(placed: Placement, pool: KVPool) -> LeanForward:

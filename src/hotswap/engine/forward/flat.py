@@ -69,9 +69,6 @@ class FlatForward:
     def copy(self, blocks: Sequence[tuple[int, int]]) -> None:
         self.pool.copy(blocks)
 
-    def improve(self) -> bool:
-        return False
-
     def drop(self, sequence: int) -> None:
         """Everything is in the blocks."""
 

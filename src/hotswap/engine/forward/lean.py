@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hotswap.engine.forward.attention import FlatStep
 from hotswap.engine.forward.base import Segment
-from hotswap.engine.forward.packing import Packing
 from hotswap.engine.forward.scores import AttentionOptions
 from hotswap.engine.forward.skeleton import (
     Attention,
@@ -28,8 +27,6 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
-_PACKED_AT_ONCE_BYTES = 16 << 20
-"""Weights up to this size are packed when they are loaded: it takes no time."""
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and signed sines of a step's positions, each [tokens, 1, rotary size]."""
@@ -45,24 +42,12 @@ class LeanForward:
         self.pool = pool
         self.skeleton = skeleton
         self._attentions = [_SelfAttention(i, x.attention) for i, x in enumerate(skeleton.layers)]
-        self._packing = Packing(skeleton)
-        if self._packing.bytes < _PACKED_AT_ONCE_BYTES:
-            while self.improve():
-                pass
 
     def reserve(self, blocks: int) -> None:
         self.pool.resize(blocks)
 
     def copy(self, blocks: Sequence[tuple[int, int]]) -> None:
         self.pool.copy(blocks)
-
-    @property
-    def bytes_to_pack(self) -> int:
-        """Memory that `improve` is going to take."""
-        return self._packing.bytes
-
-    def improve(self) -> bool:
-        return self.skeleton.embedding.device.type == "cpu" and self._packing.step()
 
     def drop(self, sequence: int) -> None:
         """Everything is in the blocks."""

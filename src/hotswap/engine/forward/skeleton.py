@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 
 from torch import Tensor
 
@@ -105,14 +104,6 @@ class Layer:
     before_mlp: Norm | None
     after_mlp: Norm | None
 
-    @property
-    def linears(self) -> list[Linear]:
-        """Those that every token goes through."""
-        linears = [self.attention.qkv, self.attention.out]
-        if isinstance(self.mlp, GatedMLP):
-            linears += [self.mlp.gate_up, self.mlp.down]
-        return linears
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skeleton:
@@ -125,8 +116,3 @@ class Skeleton:
     head: Linear
     softcap: float | None
     """Of the logits."""
-
-    @property
-    def linears(self) -> list[Linear]:
-        """All of them, the head first."""
-        return [self.head, *chain.from_iterable(layer.linears for layer in self.layers)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,9 +19,11 @@ from hotswap.engine.native import records, step
 from hotswap.engine.native.records import WORD
 
 MOST_ROWS = 64
-_PIECE_BYTES = 48 << 10
-"""Of weights: large beside what it costs to take a piece, small beside what a thread would have to
-wait for at the end."""
+_PIECE_BYTES = 32 << 10, 512 << 10
+"""Of weights, least and most: large beside what it costs to take a piece, small beside what a
+thread would have to wait for at the end."""
+_PIECES = 8
+"""Of a weight for each thread, within these limits."""
 _PATIENCE = 20_000
 """Looks for the next step before a worker goes to sleep: about two milliseconds."""
 _ACTIVATIONS = {"silu": records.SILU, "gelu": records.GELU, "gelu_tanh": records.GELU_TANH}
@@ -61,6 +62,7 @@ class _Description:
     def __init__(self, skeleton: Skeleton, pool: KVPool, threads: int) -> None:
         self._skeleton = skeleton
         self._pool = pool
+        self._threads = threads
         self._kept: list[Any] = []
         """What the addresses point to."""
         self.half = _is_half(skeleton.embedding)
@@ -69,7 +71,6 @@ class _Description:
         self._longest = 0
         self._ropes: dict[int, tuple[Rope, list[int]]] = {}
 
-        attention = skeleton.layers[0].attention
         width = skeleton.embedding.shape[1]
         heads = max(x.attention.heads * x.attention.size for x in skeleton.layers)
         qkv = max(x.attention.qkv.rows for x in skeleton.layers)
@@ -107,8 +108,8 @@ class _Description:
         model["vocab"] = skeleton.head.rows
         model["scratch"] = self._address(np.zeros(threads * scratch, np.uint8))
         model["scratch_bytes"] = scratch
+        model["workers"] = threads
         model["scores"] = scores
-        del attention
 
     @property
     def arrays(self) -> tuple[Any, ...]:
@@ -228,7 +229,7 @@ class _Description:
         self._phase(records.PROJECT, target, source=source, layer=layer)
         place, pieces = 0, 0
         for weight, bias in linear.parts:
-            for first, rows in _split(weight, 1):
+            for first, rows in _split(weight, 1, self._threads):
                 self._pieces.append(self._piece(weight, bias, first, rows, place))
                 place, pieces = place + rows, pieces + 1
         self._phases[-1]["pieces"] = pieces
@@ -238,7 +239,7 @@ class _Description:
         self._phase(records.GATE, self._inner, source=self._normed, layer=layer)
         halves = [half for part in mlp.gate_up.parts for half in _halves(part, len(mlp.gate_up.parts))]
         (gate, bias), (up, up_bias) = halves
-        pieces = _split(gate, 2)
+        pieces = _split(gate, 2, self._threads)
         for first, rows in pieces:
             piece = self._piece(gate, bias, first, rows, first)
             gated = self._piece(up, up_bias, first, rows, first)
@@ -290,7 +291,7 @@ class _Team:
         lead = step.lead_bfloat16 if description.half else step.lead_float32
         follow = step.follow_bfloat16 if description.half else step.follow_float32
         self._lead, self._follow = lead, follow
-        words = np.zeros(2 * step.LINE * len(description.phases), WORD)
+        words = np.zeros((threads + 1) * step.LINE * len(description.phases), WORD)
         control = np.zeros(step.WORKERS + step.LINE * (threads + 1), WORD)
         self._memory = words, control
         self._words, self._control = int(words.ctypes.data), int(control.ctypes.data)
@@ -342,10 +343,12 @@ def _is_half(tensor: Tensor) -> bool:
     return tensor.dtype == torch.bfloat16
 
 
-def _split(weight: Tensor, beside: int) -> list[tuple[int, int]]:
+def _split(weight: Tensor, beside: int, threads: int) -> list[tuple[int, int]]:
     """First row and rows of pieces of a weight of which ``beside`` are read together."""
+    least, most = _PIECE_BYTES
+    size = min(max(least, weight.nbytes * beside // (_PIECES * threads)), most)
     rows, row_bytes = weight.shape[0], weight[0].nbytes * beside
-    most = max(4, _PIECE_BYTES // row_bytes // 4 * 4)
+    most = max(4, size // row_bytes // 4 * 4)
     return [(first, min(most, rows - first)) for first in range(0, rows, most)]
 
 

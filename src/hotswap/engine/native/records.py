@@ -105,6 +105,6 @@ MODEL = np.dtype(
         ("scratch", WORD),  # of all workers
         ("scratch_bytes", WORD),  # of each
         ("scores", WORD),  # float32 numbers that scratch has room for, per head
-        ("heads_part", WORD),  # rows of weights in a piece of the head
+        ("workers", WORD),
     ]
 )

@@ -420,35 +420,41 @@ def _run(worker, number, words, control, model, phases, pieces, layers, rows, st
     long as it holds a piece of it."""
     first_mark = number << COUNT_BITS
     scratch = model.scratch + worker * model.scratch_bytes
+    workers = model.workers
     for p in range(phases.shape[0]):
         phase = phases[p]
         layer = layers[phase.layer]
-        taken, done = words + 16 * LINE * p, words + 16 * LINE * p + 8 * LINE
+        done = words + 8 * LINE * (workers + 1) * p
         tokens = load_word(control + 8 * ROWS)
         count = phase.pieces if phase.pieces > 0 else phase.each * tokens
-        while True:
-            mark = load_word(taken)
-            if mark >> COUNT_BITS != number:
-                return
-            piece_number = mark - first_mark
-            if piece_number >= count:
-                break
-            if not swap_word(taken, mark, mark + 1):
-                continue
-            piece = pieces[phase.first + piece_number]
-            if phase.kind == PROJECT:
-                _project(phase, piece, piece_number, tokens, weight_like, weight_size, act)
-            elif phase.kind == GATE:
-                _gate(phase, piece, tokens, layer.activation, scratch, weight_like, weight_size, act)
-            elif phase.kind == ATTEND:
-                row = rows[piece_number // phase.each]
-                _attend(phase, model, layer, row, stretches, piece_number, scratch, weight_like,
-                        weight_size, act, act_size)  # fmt: skip
-            elif phase.kind == EMBED:
-                _embed(phase, model, rows, piece_number, weight_like, act)
-            else:
-                _add(phase, model, piece_number, act)
-            add_word(done, 1)
+        for turn in range(workers):
+            share = (worker + turn) % workers
+            taken = done + 8 * LINE * (share + 1)
+            begin, end = count * share // workers, count * (share + 1) // workers
+            while True:
+                mark = load_word(taken)
+                if mark >> COUNT_BITS != number:
+                    return
+                piece_number = mark - first_mark + begin
+                if piece_number >= end:
+                    break
+                if not swap_word(taken, mark, mark + 1):
+                    continue
+                piece = pieces[phase.first + piece_number]
+                if phase.kind == PROJECT:
+                    _project(phase, piece, piece_number, tokens, weight_like, weight_size, act)
+                elif phase.kind == GATE:
+                    _gate(phase, piece, tokens, layer.activation, scratch, weight_like, weight_size,
+                          act)  # fmt: skip
+                elif phase.kind == ATTEND:
+                    row = rows[piece_number // phase.each]
+                    _attend(phase, model, layer, row, stretches, piece_number, scratch, weight_like,
+                            weight_size, act, act_size)  # fmt: skip
+                elif phase.kind == EMBED:
+                    _embed(phase, model, rows, piece_number, weight_like, act)
+                else:
+                    _add(phase, model, piece_number, act)
+                add_word(done, 1)
         spins = 0
         while True:
             mark = load_word(done)
@@ -480,8 +486,9 @@ def _lead(words, control, tokens, out, model, phases, pieces, layers, rows, stre
           weight_like, weight_size, act, act_size):  # fmt: skip
     number = load_word(control + 8 * STEP) + 1
     for p in range(phases.shape[0]):
-        store_word(words + 16 * LINE * p, number << COUNT_BITS)
-        store_word(words + 16 * LINE * p + 8 * LINE, number << COUNT_BITS)
+        for i in range(model[0].workers + 1):
+            word = (model[0].workers + 1) * p + i
+            store_word(words + 8 * LINE * word, number << COUNT_BITS)
     store_word(control + 8 * ROWS, tokens)
     store_word(control + 8 * STEP, number)
     _run(0, number, words, control, model[0], phases, pieces, layers, rows, stretches,
