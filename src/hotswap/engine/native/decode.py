@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from hotswap.engine.forward.linear import Linear
 from hotswap.engine.forward.skeleton import GatedMLP, Layer, Norm, Rope, Skeleton
 from hotswap.engine.kv_pool import KVPool
 from hotswap.engine.native import records, step
+from hotswap.engine.native.machine import TILE, may_use_matrices
 from hotswap.engine.native.records import WORD
 
 MOST_ROWS = 64
@@ -43,13 +45,13 @@ class NativeDecode:
         """Compute a token of each sequence, ``ids``, whatever the segments say.
 
         Returns:
-            Logits, float32 [segments, vocab], and the first of the largest of each row, int64
-            [segments]. The next step overwrites them.
+            Logits, float32 [segments, vocab], which the next step overwrites, and the first of the
+            largest of each row, int64 [segments].
         """
         described = self._description
         described.fill(segments, ids)
         self._team.run(len(segments))
-        return described.logits[: len(segments)], described.tokens[: len(segments)]
+        return described.logits[: len(segments)], described.tokens[: len(segments)].clone()
 
     def close(self) -> None:
         """Send the threads home."""
@@ -94,7 +96,7 @@ class _Description:
         self.stretches = np.zeros((MOST_ROWS * (1 + pool.slots // 16), 2), np.int64)
         shared = max(x.attention.heads // x.attention.groups for x in skeleton.layers)
         scores = pool.slots
-        scratch = 4 * max(
+        scratch = step.SCRATCH_BYTES + 4 * max(
             MOST_ROWS * 2 * max(piece["rows"] for piece in self._pieces if piece["gated"]),
             (2 * shared + 1) * max(x.attention.size for x in skeleton.layers) + shared * scores,
         )
@@ -109,6 +111,7 @@ class _Description:
         model["scratch"] = self._address(np.zeros(threads * scratch, np.uint8))
         model["scratch_bytes"] = scratch
         model["workers"] = threads
+        model["shapes"] = self._matrix_shapes(threads)
         model["scores"] = scores
 
     @property
@@ -274,6 +277,17 @@ class _Description:
         self._kept.append(array)
         return int(array.ctypes.data)
 
+    def _matrix_shapes(self, threads: int) -> int:
+        """0: the processor has no matrices, may not use them, or not for these weights."""
+        fitting = all(piece["width"] % 32 == 0 and piece["rows"] >= TILE for piece in self._pieces)
+        if not (self.half and fitting and may_use_matrices()):
+            return 0
+        shapes = np.zeros((1 + 2 * threads, 64), np.uint8)
+        shapes[0, 0] = 1
+        shapes[0, 16:32].view(np.uint16)[:] = 64  # bytes of a row, for each of eight
+        shapes[0, 48:56] = TILE
+        return self._address(shapes)
+
     def _floats(self, tensor: Tensor) -> int:
         floats = tensor.detach().float().contiguous()
         self._kept.append(floats)
@@ -348,8 +362,9 @@ def _split(weight: Tensor, beside: int, threads: int) -> list[tuple[int, int]]:
     least, most = _PIECE_BYTES
     size = min(max(least, weight.nbytes * beside // (_PIECES * threads)), most)
     rows, row_bytes = weight.shape[0], weight[0].nbytes * beside
-    most = max(4, size // row_bytes // 4 * 4)
-    return [(first, min(most, rows - first)) for first in range(0, rows, most)]
+    most = max(TILE, size // row_bytes // TILE * TILE)
+    ends = [*range(most, rows - TILE + 1, most), rows]
+    return [(first, end - first) for first, end in pairwise([0, *ends])]
 
 
 def _halves(part: tuple[Tensor, Tensor | None], parts: int) -> Iterator[tuple[Tensor, Tensor | None]]:

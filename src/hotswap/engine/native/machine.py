@@ -1,12 +1,15 @@
 """What the compiled loops need and Numba does not offer: memory by address, atomic words, and dot
 products of several rows at once. All of it is LLVM's, so it is there on every processor.
 
-Numbers lie in memory as float32, or as the upper half of one (bfloat16, handled as uint16). A last
-argument called ``like``, any value of that type, says which.
+Numbers lie in memory as float32, or as the upper half of one (bfloat16, handled as uint16). An
+argument called ``like``, any value of that type, says which. With int16 they are bfloat16 too, of
+16 tokens side by side: two numbers of the first token, two of the second, and so on, then the next
+two of each. That is how `multiply_tiles` takes them.
 """
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -18,12 +21,18 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-BFLOAT16, FLOAT32 = types.uint16, types.float32
+BFLOAT16, FLOAT32, BLOCKED = types.uint16, types.float32, types.int16
 LANES = 16
 """Numbers in a vector. Processors with shorter ones take several."""
-DOTS_BFLOAT16 = llvmlite.binding.get_host_cpu_features().get("avx512bf16", False)
+_FEATURES = llvmlite.binding.get_host_cpu_features()
+DOTS_BFLOAT16 = _FEATURES.get("avx512bf16", False)
 """The processor multiplies pairs of bfloat16 without widening them first."""
+HAS_TILES = _FEATURES.get("amx-tile", False) and _FEATURES.get("amx-bf16", False)
+"""The processor multiplies matrices of bfloat16 (Intel's AMX)."""
+TILE = 16
+"""Rows of a matrix; it has 32 columns of bfloat16, or 16 of float32."""
 
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F32 = ir.FloatType()
 _VECTOR = ir.VectorType(_F32, LANES)
@@ -36,6 +45,14 @@ if DOTS_BFLOAT16:
 
 Builder = Any
 """`llvmlite.ir.IRBuilder`; llvmlite is untyped."""
+
+
+def may_use_matrices() -> bool:
+    """Whether the processor has them and this process may use them, for which Linux is asked."""
+    if not HAS_TILES or not sys.platform.startswith("linux"):
+        return False
+    libc = ctypes.CDLL(None)
+    return bool(libc.syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA) == 0)
 
 
 @intrinsic
@@ -60,12 +77,31 @@ def store(context, address, index, value, like):
         address, index, value, _ = arguments
         if signature.args[3] == FLOAT32:
             builder.store(value, _pointer(builder, address, index, _F32), align=4)
+        elif signature.args[3] == BLOCKED:
+            pair = builder.mul(builder.lshr(index, _I64(1)), _I64(2 * TILE))
+            place = builder.add(pair, builder.and_(index, _I64(1)))
+            builder.store(_rounded(builder, value), _pointer(builder, address, place, _I16), align=2)
         else:
             half = _rounded(builder, value)
             builder.store(half, _pointer(builder, address, index, _I16), align=2)
         return _context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.float32, like), generate
+
+
+@intrinsic
+def token(context, address, stride, number, like):
+    """Address of a token's numbers among those of several, ``stride`` bytes each."""
+
+    def generate(_context, builder, signature, arguments):
+        address, stride, number, _ = arguments
+        if signature.args[3] != BLOCKED:
+            return builder.add(address, builder.mul(number, stride))
+        within = builder.mul(builder.and_(number, _I64(TILE - 1)), _I64(4))
+        block = builder.and_(number, _I64(-TILE))
+        return builder.add(builder.add(address, builder.mul(block, stride)), within)
+
+    return types.int64(types.int64, types.int64, types.int64, like), generate
 
 
 @intrinsic
@@ -252,8 +288,81 @@ class _Tile:
         size = 4 if self._left_kind == FLOAT32 else 2
         row = builder.add(self._lefts, builder.mul(self._left_stride, _I64(number)))
         address = builder.add(row, builder.mul(place, _I64(size)))
-        pointer = builder.inttoptr(address, _I8.as_pointer())
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), (pointer, _I32(0), _I32(3), _I32(1)))
+        _prefetch(builder, address)
+
+
+def multiply_tiles(blocks: int) -> Callable[..., None]:
+    """Products of 16 rows of weights with ``blocks`` times 16 tokens, by the processor's matrices.
+
+    The result takes ``(weights, weight_stride, tokens, block_stride, out, width)``: addresses, and
+    bytes between rows and between blocks of tokens. Product (i, j) with block b is float32 number
+    ``256 b + 16 i + j`` at ``out``. ``width`` is a multiple of 32. `use_tiles` comes before.
+    """
+
+    @intrinsic
+    def multiply(context, weights, weight_stride, tokens, block_stride, out, width):
+        def generate(_context, builder, signature, arguments):
+            _multiply_tiles(builder, blocks, arguments)
+            return _context.get_dummy_value()
+
+        return types.void(*(types.int64,) * 6), generate
+
+    function: Callable[..., None] = multiply
+    return function
+
+
+@intrinsic
+def use_tiles(context, shapes, former):
+    """Set this thread's matrices to the shapes described at one address, and write what they were
+    to another: 64 bytes each, see Intel's manual on LDTILECFG."""
+
+    def generate(_context, builder, signature, arguments):
+        shapes, former = (builder.inttoptr(a, _I8.as_pointer()) for a in arguments)
+        _call(builder, "llvm.x86.sttilecfg", ir.VoidType(), (former,))
+        _call(builder, "llvm.x86.ldtilecfg", ir.VoidType(), (shapes,))
+        return _context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+def _multiply_tiles(builder: Builder, blocks: int, arguments: Sequence[Any]) -> None:
+    weights, weight_stride, tokens, block_stride, out, width = arguments
+    weight_tile, token_tile, first_sum = _I8(0), _I8(1), 2
+
+    def run(name: str, *operands: Any) -> None:
+        _call(builder, f"llvm.x86.{name}", ir.VoidType(), operands)
+
+    def at(address: Any) -> Any:
+        return builder.inttoptr(address, _I8.as_pointer())
+
+    before = builder.block
+    loop, after = (builder.append_basic_block(name) for name in ("columns", "multiplied"))
+    for block in range(blocks):
+        run("tilezero", _I8(first_sum + block))
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    place = builder.phi(_I64)
+    column = builder.add(weights, builder.mul(place, _I64(2)))
+    # The next 16 rows, in the order in which they lie: a line of each in turn is slower.
+    begin = builder.add(weights, builder.mul(weight_stride, _I64(TILE)))
+    begin = builder.add(begin, builder.mul(place, _I64(2 * TILE)))
+    for line in range(TILE):
+        # Several blocks of tokens leave the first cache no room for it.
+        _prefetch(builder, builder.add(begin, _I64(64 * line)), 3 if blocks == 1 else 2)
+    run("tileloadd64", weight_tile, at(column), weight_stride)
+    pairs = builder.add(tokens, builder.mul(place, _I64(2 * TILE)))
+    for block in range(blocks):
+        own = builder.add(pairs, builder.mul(block_stride, _I64(block)))
+        run("tileloadd64", token_tile, at(own), _I64(4 * TILE))
+        run("tdpbf16ps", _I8(first_sum + block), weight_tile, token_tile)
+    following = builder.add(place, _I64(2 * LANES))
+    place.add_incoming(_I64(0), before)
+    place.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_signed("<", following, width), loop, after)
+    builder.position_at_end(after)
+    for block in range(blocks):
+        own = builder.add(out, _I64(4 * TILE * TILE * block))
+        run("tilestored64", _I8(first_sum + block), at(own), _I64(4 * TILE))
 
 
 def mix_tile(right: int) -> Callable[..., None]:
@@ -365,6 +474,12 @@ def _multiply_pairs(builder: Builder, total: Any, left: Any, right: Any) -> Any:
     # llvmlite has no bfloat16, which LLVM's own name for the instruction asks for.
     instruction = ir.InlineAsm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v", side_effect=False)
     return builder.call(instruction, (total, left, right))
+
+
+def _prefetch(builder: Builder, address: Any, nearness: int = 3) -> None:
+    """Have a line fetched, into the first cache (3) or the second (2)."""
+    pointer = builder.inttoptr(address, _I8.as_pointer())
+    _call(builder, "llvm.prefetch.p0", ir.VoidType(), (pointer, _I32(0), _I32(nearness), _I32(1)))
 
 
 def _call(builder: Builder, name: str, result: Any, arguments: Sequence[Any]) -> Any:

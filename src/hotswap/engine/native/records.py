@@ -106,5 +106,6 @@ MODEL = np.dtype(
         ("scratch_bytes", WORD),  # of each
         ("scores", WORD),  # float32 numbers that scratch has room for, per head
         ("workers", WORD),
+        ("shapes", WORD),  # of the processor's matrices; then room to keep the former ones
     ]
 )

@@ -14,12 +14,14 @@ import math
 
 import numba
 import numpy as np
+from numba.extending import overload
 
 from hotswap.engine.jit import compiled, inlined, reordered
 from hotswap.engine.native.machine import (
-    BFLOAT16,
+    BLOCKED,
     DOTS_BFLOAT16,
-    FLOAT32,
+    HAS_TILES,
+    TILE,
     add_word,
     dot_tile,
     float_of_bits,
@@ -27,10 +29,13 @@ from hotswap.engine.native.machine import (
     load,
     load_word,
     mix_tile,
+    multiply_tiles,
     pause,
     store,
     store_word,
     swap_word,
+    token,
+    use_tiles,
 )
 from hotswap.engine.native.records import (
     ATTEND,
@@ -56,12 +61,17 @@ COUNT_BITS = 32
 _SPINS = 64
 """Looks at a word before another thread is let through."""
 _TILE = 4
+TILES_FROM = 5
+"""Tokens from which on the processor's matrices, where it has some, are faster than its vectors."""
+SCRATCH_BYTES = 4 * 4 * TILE * TILE
+"""Of scratch, at its beginning: the products of four blocks of tokens."""
 _F32 = np.float32(0)
 
 _first_1, _first_2, _first_3, _first_4 = (dot_tile(_TILE, n, ahead=True) for n in (1, 2, 3, 4))
 _more_1, _more_2, _more_3, _more_4 = (dot_tile(_TILE, n) for n in (1, 2, 3, 4))
 _rest_1, _rest_2, _rest_3, _rest_4 = (dot_tile(1, n) for n in (1, 2, 3, 4))
 _mix_1, _mix_2, _mix_3, _mix_4 = (mix_tile(n) for n in (1, 2, 3, 4))
+_tiles_1, _tiles_2, _tiles_3, _tiles_4 = (multiply_tiles(n) for n in (1, 2, 3, 4))
 
 
 # -- arithmetic ----------------------------------------------------------------------------------
@@ -178,6 +188,56 @@ def _dots(lefts, left_stride, left_rows, rights, right_stride, right_rows, out, 
 
 
 @inlined
+def _tiled(weights, weight_stride, weight_rows, tokens, token_stride, count, out, out_stride, width,
+           scratch):  # fmt: skip
+    """All products of 16 or more rows of weights with some tokens, see `multiply_tiles`."""
+    i = 0
+    while i < weight_rows:
+        first = min(i, weight_rows - TILE)  # the last rows may be computed twice
+        weight, j = weights + first * weight_stride, 0
+        while j < count:
+            block, blocks = tokens + j * token_stride, min(4, (count - j + TILE - 1) // TILE)
+            if blocks == 4:
+                _tiles_4(weight, weight_stride, block, TILE * token_stride, scratch, width)
+            elif blocks == 3:
+                _tiles_3(weight, weight_stride, block, TILE * token_stride, scratch, width)
+            elif blocks == 2:
+                _tiles_2(weight, weight_stride, block, TILE * token_stride, scratch, width)
+            else:
+                _tiles_1(weight, weight_stride, block, TILE * token_stride, scratch, width)
+            for k in range(min(4 * TILE, count - j)):
+                made = scratch + 4 * (k // TILE * TILE * TILE + k % TILE)
+                target = out + (j + k) * out_stride + 4 * first
+                for row in range(TILE):
+                    store(target, row, load(made, row * TILE, _F32), _F32)
+            j += 4 * TILE
+        i += TILE
+
+
+def _products(weights, weight_stride, weight_rows, tokens, token_stride, count, out, out_stride,
+              width, scratch, weight_like, act):  # fmt: skip
+    """Of weights with tokens as they lie between two phases. Compiled code takes the one for its
+    kind of tokens."""
+    raise NotImplementedError
+
+
+@overload(_products)
+def _products_of(weights, weight_stride, weight_rows, tokens, token_stride, count, out, out_stride,
+                 width, scratch, weight_like, act):  # fmt: skip
+    def tiled(weights, weight_stride, weight_rows, tokens, token_stride, count, out, out_stride,
+              width, scratch, weight_like, act):  # fmt: skip
+        _tiled(weights, weight_stride, weight_rows, tokens, token_stride, count, out, out_stride,
+               width, scratch)  # fmt: skip
+
+    def dots(weights, weight_stride, weight_rows, tokens, token_stride, count, out, out_stride,
+             width, scratch, weight_like, act):  # fmt: skip
+        _dots(weights, weight_stride, weight_rows, tokens, token_stride, count, out, out_stride,
+              width, weight_like, act)  # fmt: skip
+
+    return tiled if act == BLOCKED else dots
+
+
+@inlined
 def _mixed(rows, row_stride, count, weights, weight_stride, sets, out, out_stride, width, like, size):
     """Add weighted sums of rows to what is at ``out``, see `mix_tile`; ``size``: bytes of a number
     in the rows."""
@@ -226,7 +286,7 @@ def _embed(phase, model, rows, number, weight_like, act):
     first = rows[number].token * model.width
     for i in range(model.width):
         store(residual, i, load(model.embedding, first + i, weight_like) * phase.scale, _F32)
-    _write_normed(phase, residual, phase.target + number * phase.target_stride, act)
+    _write_normed(phase, residual, token(phase.target, phase.target_stride, number, act), act)
 
 
 @reordered
@@ -241,7 +301,7 @@ def _add(phase, model, number, act):
         for i in range(model.width):
             value = load(made, i, _F32) * factor * load(phase.norm_before, i, _F32)
             store(residual, i, load(residual, i, _F32) + value, _F32)
-    _write_normed(phase, residual, phase.target + number * phase.target_stride, act)
+    _write_normed(phase, residual, token(phase.target, phase.target_stride, number, act), act)
 
 
 @reordered
@@ -252,10 +312,11 @@ def _add_bias(bias, count, out):
 
 
 @inlined
-def _project(phase, piece, number, tokens, weight_like, weight_size, act):
+def _project(phase, piece, number, tokens, scratch, weight_like, weight_size, act):
     target = phase.target + 4 * piece.place
-    _dots(piece.weight, piece.width * weight_size, piece.rows, phase.source, phase.source_stride,
-          tokens, target, phase.target_stride, piece.width, weight_like, act)  # fmt: skip
+    _products(piece.weight, piece.width * weight_size, piece.rows, phase.source,
+              phase.source_stride, tokens, target, phase.target_stride, piece.width, scratch,
+              weight_like, act)  # fmt: skip
     for row in range(tokens):
         _add_bias(piece.bias, piece.rows, target + row * phase.target_stride)
     if phase.peaks != 0:
@@ -281,17 +342,19 @@ def _find_peak(phase, piece, number, row, logits):
 
 @reordered
 def _gate(phase, piece, tokens, kind, scratch, weight_like, weight_size, act):
-    stride, left_stride = 8 * piece.rows, piece.width * weight_size
+    stride, weight_stride = 8 * piece.rows, piece.width * weight_size
+    gates = scratch + SCRATCH_BYTES
     for part in range(2):
         weight = piece.weight if part == 0 else piece.gated
-        _dots(weight, left_stride, piece.rows, phase.source, phase.source_stride, tokens,
-              scratch + part * 4 * piece.rows, stride, piece.width, weight_like, act)  # fmt: skip
+        _products(weight, weight_stride, piece.rows, phase.source, phase.source_stride, tokens,
+                  gates + part * 4 * piece.rows, stride, piece.width, scratch, weight_like,
+                  act)  # fmt: skip
     for row in range(tokens):
-        gate = scratch + row * stride
+        gate = gates + row * stride
         gated = gate + 4 * piece.rows
         _add_bias(piece.bias, piece.rows, gate)
         _add_bias(piece.gated_bias, piece.rows, gated)
-        target = phase.target + row * phase.target_stride
+        target = token(phase.target, phase.target_stride, row, act)
         for i in range(piece.rows):
             value = _activated(load(gate, i, _F32), kind) * load(gated, i, _F32)
             store(target, piece.place + i, value, act)
@@ -355,16 +418,17 @@ def _weigh(layer, scores, length):
 
 
 @inlined
-def _attend(phase, model, layer, row, stretches, number, scratch, kv_like, kv_size, act, act_size):
-    group = number % layer.groups
-    token = number // layer.groups
+def _attend(phase, model, layer, row, stretches, number, scratch, kv_like, kv_size, act, query_like,
+            query_size):  # fmt: skip
+    group, of_token = number % layer.groups, number // layer.groups
     shared, size = layer.heads // layer.groups, layer.size
     line, score_stride = 4 * size, 4 * model.scores
     # Scratch: a head, the queries, what they saw, their scores.
-    head, queries = scratch, scratch + line
+    head = scratch + SCRATCH_BYTES
+    queries = head + line
     seen = queries + shared * line
     scores = seen + shared * line
-    source = phase.source + token * phase.source_stride
+    source = phase.source + of_token * phase.source_stride
     keys = source + layer.heads * line
     values = keys + layer.groups * line
 
@@ -377,7 +441,7 @@ def _attend(phase, model, layer, row, stretches, number, scratch, kv_like, kv_si
         _normed_head(layer, source + of_all * line, source, layer.heads, layer.q_norm, of_all, head)
         _rotate(layer, row.position, head)
         for k in range(size):
-            store(queries + i * size * act_size, k, load(head, k, _F32), act)
+            store(queries + i * size * query_size, k, load(head, k, _F32), query_like)
             store(seen + i * line, k, np.float32(0), _F32)
 
     stride = size * kv_size
@@ -389,8 +453,8 @@ def _attend(phase, model, layer, row, stretches, number, scratch, kv_like, kv_si
         before += stretches[i, 1]
         if count > 0:
             first = group * model.slots + stretches[i, 0] + hidden
-            _dots(layer.keys + first * stride, stride, count, queries, size * act_size, shared,
-                  scores + 4 * length, score_stride, size, kv_like, act)  # fmt: skip
+            _dots(layer.keys + first * stride, stride, count, queries, size * query_size, shared,
+                  scores + 4 * length, score_stride, size, kv_like, query_like)  # fmt: skip
             length += count
     for i in range(shared):
         _weigh(layer, scores + i * score_stride, length)
@@ -404,7 +468,7 @@ def _attend(phase, model, layer, row, stretches, number, scratch, kv_like, kv_si
             _mixed(layer.values + first * stride, stride, count, scores + 4 * length,
                    score_stride, shared, seen, line, size, kv_like, kv_size)  # fmt: skip
             length += count
-    target = phase.target + token * phase.target_stride
+    target = token(phase.target, phase.target_stride, of_token, act)
     for i in range(shared):
         for k in range(size):
             store(target, (group * shared + i) * size + k, load(seen + i * line, k, _F32), act)
@@ -415,7 +479,7 @@ def _attend(phase, model, layer, row, stretches, number, scratch, kv_like, kv_si
 
 @inlined
 def _run(worker, number, words, control, model, phases, pieces, layers, rows, stretches,
-         weight_like, weight_size, act, act_size):  # fmt: skip
+         weight_like, weight_size, act, query_like, query_size):  # fmt: skip
     """Take part in a step. What it finds there is only what that step's leader has written, as
     long as it holds a piece of it."""
     first_mark = number << COUNT_BITS
@@ -442,14 +506,15 @@ def _run(worker, number, words, control, model, phases, pieces, layers, rows, st
                     continue
                 piece = pieces[phase.first + piece_number]
                 if phase.kind == PROJECT:
-                    _project(phase, piece, piece_number, tokens, weight_like, weight_size, act)
+                    _project(phase, piece, piece_number, tokens, scratch, weight_like, weight_size,
+                             act)  # fmt: skip
                 elif phase.kind == GATE:
                     _gate(phase, piece, tokens, layer.activation, scratch, weight_like, weight_size,
                           act)  # fmt: skip
                 elif phase.kind == ATTEND:
                     row = rows[piece_number // phase.each]
                     _attend(phase, model, layer, row, stretches, piece_number, scratch, weight_like,
-                            weight_size, act, act_size)  # fmt: skip
+                            weight_size, act, query_like, query_size)  # fmt: skip
                 elif phase.kind == EMBED:
                     _embed(phase, model, rows, piece_number, weight_like, act)
                 else:
@@ -468,6 +533,45 @@ def _run(worker, number, words, control, model, phases, pieces, layers, rows, st
                 give_way()
 
 
+_HALF = np.uint16(0)
+_BLOCKS = np.int16(0)
+_VECTORS, _VECTORS_SIZE = (_HALF, 2) if DOTS_BFLOAT16 else (_F32, 4)
+"""What vectors of bfloat16 weights are multiplied with."""
+
+
+@inlined
+def _run_float32(worker, number, words, control, model, phases, pieces, layers, rows, stretches):
+    _run(worker, number, words, control, model[0], phases, pieces, layers, rows, stretches,
+         _F32, 4, _F32, _F32, 4)  # fmt: skip
+
+
+@inlined
+def _run_vectors(worker, number, words, control, model, phases, pieces, layers, rows, stretches):
+    _run(worker, number, words, control, model[0], phases, pieces, layers, rows, stretches,
+         _HALF, 2, _VECTORS, _VECTORS, _VECTORS_SIZE)  # fmt: skip
+
+
+@inlined
+def _run_tiles(worker, number, words, control, model, phases, pieces, layers, rows, stretches):
+    former = model[0].shapes + 64 * (1 + 2 * worker)
+    use_tiles(model[0].shapes, former)
+    _run(worker, number, words, control, model[0], phases, pieces, layers, rows, stretches,
+         _HALF, 2, _BLOCKS, _VECTORS, _VECTORS_SIZE)  # fmt: skip
+    # Others of this thread, oneDNN among them, rely on what they had set.
+    use_tiles(former, former + 64)
+
+
+@inlined
+def _run_either(worker, number, words, control, model, phases, pieces, layers, rows, stretches):
+    if model[0].shapes != 0 and load_word(control + 8 * ROWS) >= TILES_FROM:
+        _run_tiles(worker, number, words, control, model, phases, pieces, layers, rows, stretches)
+    else:
+        _run_vectors(worker, number, words, control, model, phases, pieces, layers, rows, stretches)
+
+
+_run_bfloat16 = _run_either if HAS_TILES else _run_vectors
+
+
 @inlined
 def _likeliest(phase, tokens, out):
     """Token ids, int64, from what the pieces of the head found."""
@@ -482,43 +586,36 @@ def _likeliest(phase, tokens, out):
 
 
 @inlined
-def _lead(words, control, tokens, out, model, phases, pieces, layers, rows, stretches,
-          weight_like, weight_size, act, act_size):  # fmt: skip
+def _begin(words, control, tokens, model, phases):
+    """Have all pieces of a new step waiting; its number."""
     number = load_word(control + 8 * STEP) + 1
-    for p in range(phases.shape[0]):
-        for i in range(model[0].workers + 1):
-            word = (model[0].workers + 1) * p + i
-            store_word(words + 8 * LINE * word, number << COUNT_BITS)
+    for i in range((model[0].workers + 1) * phases.shape[0]):
+        store_word(words + 8 * LINE * i, number << COUNT_BITS)
     store_word(control + 8 * ROWS, tokens)
     store_word(control + 8 * STEP, number)
-    _run(0, number, words, control, model[0], phases, pieces, layers, rows, stretches,
-         weight_like, weight_size, act, act_size)  # fmt: skip
-    _likeliest(phases[phases.shape[0] - 1], tokens, out)
+    return number
 
 
 @inlined
-def _follow(worker, seen, patience, words, control, model, phases, pieces, layers, rows, stretches,
-            weight_like, weight_size, act, act_size):  # fmt: skip
+def _wait(worker, seen, patience, control):
+    """For the next step; 0: none came, or none will."""
     asleep = control + 8 * (WORKERS + LINE * worker)
     waited = 0
     while load_word(control + 8 * STOP) == 0:
         number = load_word(control + 8 * STEP)
         if number != seen:
-            _run(worker, number, words, control, model[0], phases, pieces, layers, rows, stretches,
-                 weight_like, weight_size, act, act_size)  # fmt: skip
-            seen, waited = number, 0
-        elif waited < patience:
-            waited += 1
-            pause()
-            if waited % _SPINS == 0:
-                give_way()
-        else:
+            return number
+        waited += 1
+        pause()
+        if waited % _SPINS == 0:
+            give_way()
+        if waited > patience:
             store_word(asleep, 1)
             # Whoever begins a step now sees it asleep; whoever has just begun one did not.
             if load_word(control + 8 * STEP) == seen or not swap_word(asleep, 1, 0):
-                return seen
+                return 0
             waited = 0
-    return seen
+    return 0
 
 
 _ARRAYS = (
@@ -529,51 +626,56 @@ _ARRAYS = (
     numba.from_dtype(ROW)[::1],
     numba.int64[:, ::1],
 )
-_ADDRESS = numba.int64
-_BFLOAT16_ACTIVATION = BFLOAT16 if DOTS_BFLOAT16 else FLOAT32
+_LEAD = numba.void(*(numba.int64,) * 4, *_ARRAYS)
+_FOLLOW = numba.int64(*(numba.int64,) * 5, *_ARRAYS)
 
 
-@compiled(numba.void(*(_ADDRESS,) * 2, numba.int64, _ADDRESS, *_ARRAYS))
+@compiled(_LEAD)
 def lead_float32(words, control, tokens, out, model, phases, pieces, layers, rows, stretches):
     """Begin a step of so many tokens and take part in it; the likeliest tokens go to ``out``."""
-    _lead(words, control, tokens, out, model, phases, pieces, layers, rows, stretches,
-          _F32, 4, _F32, 4)  # fmt: skip
+    number = _begin(words, control, tokens, model, phases)
+    _run_float32(0, number, words, control, model, phases, pieces, layers, rows, stretches)
+    _likeliest(phases[phases.shape[0] - 1], tokens, out)
 
 
-@compiled(numba.int64(*(numba.int64,) * 3, *(_ADDRESS,) * 2, *_ARRAYS))
+@compiled(_FOLLOW)
 def follow_float32(worker, seen, patience, words, control, model, phases, pieces, layers, rows,
                    stretches):  # fmt: skip
     """Take part in steps as they come, until none has come for so many looks; the last one."""
-    return _follow(worker, seen, patience, words, control, model, phases, pieces, layers, rows,
-                   stretches, _F32, 4, _F32, 4)  # fmt: skip
+    while True:
+        number = _wait(worker, seen, patience, control)
+        if number == 0:
+            return seen
+        _run_float32(worker, number, words, control, model, phases, pieces, layers, rows, stretches)
+        seen = number
 
 
-_HALF = np.uint16(0)
-_ACT = np.uint16(0) if DOTS_BFLOAT16 else np.float32(0)
-_ACT_SIZE = 2 if DOTS_BFLOAT16 else 4
-
-
-@compiled(numba.void(*(_ADDRESS,) * 2, numba.int64, _ADDRESS, *_ARRAYS))
+@compiled(_LEAD)
 def lead_bfloat16(words, control, tokens, out, model, phases, pieces, layers, rows, stretches):
     """As `lead_float32`."""
-    _lead(words, control, tokens, out, model, phases, pieces, layers, rows, stretches,
-          _HALF, 2, _ACT, _ACT_SIZE)  # fmt: skip
+    number = _begin(words, control, tokens, model, phases)
+    _run_bfloat16(0, number, words, control, model, phases, pieces, layers, rows, stretches)
+    _likeliest(phases[phases.shape[0] - 1], tokens, out)
 
 
-@compiled(numba.int64(*(numba.int64,) * 3, *(_ADDRESS,) * 2, *_ARRAYS))
+@compiled(_FOLLOW)
 def follow_bfloat16(worker, seen, patience, words, control, model, phases, pieces, layers, rows,
                     stretches):  # fmt: skip
     """As `follow_float32`."""
-    return _follow(worker, seen, patience, words, control, model, phases, pieces, layers, rows,
-                   stretches, _HALF, 2, _ACT, _ACT_SIZE)  # fmt: skip
+    while True:
+        number = _wait(worker, seen, patience, control)
+        if number == 0:
+            return seen
+        _run_bfloat16(worker, number, words, control, model, phases, pieces, layers, rows, stretches)
+        seen = number
 
 
-@compiled(numba.int64(_ADDRESS, numba.int64))
+@compiled(numba.int64(*(numba.int64,) * 2))
 def wake(control, worker):
     """Whether a worker sleeps; if so it counts as awake from now on."""
     return 1 if swap_word(control + 8 * (WORKERS + LINE * worker), 1, 0) else 0
 
 
-@compiled(numba.void(_ADDRESS, numba.int64, numba.int64))
+@compiled(numba.void(*(numba.int64,) * 3))
 def set_word(control, place, value):
     store_word(control + 8 * place, value)
