@@ -31,6 +31,7 @@ from hotswap.engine.device import Device, without_frames
 from hotswap.engine.engine import TorchEngine
 from hotswap.engine.forward.choice import Verdict
 from hotswap.engine.front import Front, Fronts, SharedFronts, fits, local_path
+from hotswap.engine.native.code import compiled_on_disk, native_forward
 from hotswap.engine.preflight import WeightFiles, check_weights
 from hotswap.engine.stage import Stage, Stamp, TorchPrepared
 from hotswap.engine.text import PromptRenderer, RenderedRequest
@@ -70,6 +71,8 @@ class TorchEngineRegistry:
         self._memory: MemoryReport | None = None
 
     async def __aenter__(self) -> Self:
+        if devices.torch_device("auto").type == "cpu" and compiled_on_disk():
+            native_forward()  # imported before there are models, see `hotswap.server`
         return self
 
     async def __aexit__(
