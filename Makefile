@@ -31,11 +31,13 @@ fix: $(INSTALLED)  ## mend what lint can mend
 	$(BIN)/ruff format
 
 # torch comes first and by its exact version: a looser request may bring gigabytes of CUDA
-# packages that a development machine without a GPU has no use for.
+# packages that a development machine without a GPU has no use for. Last, what decodes on the CPU is
+# compiled, which the first start would otherwise do.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m hotswap.engine.native.code
 	touch $(INSTALLED)
 
 clean:  ## remove the environment and caches

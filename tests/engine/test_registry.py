@@ -368,7 +368,7 @@ async def test_a_step_that_hangs_is_given_up_when_the_engine_is_left(
 ) -> None:
     stuck, release = threading.Event(), threading.Event()
 
-    def hangs(segments: Any, ids: Any) -> Any:
+    def hangs(plan: Any, after: Any) -> Any:
         stuck.set()
         release.wait(20)
         raise ValueError("too late")
@@ -379,7 +379,7 @@ async def test_a_step_that_hangs_is_given_up_when_the_engine_is_left(
 
     async def leave_it_stuck(group: TaskGroup) -> None:
         async with registry.start(prepared, ignore, ignore) as engine:
-            monkeypatch.setattr(engine._runner.forward, "logits", hangs)
+            monkeypatch.setattr(engine._runner, "launch", hangs)
             group.start_soon(ask, Served(registry, prepared, engine))
             while not stuck.is_set():
                 await anyio.sleep(0.001)

@@ -128,7 +128,8 @@ def test_a_hopelessly_long_prompt_is_refused_from_its_beginning(
 
     def counted(self: Any, text: str, **options: Any) -> list[int]:
         lengths.append(len(text))
-        return encode(self, text, **options)
+        ids: list[int] = encode(self, text, **options)
+        return ids
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "encode", counted)
     with pytest.raises(ContextLengthExceeded, match="far more than") as caught:

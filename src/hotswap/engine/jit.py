@@ -11,10 +11,11 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 
+_OPTIONS: Any = {"nogil": True, "error_model": "numpy"}
 _SOURCES = Path(__file__).parent
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,26 +31,24 @@ def cache_dir() -> Path:
     return home / "hotswap" / digest.hexdigest()[:16]
 
 
-numba.config.CACHE_DIR = str(cache_dir())
+setattr(numba.config, "CACHE_DIR", str(cache_dir()))  # noqa: B010 - typed as if it had none
 
 
 def compiled(signature: Any) -> Callable[[Function], Function]:
-    """Compile a function for the types of ``signature`` (as `numba.njit` takes it) when it is defined. It runs without the
-    interpreter's lock, and divides by zero as floats do."""
-    make: Callable[[Function], Function] = numba.njit(
-        signature, nogil=True, cache=True, error_model="numpy"
-    )
-    return make
+    """Compile a function when it is defined, for the types of ``signature`` (as `numba.njit` takes
+    it). It runs without the interpreter's lock, and divides by zero as floats do."""
+    make: Any = numba.njit(signature, cache=True, **_OPTIONS)
+    return cast("Callable[[Function], Function]", make)
 
 
 def inlined(function: Function) -> Function:
     """A part of compiled functions, for whatever types they call it with."""
-    made: Function = numba.njit(nogil=True, error_model="numpy")(function)
-    return made
+    made: Any = numba.njit(**_OPTIONS)(function)
+    return cast("Function", made)
 
 
 def reordered(function: Function) -> Function:
     """As `inlined`, and sums may be added up in any order, the same one every time."""
     fastmath = {"reassoc", "contract", "nsz", "arcp"}
-    made: Function = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
-    return made
+    made: Any = numba.njit(fastmath=fastmath, **_OPTIONS)(function)
+    return cast("Function", made)

@@ -55,7 +55,7 @@ def _bring() -> type[NativeForward] | None:
         _log.info("Compiling the decode loops for this processor; only once")
         command = [sys.executable, "-m", "hotswap.engine.native.code"]
         try:
-            subprocess.run(
+            subprocess.run(  # noqa: S603 - our own interpreter
                 command, check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S
             )
         except (OSError, subprocess.SubprocessError) as error:

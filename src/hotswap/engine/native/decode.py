@@ -17,10 +17,11 @@ from hotswap.engine.forward.linear import Linear
 from hotswap.engine.forward.skeleton import GatedMLP, Layer, Norm, Rope, Skeleton
 from hotswap.engine.kv_pool import KVPool
 from hotswap.engine.native import records, step
-from hotswap.engine.native.machine import TILE, may_use_matrices
+from hotswap.engine.native.machine import DOTS_BFLOAT16, TILE, may_use_matrices
 from hotswap.engine.native.records import WORD
 
-MOST_ROWS = 64
+MOST_TOKENS = 64
+"""Of a step."""
 _PIECE_BYTES = 32 << 10, 512 << 10
 """Of weights, least and most: large beside what it costs to take a piece, small beside what a
 thread would have to wait for at the end."""
@@ -33,7 +34,7 @@ _LINE_BYTES = 8 * step.LINE
 
 
 class NativeDecode:
-    """Computes the newest token of up to `MOST_ROWS` sequences. Owned by the device thread."""
+    """Computes steps of a few tokens. Owned by the device thread."""
 
     def __init__(self, skeleton: Skeleton, pool: KVPool, threads: int) -> None:
         """Raises: UnsupportedForward; the loops do not know something that the skeleton has."""
@@ -41,17 +42,22 @@ class NativeDecode:
         self._description = _Description(skeleton, pool, threads)
         self._team = _Team(self._description, threads)
 
-    def step(self, segments: Sequence[Segment], ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Compute a token of each sequence, ``ids``, whatever the segments say.
+    def step(
+        self, segments: Sequence[Segment], ids: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the segments, of `MOST_TOKENS` tokens at most.
+
+        Args:
+            ids: their tokens, one of each, if the segments do not know them.
 
         Returns:
-            Logits, float32 [segments, vocab], which the next step overwrites, and the first of the
-            largest of each row, int64 [segments].
+            For each segment that samples, logits, float32 [segments, vocab], which the next step
+            overwrites, and the first of the largest of each row, int64 [segments].
         """
         described = self._description
-        described.fill(segments, ids)
-        self._team.run(len(segments))
-        return described.logits[: len(segments)], described.tokens[: len(segments)].clone()
+        tokens, sampled = described.fill(segments, ids)
+        self._team.run(tokens, sampled)
+        return described.logits[:sampled], described.tokens[:sampled].clone()
 
     def close(self) -> None:
         """Send the threads home."""
@@ -69,7 +75,7 @@ class _Description:
         """What the addresses point to."""
         self.half = _is_half(skeleton.embedding)
         self._size = 2 if self.half else 4
-        self._activation_size = 2 if self.half and step.DOTS_BFLOAT16 else 4
+        self._activation_size = 2 if self.half and DOTS_BFLOAT16 else 4
         self._longest = 0
         self._ropes: dict[int, tuple[Rope, list[int]]] = {}
 
@@ -82,8 +88,8 @@ class _Description:
         self._seen = self._room(heads, self._activation_size)
         self._made = self._room(width, 4)
         self._inner = self._room(inner, self._activation_size)
-        logits = np.zeros((MOST_ROWS, skeleton.head.rows), np.float32)
-        tokens = np.zeros(MOST_ROWS, np.int64)
+        logits = np.zeros((MOST_TOKENS, skeleton.head.rows), np.float32)
+        tokens = np.zeros(MOST_TOKENS, np.int64)
         self.logits, self.tokens = torch.from_numpy(logits), torch.from_numpy(tokens)
 
         self.layers = np.zeros(len(skeleton.layers), records.LAYER)
@@ -92,12 +98,12 @@ class _Description:
         self._describe()
         self.phases = _array(self._phases, records.PHASE)
         self.pieces = _array(self._pieces, records.PIECE)
-        self.rows = np.zeros(MOST_ROWS, records.ROW)
-        self.stretches = np.zeros((MOST_ROWS * (1 + pool.slots // 16), 2), np.int64)
+        self.rows = np.zeros(MOST_TOKENS, records.ROW)
+        self.stretches = np.zeros((MOST_TOKENS * (1 + pool.slots // 16), 2), np.int64)
         shared = max(x.attention.heads // x.attention.groups for x in skeleton.layers)
         scores = pool.slots
         scratch = step.SCRATCH_BYTES + 4 * max(
-            MOST_ROWS * 2 * max(piece["rows"] for piece in self._pieces if piece["gated"]),
+            MOST_TOKENS * 2 * max(piece["rows"] for piece in self._pieces if piece["gated"]),
             (2 * shared + 1) * max(x.attention.size for x in skeleton.layers) + shared * scores,
         )
         scratch += -scratch % _LINE_BYTES
@@ -119,22 +125,29 @@ class _Description:
         """As the loops take them."""
         return self.model, self.phases, self.pieces, self.layers, self.rows, self.stretches
 
-    def fill(self, segments: Sequence[Segment], ids: Sequence[int]) -> None:
-        """Take a batch in."""
-        count = 0
-        rows = []
+    def fill(self, segments: Sequence[Segment], ids: Sequence[int] | None) -> tuple[int, int]:
+        """Take a batch in. How many tokens it has, and how many of them have logits."""
+        rows: list[tuple[int, ...]] = []
         lines: list[tuple[int, int]] = []
-        for segment, token in zip(segments, ids, strict=True):
-            own = list(stretches(segment.table, 0, segment.start + 1))
-            first, length = own[-1]
-            rows.append((token, segment.start, first + length - 1, count, len(own)))
-            lines += own
-            count += len(own)
+        sampled = 0
+        for number, segment in enumerate(segments):
+            last = len(segment.ids) - 1
+            for offset, given in enumerate(segment.ids):
+                token = given if ids is None else ids[number]
+                position = segment.start + offset
+                own = list(stretches(segment.table, 0, position + 1))
+                first, length = own[-1]
+                wanted = segment.samples and offset == last
+                place = sampled if wanted else -1
+                sampled += wanted
+                rows.append((token, position, first + length - 1, len(lines), len(own), place))
+                lines += own
         self.rows[: len(rows)] = rows
-        self.stretches[:count] = lines
-        longest = max(segment.start for segment in segments) + 1
+        self.stretches[: len(lines)] = lines
+        longest = max(segment.start + len(segment.ids) for segment in segments)
         if longest > self._longest:
             self._turn(longest)
+        return len(rows), sampled
 
     # -- the model ---------------------------------------------------------------------------
 
@@ -142,21 +155,27 @@ class _Description:
         skeleton = self._skeleton
         scale = 1.0 if skeleton.embedding_scale is None else float(skeleton.embedding_scale)
         first = skeleton.layers[0]
-        self._phase(records.EMBED, self._normed, each=1, scale=scale, **self._after(first.before_attention))
+        self._phase(
+            records.EMBED, self._normed, each=1, scale=scale, **self._after(first.before_attention)
+        )
         for index, layer in enumerate(skeleton.layers):
             self._describe_layer(index, layer)
             following = skeleton.layers[index + 1 : index + 2]
             norm = following[0].before_attention if following else skeleton.norm
             self._add(layer.after_mlp, norm)
+        self._phases[-1]["sampled"] = 1
         peaks = self._project(skeleton.head, 0, self._normed, self._place(self.logits))
-        self._phases[-1]["peaks"] = self._address(np.zeros((MOST_ROWS, peaks, 2), np.int64))
+        self._phases[-1]["peaks"] = self._address(np.zeros((MOST_TOKENS, peaks, 2), np.int64))
+        self._phases[-1]["sampled"] = 1
         self._phases[-1]["softcap"] = skeleton.softcap or 0.0
 
     def _describe_layer(self, index: int, layer: Layer) -> None:
         data, mlp = layer.attention, _mlp(layer)
         self._describe_attention(index, layer)
         self._project(data.qkv, index, self._normed, self._qkv)
-        self._phase(records.ATTEND, self._seen, source=self._qkv, layer=index, each=data.groups)
+        per_group: Any = {"source": self._qkv, "layer": index, "each": data.groups}
+        self._phase(records.KEEP, (0, 0), **per_group)
+        self._phase(records.ATTEND, self._seen, **per_group)
         self._project(data.out, index, self._seen, self._made)
         self._add(layer.after_attention, layer.before_mlp)
         self._gate(mlp, index)
@@ -240,7 +259,9 @@ class _Description:
 
     def _gate(self, mlp: GatedMLP, layer: int) -> None:
         self._phase(records.GATE, self._inner, source=self._normed, layer=layer)
-        halves = [half for part in mlp.gate_up.parts for half in _halves(part, len(mlp.gate_up.parts))]
+        halves = [
+            half for part in mlp.gate_up.parts for half in _halves(part, len(mlp.gate_up.parts))
+        ]
         (gate, bias), (up, up_bias) = halves
         pieces = _split(gate, 2, self._threads)
         for first, rows in pieces:
@@ -271,7 +292,7 @@ class _Description:
     def _room(self, width: int, size: int) -> tuple[int, int]:
         """Address and stride of a row for each token."""
         stride = width * size + -(width * size) % _LINE_BYTES
-        return self._address(np.zeros((MOST_ROWS, stride), np.uint8)), stride
+        return self._address(np.zeros((MOST_TOKENS, stride), np.uint8)), stride
 
     def _address(self, array: Any) -> int:
         self._kept.append(array)
@@ -302,9 +323,9 @@ class _Team:
 
     def __init__(self, description: _Description, threads: int) -> None:
         self._description = description
-        lead = step.lead_bfloat16 if description.half else step.lead_float32
-        follow = step.follow_bfloat16 if description.half else step.follow_float32
-        self._lead, self._follow = lead, follow
+        half = description.half
+        self._lead: Any = step.lead_bfloat16 if half else step.lead_float32
+        self._follow: Any = step.follow_bfloat16 if half else step.follow_float32
         words = np.zeros((threads + 1) * step.LINE * len(description.phases), WORD)
         control = np.zeros(step.WORKERS + step.LINE * (threads + 1), WORD)
         self._memory = words, control
@@ -318,8 +339,13 @@ class _Team:
         for thread in self._threads:
             thread.start()
 
-    def run(self, rows: int) -> None:
-        self._lead_awake(rows)
+    def run(self, tokens: int, sampled: int) -> None:
+        """One step."""
+        for worker, call in enumerate(self._calls, 1):
+            if step.wake(self._control, worker):
+                call.release()
+        described = self._description
+        self._lead(self._words, self._control, tokens, sampled, self._tokens, *described.arrays)
 
     def close(self) -> None:
         step.set_word(self._control, step.STOP, 1)
@@ -328,14 +354,6 @@ class _Team:
         for thread in self._threads:
             thread.join()
 
-    def _lead_awake(self, rows: int) -> None:
-        for worker, call in enumerate(self._calls, 1):
-            if step.wake(self._control, worker):
-                call.release()
-        self._lead(
-            self._words, self._control, rows, self._tokens, *self._description.arrays
-        )
-
     def _work(self, worker: int) -> None:
         seen = 0
         while not self._memory[1][step.STOP]:
@@ -343,6 +361,12 @@ class _Team:
                 worker, seen, _PATIENCE, self._words, self._control, *self._description.arrays
             )
             self._calls[worker - 1].acquire()
+
+
+def prompt_tokens(skeleton: Skeleton) -> int:
+    """Up to how many tokens of prompts in a step the loops are faster than torch."""
+    with_matrices = skeleton.embedding.dtype == torch.bfloat16 and may_use_matrices()
+    return MOST_TOKENS if with_matrices else 16
 
 
 def _mlp(layer: Layer) -> GatedMLP:
@@ -367,7 +391,9 @@ def _split(weight: Tensor, beside: int, threads: int) -> list[tuple[int, int]]:
     return [(first, end - first) for first, end in pairwise([0, *ends])]
 
 
-def _halves(part: tuple[Tensor, Tensor | None], parts: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _halves(
+    part: tuple[Tensor, Tensor | None], parts: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The gate and what it gates, where one weight holds both."""
     weight, bias = part
     if parts == 2:

@@ -1,4 +1,4 @@
-"""Tier S on the CPU: decoding sequences are computed by compiled loops, prompts by torch."""
+"""Tier S on the CPU: small steps are computed by compiled loops, long prompts by torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from hotswap.engine.forward.base import Segment
 from hotswap.engine.forward.lean import LeanForward
 from hotswap.engine.forward.skeleton import Skeleton
 from hotswap.engine.kv_pool import KVPool
-from hotswap.engine.native.decode import MOST_ROWS, NativeDecode
+from hotswap.engine.native.decode import MOST_TOKENS, NativeDecode, prompt_tokens
+
+_MOST_PROMPT_KEYS = 32_000
+"""Pairs of a prompt's tokens and what they see, in a step: the loops read each pair's key anew."""
 
 
 class NativeForward(LeanForward):
@@ -24,6 +27,7 @@ class NativeForward(LeanForward):
     def __init__(self, skeleton: Skeleton, pool: KVPool) -> None:
         """Raises: UnsupportedForward; the loops do not know something that the skeleton has."""
         super().__init__(skeleton, pool)
+        self._most_prompt_tokens = prompt_tokens(skeleton)
         self._decode: NativeDecode | None = self._made()
 
     def reserve(self, blocks: int) -> None:
@@ -32,21 +36,20 @@ class NativeForward(LeanForward):
         self._decode = self._made()
 
     def logits(self, segments: Sequence[Segment], ids: Tensor | None = None) -> Tensor:
+        if self._fits(segments):
+            return self._computed(segments, ids)[0]
         lanes = _lanes(segments)
-        if lanes == len(segments) <= MOST_ROWS:
-            return self._decoded(segments, ids, 0)[0]
-        rows = [
-            self._decoded(segments[first : min(first + MOST_ROWS, lanes)], ids, first)[0].clone()
-            for first in range(0, lanes, MOST_ROWS)
-        ]
+        rows = []
+        for first in range(0, lanes, MOST_TOKENS):
+            part = slice(first, min(first + MOST_TOKENS, lanes))
+            own = None if ids is None else ids[part]
+            rows.append(self._computed(segments[part], own)[0].clone())
         if lanes < len(segments):
             rows.append(super().logits(segments[lanes:]).float())
         return torch.cat(rows)
 
     def highest(self, segments: Sequence[Segment], ids: Tensor | None = None) -> Tensor | None:
-        if _lanes(segments) < len(segments) or len(segments) > MOST_ROWS:
-            return None
-        return self._decoded(segments, ids, 0)[1]
+        return self._computed(segments, ids)[1] if self._fits(segments) else None
 
     def close(self) -> None:
         self._end_decode()
@@ -60,22 +63,22 @@ class NativeForward(LeanForward):
     def _made(self) -> NativeDecode:
         return NativeDecode(self.skeleton, self.pool, torch.get_num_threads())
 
-    def _decoded(
-        self, segments: Sequence[Segment], ids: Tensor | None, first: int
-    ) -> tuple[Tensor, Tensor]:
+    def _fits(self, segments: Sequence[Segment]) -> bool:
+        """The loops are the faster way for all of it together."""
+        prompts = segments[_lanes(segments) :]
+        tokens = sum(len(segment.ids) for segment in prompts)
+        keys = sum(len(segment.ids) * (segment.start + len(segment.ids)) for segment in prompts)
+        return (
+            len(segments) - len(prompts) + tokens <= MOST_TOKENS
+            and tokens <= self._most_prompt_tokens
+            and keys <= _MOST_PROMPT_KEYS
+        )
+
+    def _computed(self, segments: Sequence[Segment], ids: Tensor | None) -> tuple[Tensor, Tensor]:
         assert self._decode is not None, "closed"
-        if ids is None:
-            tokens = [segment.ids[0] for segment in segments]
-        else:
-            tokens = ids[first : first + len(segments)].tolist()
-        return self._decode.step(segments, tokens)
+        return self._decode.step(segments, None if ids is None else ids.tolist())
 
 
 def _lanes(segments: Sequence[Segment]) -> int:
-    """How many of the segments are a newest token; they come first."""
-    lanes = 0
-    for segment in segments:
-        if len(segment.ids) > 1 or not segment.samples:
-            break
-        lanes += 1
-    return lanes
+    """How many of the segments are a single token; they come first."""
+    return next((i for i, s in enumerate(segments) if len(s.ids) > 1), len(segments))

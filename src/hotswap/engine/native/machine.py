@@ -80,7 +80,9 @@ def store(context, address, index, value, like):
         elif signature.args[3] == BLOCKED:
             pair = builder.mul(builder.lshr(index, _I64(1)), _I64(2 * TILE))
             place = builder.add(pair, builder.and_(index, _I64(1)))
-            builder.store(_rounded(builder, value), _pointer(builder, address, place, _I16), align=2)
+            builder.store(
+                _rounded(builder, value), _pointer(builder, address, place, _I16), align=2
+            )
         else:
             half = _rounded(builder, value)
             builder.store(half, _pointer(builder, address, index, _I16), align=2)
@@ -245,7 +247,10 @@ class _Tile:
         if ahead:
             for i in range(left):
                 self._fetch(i + left, place)
-        lefts = [self._row(self._lefts, self._left_stride, i, self._left_kind, place) for i in range(left)]
+        lefts = [
+            self._row(self._lefts, self._left_stride, i, self._left_kind, place)
+            for i in range(left)
+        ]
         rights = [
             self._row(self._rights, self._right_stride, j, self._right_kind, place)
             for j in range(right)

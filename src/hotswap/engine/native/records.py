@@ -11,15 +11,17 @@ from typing import Final
 import numpy as np
 
 EMBED: Final = 0
-"""A row's residual is the embedding of its token; the first norm."""
+"""A token's residual is its embedding; the first norm."""
 PROJECT: Final = 1
-"""Some rows of one weight, for all tokens."""
-ATTEND: Final = 2
-"""One group of heads of one token: norms, positions, keys and values stored, attention."""
-GATE: Final = 3
+"""Some rows of one weight, for all tokens, or for the sampled ones."""
+KEEP: Final = 2
+"""The key and the value of one group of heads of one token, into the pool."""
+ATTEND: Final = 3
+"""What the heads of one group see for one token."""
+GATE: Final = 4
 """Some rows of a gate and of what it gates, for all tokens."""
-ADD: Final = 4
-"""A row's residual grows by what a block made of it; the next norm."""
+ADD: Final = 5
+"""A token's residual grows by what a block made of it; the next norm."""
 
 SILU: Final = 0
 GELU: Final = 1
@@ -41,6 +43,7 @@ PHASE = np.dtype(
         ("norm_before", WORD),  # on what is added, float32
         ("norm_after", WORD),  # on the sum, float32
         ("width", WORD),  # of the norms
+        ("sampled", WORD),  # 1: what it writes or reads is of the tokens with logits only
         ("peaks", WORD),  # where each piece and token has its largest number and its place
         ("eps_before", np.float32),
         ("eps_after", np.float32),
@@ -92,6 +95,7 @@ ROW = np.dtype(
         ("slot", WORD),
         ("first_stretch", WORD),  # among the stretches: first slot, count
         ("stretches", WORD),
+        ("sampled", WORD),  # its place among the tokens with logits; -1: it has none
     ]
 )
 

@@ -1,4 +1,4 @@
-"""A decode step of the decoder skeleton, whole: one newest token of each of some sequences.
+"""A step of the decoder skeleton, whole: some dozens of tokens of any sequences.
 
 Several threads run it together, without the interpreter. Each takes the next piece of a phase
 until none is left, and waits for the pieces that others have taken, so that nobody waits for a
@@ -42,7 +42,7 @@ from hotswap.engine.native.records import (
     EMBED,
     GATE,
     GELU,
-    GELU_TANH,
+    KEEP,
     LAYER,
     MODEL,
     PHASE,
@@ -52,9 +52,9 @@ from hotswap.engine.native.records import (
     SILU,
 )
 
-STEP, ROWS, STOP, WORKERS = 0, 8, 16, 24
-"""Control words: number of the step, tokens in it, whether to go home; from the last one on one for
-each worker, 1 while it sleeps. Each has a cache line to itself."""
+STEP, ROWS, SAMPLED, STOP, WORKERS = 0, 8, 16, 24, 32
+"""Control words: number of the step, tokens in it, those with logits, whether to go home; from the
+last one on one for each worker, 1 while it sleeps. Each has a cache line to itself."""
 LINE = 8
 """Words of a cache line."""
 COUNT_BITS = 32
@@ -151,23 +151,103 @@ def _dots(lefts, left_stride, left_rows, rights, right_stride, right_rows, out, 
         # The first pass reads the rows from memory, and has those fetched that come next.
         j = min(right_rows, 4)
         if j == 4:
-            _first_4(left, left_stride, rights, right_stride, place, out_stride, width, left_like, right_like)
+            _first_4(
+                left,
+                left_stride,
+                rights,
+                right_stride,
+                place,
+                out_stride,
+                width,
+                left_like,
+                right_like,
+            )
         elif j == 3:
-            _first_3(left, left_stride, rights, right_stride, place, out_stride, width, left_like, right_like)
+            _first_3(
+                left,
+                left_stride,
+                rights,
+                right_stride,
+                place,
+                out_stride,
+                width,
+                left_like,
+                right_like,
+            )
         elif j == 2:
-            _first_2(left, left_stride, rights, right_stride, place, out_stride, width, left_like, right_like)
+            _first_2(
+                left,
+                left_stride,
+                rights,
+                right_stride,
+                place,
+                out_stride,
+                width,
+                left_like,
+                right_like,
+            )
         else:
-            _first_1(left, left_stride, rights, right_stride, place, out_stride, width, left_like, right_like)
+            _first_1(
+                left,
+                left_stride,
+                rights,
+                right_stride,
+                place,
+                out_stride,
+                width,
+                left_like,
+                right_like,
+            )
         while j < right_rows:
             right, target = rights + j * right_stride, place + j * out_stride
             if right_rows - j >= 4:
-                _more_4(left, left_stride, right, right_stride, target, out_stride, width, left_like, right_like)
+                _more_4(
+                    left,
+                    left_stride,
+                    right,
+                    right_stride,
+                    target,
+                    out_stride,
+                    width,
+                    left_like,
+                    right_like,
+                )
             elif right_rows - j == 3:
-                _more_3(left, left_stride, right, right_stride, target, out_stride, width, left_like, right_like)
+                _more_3(
+                    left,
+                    left_stride,
+                    right,
+                    right_stride,
+                    target,
+                    out_stride,
+                    width,
+                    left_like,
+                    right_like,
+                )
             elif right_rows - j == 2:
-                _more_2(left, left_stride, right, right_stride, target, out_stride, width, left_like, right_like)
+                _more_2(
+                    left,
+                    left_stride,
+                    right,
+                    right_stride,
+                    target,
+                    out_stride,
+                    width,
+                    left_like,
+                    right_like,
+                )
             else:
-                _more_1(left, left_stride, right, right_stride, target, out_stride, width, left_like, right_like)
+                _more_1(
+                    left,
+                    left_stride,
+                    right,
+                    right_stride,
+                    target,
+                    out_stride,
+                    width,
+                    left_like,
+                    right_like,
+                )
             j += 4
         i += _TILE
     while i < left_rows:
@@ -176,13 +256,53 @@ def _dots(lefts, left_stride, left_rows, rights, right_stride, right_rows, out, 
         while j < right_rows:
             right, target = rights + j * right_stride, place + j * out_stride
             if right_rows - j >= 4:
-                _rest_4(left, left_stride, right, right_stride, target, out_stride, width, left_like, right_like)
+                _rest_4(
+                    left,
+                    left_stride,
+                    right,
+                    right_stride,
+                    target,
+                    out_stride,
+                    width,
+                    left_like,
+                    right_like,
+                )
             elif right_rows - j == 3:
-                _rest_3(left, left_stride, right, right_stride, target, out_stride, width, left_like, right_like)
+                _rest_3(
+                    left,
+                    left_stride,
+                    right,
+                    right_stride,
+                    target,
+                    out_stride,
+                    width,
+                    left_like,
+                    right_like,
+                )
             elif right_rows - j == 2:
-                _rest_2(left, left_stride, right, right_stride, target, out_stride, width, left_like, right_like)
+                _rest_2(
+                    left,
+                    left_stride,
+                    right,
+                    right_stride,
+                    target,
+                    out_stride,
+                    width,
+                    left_like,
+                    right_like,
+                )
             else:
-                _rest_1(left, left_stride, right, right_stride, target, out_stride, width, left_like, right_like)
+                _rest_1(
+                    left,
+                    left_stride,
+                    right,
+                    right_stride,
+                    target,
+                    out_stride,
+                    width,
+                    left_like,
+                    right_like,
+                )
             j += 4
         i += 1
 
@@ -238,7 +358,9 @@ def _products_of(weights, weight_stride, weight_rows, tokens, token_stride, coun
 
 
 @inlined
-def _mixed(rows, row_stride, count, weights, weight_stride, sets, out, out_stride, width, like, size):
+def _mixed(
+    rows, row_stride, count, weights, weight_stride, sets, out, out_stride, width, like, size
+):
     """Add weighted sums of rows to what is at ``out``, see `mix_tile`; ``size``: bytes of a number
     in the rows."""
     whole = width - width % 32
@@ -290,7 +412,7 @@ def _embed(phase, model, rows, number, weight_like, act):
 
 
 @reordered
-def _add(phase, model, number, act):
+def _add(phase, model, rows, number, act):
     residual = model.residual + number * model.width * 4
     made = phase.source + number * phase.source_stride
     if phase.norm_before == 0:
@@ -301,7 +423,9 @@ def _add(phase, model, number, act):
         for i in range(model.width):
             value = load(made, i, _F32) * factor * load(phase.norm_before, i, _F32)
             store(residual, i, load(residual, i, _F32) + value, _F32)
-    _write_normed(phase, residual, token(phase.target, phase.target_stride, number, act), act)
+    place = rows[number].sampled if phase.sampled == 1 else number
+    if place >= 0:
+        _write_normed(phase, residual, token(phase.target, phase.target_stride, place, act), act)
 
 
 @reordered
@@ -418,6 +542,19 @@ def _weigh(layer, scores, length):
 
 
 @inlined
+def _keep_both(phase, model, layer, row, number, scratch, kv_like):
+    """The key and the value of a group of heads."""
+    group, of_token = number % layer.groups, number // layer.groups
+    head, line = scratch + SCRATCH_BYTES, 4 * layer.size
+    keys = phase.source + of_token * phase.source_stride + layer.heads * line
+    value = keys + (layer.groups + group) * line
+    _normed_head(layer, keys + group * line, keys, layer.groups, layer.k_norm, group, head)
+    _rotate(layer, row.position, head)
+    _keep(layer.keys, layer, group, model.slots, row.slot, head, kv_like)
+    _keep(layer.values, layer, group, model.slots, row.slot, value, kv_like)
+
+
+@inlined
 def _attend(phase, model, layer, row, stretches, number, scratch, kv_like, kv_size, act, query_like,
             query_size):  # fmt: skip
     group, of_token = number % layer.groups, number // layer.groups
@@ -429,13 +566,6 @@ def _attend(phase, model, layer, row, stretches, number, scratch, kv_like, kv_si
     seen = queries + shared * line
     scores = seen + shared * line
     source = phase.source + of_token * phase.source_stride
-    keys = source + layer.heads * line
-    values = keys + layer.groups * line
-
-    _normed_head(layer, keys + group * line, keys, layer.groups, layer.k_norm, group, head)
-    _rotate(layer, row.position, head)
-    _keep(layer.keys, layer, group, model.slots, row.slot, head, kv_like)
-    _keep(layer.values, layer, group, model.slots, row.slot, values + group * line, kv_like)
     for i in range(shared):
         of_all = group * shared + i
         _normed_head(layer, source + of_all * line, source, layer.heads, layer.q_norm, of_all, head)
@@ -490,6 +620,8 @@ def _run(worker, number, words, control, model, phases, pieces, layers, rows, st
         layer = layers[phase.layer]
         done = words + 8 * LINE * (workers + 1) * p
         tokens = load_word(control + 8 * ROWS)
+        if phase.kind == PROJECT and phase.sampled == 1:
+            tokens = load_word(control + 8 * SAMPLED)
         count = phase.pieces if phase.pieces > 0 else phase.each * tokens
         for turn in range(workers):
             share = (worker + turn) % workers
@@ -515,10 +647,13 @@ def _run(worker, number, words, control, model, phases, pieces, layers, rows, st
                     row = rows[piece_number // phase.each]
                     _attend(phase, model, layer, row, stretches, piece_number, scratch, weight_like,
                             weight_size, act, query_like, query_size)  # fmt: skip
+                elif phase.kind == KEEP:
+                    row = rows[piece_number // phase.each]
+                    _keep_both(phase, model, layer, row, piece_number, scratch, weight_like)
                 elif phase.kind == EMBED:
                     _embed(phase, model, rows, piece_number, weight_like, act)
                 else:
-                    _add(phase, model, piece_number, act)
+                    _add(phase, model, rows, piece_number, act)
                 add_word(done, 1)
         spins = 0
         while True:
@@ -586,12 +721,13 @@ def _likeliest(phase, tokens, out):
 
 
 @inlined
-def _begin(words, control, tokens, model, phases):
+def _begin(words, control, tokens, sampled, model, phases):
     """Have all pieces of a new step waiting; its number."""
     number = load_word(control + 8 * STEP) + 1
     for i in range((model[0].workers + 1) * phases.shape[0]):
         store_word(words + 8 * LINE * i, number << COUNT_BITS)
     store_word(control + 8 * ROWS, tokens)
+    store_word(control + 8 * SAMPLED, sampled)
     store_word(control + 8 * STEP, number)
     return number
 
@@ -626,16 +762,18 @@ _ARRAYS = (
     numba.from_dtype(ROW)[::1],
     numba.int64[:, ::1],
 )
-_LEAD = numba.void(*(numba.int64,) * 4, *_ARRAYS)
+_LEAD = numba.void(*(numba.int64,) * 5, *_ARRAYS)
 _FOLLOW = numba.int64(*(numba.int64,) * 5, *_ARRAYS)
 
 
 @compiled(_LEAD)
-def lead_float32(words, control, tokens, out, model, phases, pieces, layers, rows, stretches):
-    """Begin a step of so many tokens and take part in it; the likeliest tokens go to ``out``."""
-    number = _begin(words, control, tokens, model, phases)
+def lead_float32(words, control, tokens, sampled, out, model, phases, pieces, layers, rows,
+                 stretches):  # fmt: skip
+    """Begin a step of so many tokens, some of them with logits, and take part in it; the likeliest
+    tokens go to ``out``."""
+    number = _begin(words, control, tokens, sampled, model, phases)
     _run_float32(0, number, words, control, model, phases, pieces, layers, rows, stretches)
-    _likeliest(phases[phases.shape[0] - 1], tokens, out)
+    _likeliest(phases[phases.shape[0] - 1], sampled, out)
 
 
 @compiled(_FOLLOW)
@@ -651,11 +789,12 @@ def follow_float32(worker, seen, patience, words, control, model, phases, pieces
 
 
 @compiled(_LEAD)
-def lead_bfloat16(words, control, tokens, out, model, phases, pieces, layers, rows, stretches):
+def lead_bfloat16(words, control, tokens, sampled, out, model, phases, pieces, layers, rows,
+                  stretches):  # fmt: skip
     """As `lead_float32`."""
-    number = _begin(words, control, tokens, model, phases)
+    number = _begin(words, control, tokens, sampled, model, phases)
     _run_bfloat16(0, number, words, control, model, phases, pieces, layers, rows, stretches)
-    _likeliest(phases[phases.shape[0] - 1], tokens, out)
+    _likeliest(phases[phases.shape[0] - 1], sampled, out)
 
 
 @compiled(_FOLLOW)
@@ -666,16 +805,18 @@ def follow_bfloat16(worker, seen, patience, words, control, model, phases, piece
         number = _wait(worker, seen, patience, control)
         if number == 0:
             return seen
-        _run_bfloat16(worker, number, words, control, model, phases, pieces, layers, rows, stretches)
+        _run_bfloat16(
+            worker, number, words, control, model, phases, pieces, layers, rows, stretches
+        )
         seen = number
 
 
 @compiled(numba.int64(*(numba.int64,) * 2))
-def wake(control, worker):
+def wake(control: int, worker: int) -> int:
     """Whether a worker sleeps; if so it counts as awake from now on."""
     return 1 if swap_word(control + 8 * (WORKERS + LINE * worker), 1, 0) else 0
 
 
 @compiled(numba.void(*(numba.int64,) * 3))
-def set_word(control, place, value):
+def set_word(control: int, place: int, value: int) -> None:
     store_word(control + 8 * place, value)
