@@ -1,4 +1,4 @@
-"""The compiled loops, once they are there. Importing this needs no Numba.
+"""The compiled loops, once they are there; importing this needs no Numba.
 
 Compiling takes about ten seconds, once on a machine for each version of the code, and is done in a
 process of its own, so that the event loop of this one has its interpreter to itself.
