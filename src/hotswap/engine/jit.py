@@ -7,7 +7,6 @@ machine; `hotswap.engine.native` sees to it that nobody waits for that.
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +26,7 @@ def cache_dir() -> Path:
     for source in sorted(_SOURCES.rglob("*.py")):
         if "jit" in source.read_text():
             digest.update(source.read_bytes())
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "hotswap" / digest.hexdigest()[:16]
+    return Path.home() / ".cache" / "hotswap" / digest.hexdigest()[:16]
 
 
 setattr(numba.config, "CACHE_DIR", str(cache_dir()))  # noqa: B010 - typed as if it had none

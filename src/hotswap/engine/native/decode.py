@@ -250,7 +250,8 @@ class _Description:
         """How many pieces it has."""
         self._phase(records.PROJECT, target, source=source, layer=layer)
         place, pieces = 0, 0
-        for weight, bias in linear.parts:
+        for weight, tensor in linear.parts:
+            bias = self._bias(tensor)
             for first, rows in _split(weight, 1, self._threads):
                 self._pieces.append(self._piece(weight, bias, first, rows, place))
                 place, pieces = place + rows, pieces + 1
@@ -262,25 +263,27 @@ class _Description:
         halves = [
             half for part in mlp.gate_up.parts for half in _halves(part, len(mlp.gate_up.parts))
         ]
-        (gate, bias), (up, up_bias) = halves
+        (gate, gate_bias), (up, up_bias) = halves
+        bias, gated_bias = self._bias(gate_bias), self._bias(up_bias)
         pieces = _split(gate, 2, self._threads)
         for first, rows in pieces:
             piece = self._piece(gate, bias, first, rows, first)
-            gated = self._piece(up, up_bias, first, rows, first)
+            gated = self._piece(up, gated_bias, first, rows, first)
             piece |= {"gated": gated["weight"], "gated_bias": gated["bias"]}
             self._pieces.append(piece)
         self._phases[-1]["pieces"] = len(pieces)
 
     def _piece(
-        self, weight: Tensor, bias: Tensor | None, first: int, rows: int, place: int
+        self, weight: Tensor, bias: int, first: int, rows: int, place: int
     ) -> dict[str, int]:
+        """Some rows of a weight; ``bias``: address of the first row's."""
         if not weight.is_contiguous() or _is_half(weight) != self.half:
             raise UnsupportedForward("weights of several types or layouts")
         width = weight.shape[1]
         return {
             "weight": weight.data_ptr() + first * width * self._size,
             "gated": 0,
-            "bias": 0 if bias is None else self._floats(bias) + 4 * first,
+            "bias": bias + 4 * first if bias else 0,
             "gated_bias": 0,
             "width": width,
             "rows": rows,
@@ -308,6 +311,9 @@ class _Description:
         shapes[0, 16:32].view(np.uint16)[:] = 64  # bytes of a row, for each of eight
         shapes[0, 48:56] = TILE
         return self._address(shapes)
+
+    def _bias(self, tensor: Tensor | None) -> int:
+        return 0 if tensor is None else self._floats(tensor)
 
     def _floats(self, tensor: Tensor) -> int:
         floats = tensor.detach().float().contiguous()

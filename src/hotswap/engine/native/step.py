@@ -66,6 +66,8 @@ TILES_FROM = 5
 SCRATCH_BYTES = 4 * 4 * TILE * TILE
 """Of scratch, at its beginning: the products of four blocks of tokens."""
 _F32 = np.float32(0)
+_LARGEST = np.float32(3.3e38)
+"""Also of bfloat16."""
 
 _first_1, _first_2, _first_3, _first_4 = (dot_tile(_TILE, n, ahead=True) for n in (1, 2, 3, 4))
 _more_1, _more_2, _more_3, _more_4 = (dot_tile(_TILE, n) for n in (1, 2, 3, 4))
@@ -515,11 +517,11 @@ def _rotate(layer, position, head):
 
 @inlined
 def _keep(pool, layer, group, slots, slot, head, like):
-    """A number that is none would come through the masks of others."""
+    """What is not finite becomes zero: it would come through the masks of others."""
     first = (group * slots + slot) * layer.size
     for i in range(layer.size):
         value = load(head, i, _F32)
-        store(pool, first + i, value if value == value else np.float32(0), like)
+        store(pool, first + i, value if abs(value) < _LARGEST else np.float32(0), like)
 
 
 @reordered
