@@ -215,6 +215,8 @@ BAD_SHARED: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": -1}, "max_tokens"),
     ({"max_tokens": 2**40}, "max_tokens"),
     ({"min_tokens": -1}, "min_tokens"),
+    ({"min_tokens": 10, "max_tokens": 5}, "min_tokens"),
+    ({"repetition_penalty": 1e-300}, "repetition_penalty"),
     ({"temperature": -0.1}, "temperature"),
     ({"temperature": 2.1}, "temperature"),
     ({"temperature": "hot"}, "temperature"),

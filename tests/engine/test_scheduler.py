@@ -36,6 +36,7 @@ def scheduler(
     beside: int | None = None,
     chunked: bool = True,
     remembered: int | None = None,
+    keys: int | None = None,
 ) -> Scheduler:
     """Of tokens of one byte. ``beside``: as ``step_tokens``, if it is not given."""
     limits = SchedulerLimits(
@@ -43,6 +44,7 @@ def scheduler(
         token_budget=step_tokens,
         token_budget_beside=step_tokens if beside is None else beside,
         chunked=chunked,
+        keys_of_a_token=keys,
     )
     budget = KVBudget(limit_bytes=blocks * BLOCK_TOKENS, token_bytes=1)
     return Scheduler(limits, budget, BlockPool(blocks, remembered=remembered))
@@ -124,6 +126,22 @@ def test_a_short_prompt_behind_a_long_one_is_not_delayed(beside: int) -> None:
     assert (2, 0, 30) in shape(step(work))
     assert (2, 30, 1) in shape(step(work))
     assert sequence_of(work, 1).computed < 4000
+
+
+def test_steps_beside_others_get_shorter_as_a_prompt_grows() -> None:
+    work = scheduler(step_tokens=512, beside=101, keys=100)
+    work.add(sequence(0, 20))
+    step(work)
+    work.add(sequence(1, 1000, max_tokens=1))
+    counts = []
+    while sequence_of(work, 1).remaining > 1:
+        counts += [(start, count) for number, start, count in shape(step(work)) if number == 1]
+        if sum(count for _, count in counts) == 1000:
+            break
+    # 100 tokens' worth of work, of which each costs 1 + start / 100.
+    assert counts[:3] == [(0, 100), (100, 50), (150, 40)]
+    assert all(1 <= count * (1 + start / 100) <= 100 for start, count in counts)
+    assert sum(count for _, count in counts) == 1000
 
 
 def sequence_of(work: Scheduler, number: int) -> Sequence:

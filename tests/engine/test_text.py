@@ -106,6 +106,9 @@ def test_token_ids_are_bounded_by_the_vocabulary(checkpoint: Checkpoint) -> None
     with pytest.raises(InvalidRequest) as caught:
         rendered(spec_of(checkpoint()), [1], sampling=SamplingParams(logit_bias={384: 1.0}))
     assert caught.value.param == "logit_bias"
+    with pytest.raises(InvalidRequest) as caught:
+        rendered(spec_of(checkpoint()), [1], stop_token_ids=(384,))
+    assert caught.value.param == "stop_token_ids"
 
 
 def test_an_empty_prompt_needs_a_token_to_begin_with(

@@ -64,7 +64,7 @@ class Common(Struct, kw_only=True):
     min_p: Probability | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
     seed: Annotated[int, Meta(ge=-1, le=2**63 - 1)] | None = None
     logit_bias: LogitBias | None = None
     stop: StopString | Annotated[list[StopString], Meta(max_length=16)] | None = None
@@ -94,6 +94,8 @@ class Common(Struct, kw_only=True):
     def request(
         self, prompts: tuple[Prompt, ...], *, logprobs: int | None, echo: bool = False
     ) -> GenerationRequest:
+        if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
+            raise InvalidRequest("min_tokens is more than max_tokens.", param="min_tokens")
         return GenerationRequest(
             prompts=prompts,
             model=self.model,

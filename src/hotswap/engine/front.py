@@ -250,14 +250,27 @@ def _generation_defaults(path: Path) -> dict[str, Any]:
     return read_object(path, name) if (path / name).exists() else {}
 
 
+_RANGES = {
+    "temperature": (0.0, 100.0),
+    "top_k": (-1, 2**31),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+}
+"""What generation_config.json may ask for."""
+
+
 def _sampling(generation: dict[str, Any]) -> SamplingParams:
     values: dict[str, Any] = {}
-    for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
+    for name in _RANGES:
         value = generation.get(name)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise CheckpointRefused(f"generation_config.json: {name} is not a number.")
+        low, high = _RANGES[name]
+        if not low <= value <= high:  # NaN is in no range
+            raise CheckpointRefused(f"generation_config.json: {name} is out of range.")
         values[name] = int(value) if name == "top_k" else float(value)
     return SamplingParams(**values)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from hotswap.engine.drawing import Draw, SamplingRow
 from hotswap.engine.forward.base import Forward, GreedyForward, Segment
 from hotswap.engine.forward.layout import in_order
-from hotswap.engine.sampler import Drawn, Sampler
+from hotswap.engine.sampler import Drawn, Draws
 from hotswap.engine.scheduler import Chunk, Plan
 from hotswap.engine.sequence import Sequence
 from hotswap.engine.transfers import sent
@@ -38,7 +38,7 @@ class Launched:
 class ModelRunner:
     """Owned by the device thread."""
 
-    def __init__(self, forward: Forward, sampler: Sampler) -> None:
+    def __init__(self, forward: Forward, sampler: Draws) -> None:
         self.forward = forward
         self._sampler = sampler
         self._greedy = forward if isinstance(forward, GreedyForward) else None

@@ -75,6 +75,9 @@ class SchedulerLimits:
     """The same while others decode: what a prompt may delay their next token by."""
     chunked: bool
     """A prompt may be computed in several steps, and a known beginning need not be."""
+    keys_of_a_token: int | None = None
+    """Beside others that decode, a token that sees so many before it counts twice, and so on;
+    None: all count alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +172,9 @@ class Scheduler:
         chunks = self._decodes(preempted)
         limits = self.limits
         budget = limits.token_budget_beside if chunks else limits.token_budget
-        chunks += self._prefills(max(1, budget - len(chunks)), may_admit=not preempted)
+        keys = limits.keys_of_a_token if chunks else None
+        prompts = self._prompts_to_compute(max(1, budget - len(chunks)), not preempted)
+        chunks += self._prefills(prompts, max(1, budget - len(chunks)), keys)
         copies, self._copies = tuple(self._copies), []
         return Plan(tuple(chunks), tuple(preempted), copies)
 
@@ -206,7 +211,8 @@ class Scheduler:
                 return False
         return True
 
-    def _prefills(self, budget: int, *, may_admit: bool) -> list[Chunk]:
+    def _prompts_to_compute(self, budget: int, may_admit: bool) -> list[Sequence]:
+        """In the order of their arrival; enough to use the budget up, where there are."""
         prompts = [s for s in self.running if not s.decodes]
         wanted = sum(s.remaining for s in prompts)
         while may_admit and (wanted < budget or len(prompts) < _PROMPTS_AT_ONCE):
@@ -215,21 +221,15 @@ class Scheduler:
                 break
             prompts.append(admitted)
             wanted += admitted.remaining
-        shares = self._shares(prompts, budget) if self.limits.chunked else _whole(prompts, budget)
-        return [Chunk(s, s.computed, share) for s, share in shares if share]
+        return prompts
 
-    def _shares(self, prompts: list[Sequence], budget: int) -> list[tuple[Sequence, int]]:
-        """Tokens for each of ``prompts``, which are in the order of their arrival."""
-        if not prompts:
-            return []
-        shares = dict.fromkeys(prompts, 0)
-        shares[prompts[0]] = min(prompts[0].remaining, -(-budget // _SURE_SHARE))
-        budget -= shares[prompts[0]]
-        for sequence in sorted(prompts, key=lambda s: s.remaining):
-            more = min(sequence.remaining - shares[sequence], budget)
-            shares[sequence] += more
-            budget -= more
-        return list(shares.items())
+    def _prefills(self, prompts: list[Sequence], budget: int, keys: int | None) -> list[Chunk]:
+        """``keys``: as many as cost what a token does, if they count."""
+        if self.limits.chunked:
+            shares = _shares(prompts, budget, keys)
+        else:
+            shares = _whole(prompts, budget)
+        return [Chunk(s, s.computed, share) for s, share in shares if share]
 
     def _admit(self) -> Sequence | None:
         if len(self.running) >= self.limits.max_num_seqs:
@@ -279,6 +279,30 @@ class Scheduler:
 
     def _prompts(self) -> Iterator[Sequence]:
         return (sequence for sequence in self.running if not sequence.decodes)
+
+
+def _shares(
+    prompts: list[Sequence], budget: float, keys: int | None
+) -> list[tuple[Sequence, int]]:
+    """Tokens for each of ``prompts``, which are in the order of their arrival. A token counts the
+    more the longer its sequence is already."""
+    if not prompts:
+        return []
+
+    def cost(sequence: Sequence) -> float:
+        return 1.0 if keys is None else 1.0 + sequence.computed / keys
+
+    oldest = prompts[0]
+    shares = dict.fromkeys(prompts, 0)
+    sure = max(1, int(-(-budget // _SURE_SHARE) / cost(oldest)))
+    shares[oldest] = min(oldest.remaining, sure)
+    budget -= shares[oldest] * cost(oldest)
+    for sequence in sorted(prompts, key=lambda s: s.remaining):
+        room = max(0, int(budget / cost(sequence)))
+        more = min(sequence.remaining - shares[sequence], room)
+        shares[sequence] += more
+        budget -= more * cost(sequence)
+    return list(shares.items())
 
 
 def _whole(prompts: list[Sequence], budget: int) -> list[tuple[Sequence, int]]:

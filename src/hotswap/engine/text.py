@@ -87,6 +87,7 @@ class PromptRenderer:
             )
         asked, default = request.sampling.seed, self._defaults.seed
         end_ids = frozenset(request.stop_token_ids)
+        self._check_stop_ids(end_ids)
         return RenderedRequest(
             model=self._model,
             request=request,
@@ -127,6 +128,14 @@ class PromptRenderer:
                     param=prompt_name(prompt),
                 )
         return tuple(tokenizer.encode(text, add_special_tokens=special, verbose=False))
+
+    def _check_stop_ids(self, ids: frozenset[int]) -> None:
+        vocab = self._front.vocab_size
+        if ids and max(ids) >= vocab:
+            raise InvalidRequest(
+                f"Token id {max(ids)} is outside the vocabulary of {vocab} tokens.",
+                param="stop_token_ids",
+            )
 
     def _check_ids(self, ids: tuple[int, ...]) -> None:
         vocab = self._front.vocab_size

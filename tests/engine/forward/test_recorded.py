@@ -243,9 +243,9 @@ def test_graphs_of_the_device_give_the_logits_of_the_model(
 def use_recorded(served: Served) -> None:
     from hotswap.engine.forward.recorded import RecordedForward
     from hotswap.engine.runner import ModelRunner
-    from hotswap.engine.sampler import Sampler
+    from hotswap.engine.sampler import sampler_on
 
     lean: Any = served.engine._runner.forward
     forward = RecordedForward(lean.skeleton, lean.pool)
     forward.record(rows=16, tokens=served.engine.max_model_len, recorder=None)
-    served.engine._runner = ModelRunner(forward, Sampler())
+    served.engine._runner = ModelRunner(forward, sampler_on(forward.skeleton.embedding.device))

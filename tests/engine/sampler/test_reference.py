@@ -15,7 +15,9 @@ GRID = list(itertools.product((0, 1, 5, 40, 97), (1.0, 0.95, 0.5, 0.05), (0.0, 0
 def make_row(seed: int = 0, position: int = 0, **values: Any) -> Any:
     from hotswap.engine.drawing import DrawParams, SamplingRow
 
-    fields = {"logprobs": values.pop("logprobs", None), "forbidden": values.pop("forbidden", set())}
+    fields = {
+        name: values.pop(name) for name in ("logprobs", "forbidden", "allowed") if name in values
+    }
     return SamplingRow(DrawParams(**values), seed=seed, position=position, **fields)
 
 
@@ -26,9 +28,9 @@ def random_logits(rows: int, vocab: int, seed: int = 0) -> Any:
 
 
 def tokens_of(logits: Any, rows: list[Any]) -> list[int]:
-    from hotswap.engine.sampler import Sampler
+    from hotswap.engine.sampler.reference import ReferenceSampler
 
-    return [draw.token for draw in Sampler().draw(logits, rows).results()]
+    return [draw.token for draw in ReferenceSampler().draw(logits, rows).results()]
 
 
 def last_of(logits: Any) -> Any:
@@ -37,7 +39,7 @@ def last_of(logits: Any) -> Any:
     return torch.tensor([logits.shape[1] - 1])
 
 
-@pytest.mark.parametrize("vocab", [97, 1000])
+@pytest.mark.parametrize("vocab", [97, 1000, 32_000])
 def test_survivors_are_those_of_the_sort_based_warpers(vocab: int) -> None:
     import torch
 
@@ -120,7 +122,7 @@ def test_draws_follow_the_distribution(values: dict[str, Any]) -> None:
     rows = [make_row(seed=11, position=i, **values) for i in range(draws)]
     tokens = torch.tensor(tokens_of(logits.expand(draws, -1), rows))
     warm = logits / values.get("temperature", 1.0)
-    kept = survivors(warm, rows[:1])
+    kept = survivors(logits, rows[:1])
     expected = warm.masked_fill(~kept, -torch.inf).softmax(-1)[0] * draws
     counted = torch.bincount(tokens, minlength=vocab)
     assert bool((counted[~kept[0]] == 0).all())
@@ -182,11 +184,11 @@ def test_frequency_and_presence_count_the_answer_only() -> None:
 def test_bias_and_forbidden_tokens_change_the_choice_but_not_the_logprobs() -> None:
     import torch
 
-    from hotswap.engine.sampler import Sampler
+    from hotswap.engine.sampler.reference import ReferenceSampler
 
     logits = torch.tensor([[1.0, 2.0, 3.0, 0.0]])
     row = make_row(temperature=0.0, logit_bias={0: 10.0}, logprobs=2)
-    [draw] = Sampler().draw(logits, [row]).results()
+    [draw] = ReferenceSampler().draw(logits, [row]).results()
     assert draw.token == 0
     assert draw.logprob == pytest.approx(float(logits.log_softmax(-1)[0, 0]))
     assert [token for token, _ in draw.top] == [2, 1]
@@ -210,3 +212,33 @@ def test_half_precision_logits_are_sampled_in_float32() -> None:
     logits = random_logits(8, 64).bfloat16()
     rows = [make_row(seed=i, top_p=0.9) for i in range(8)]
     assert tokens_of(logits, rows) == tokens_of(logits.to(torch.float32), rows)
+
+
+def test_a_grammar_leaves_what_its_bits_say_and_nothing_behind_its_end() -> None:
+    logits = random_logits(1, 20).abs()
+    for allowed in (range(20), [3], [0, 7, 8, 15], []):
+        mask = sum(1 << token for token in allowed).to_bytes(3, "little")
+        [token] = tokens_of(logits, [make_row(temperature=0.0, allowed=mask)])
+        assert token == max(allowed, key=lambda token: float(logits[0, token]), default=0)
+    [token] = tokens_of(logits, [make_row(temperature=0.0, allowed=b"\xff")])
+    assert token == int(logits[0, :8].argmax())
+
+
+def test_a_largest_logit_that_is_no_number_is_what_argmax_makes_of_it() -> None:
+    import torch
+
+    logits = torch.tensor([0.0, 5.0, torch.inf, torch.nan, torch.inf, torch.nan])
+    wishes: list[dict[str, Any]] = [{}, {"top_k": 2}, {"top_p": 0.5}, {"temperature": 0.0}]
+    for values in wishes:
+        assert tokens_of(logits[None], [make_row(**values)]) == [3]
+        assert tokens_of(logits[None, :3], [make_row(**values)]) == [2]
+
+
+def test_of_equally_likely_tokens_the_first_ones_are_told() -> None:
+    import torch
+
+    from hotswap.engine.sampler.reference import ReferenceSampler
+
+    logits = torch.tensor([[0.0, -1.0, 0.0, -0.0, -3.0, -1.0]])
+    [draw] = ReferenceSampler().draw(logits, [make_row(logprobs=5)]).results()
+    assert [token for token, _ in draw.top] == [0, 2, 3, 1, 5]

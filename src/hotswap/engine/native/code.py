@@ -40,7 +40,9 @@ def compiled_on_disk() -> bool:
 
 def compile_all() -> None:
     """Compile what is not on disk yet, here and now."""
-    import hotswap.engine.native.forward  # noqa: F401, PLC0415 - imported, it is compiled
+    # Imported, they are compiled.
+    import hotswap.engine.native.forward  # noqa: PLC0415
+    import hotswap.engine.sampler.looped  # noqa: F401, PLC0415
 
     mark = _mark()
     mark.parent.mkdir(parents=True, exist_ok=True)

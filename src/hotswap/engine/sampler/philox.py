@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hotswap.engine.sampler.arithmetic import exponential, log
+
 _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -63,4 +65,4 @@ def _to_gumbel(words: Tensor) -> Tensor:
     # -log(-log1p(-v)) rather than -log(-log(u)): float32 is fine near 0 and coarse near 1, and it
     # is the tokens of probability 1e-6 that win with a v near 0.
     v = words.to(torch.float32) * 2.0**-32 + 2.0**-33
-    return -torch.log(-torch.log1p(-v.clamp_(max=1 - 2.0**-24)))
+    return -log(exponential(v.clamp_(max=1 - 2.0**-24)))
