@@ -262,13 +262,12 @@ _RANGES = {
 
 def _sampling(generation: dict[str, Any]) -> SamplingParams:
     values: dict[str, Any] = {}
-    for name in _RANGES:
+    for name, (low, high) in _RANGES.items():
         value = generation.get(name)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise CheckpointRefused(f"generation_config.json: {name} is not a number.")
-        low, high = _RANGES[name]
         if not low <= value <= high:  # NaN is in no range
             raise CheckpointRefused(f"generation_config.json: {name} is out of range.")
         values[name] = int(value) if name == "top_k" else float(value)

@@ -225,10 +225,7 @@ class Scheduler:
 
     def _prefills(self, prompts: list[Sequence], budget: int, keys: int | None) -> list[Chunk]:
         """``keys``: as many as cost what a token does, if they count."""
-        if self.limits.chunked:
-            shares = _shares(prompts, budget, keys)
-        else:
-            shares = _whole(prompts, budget)
+        shares = _shares(prompts, budget, keys) if self.limits.chunked else _whole(prompts, budget)
         return [Chunk(s, s.computed, share) for s, share in shares if share]
 
     def _admit(self) -> Sequence | None:
@@ -281,9 +278,7 @@ class Scheduler:
         return (sequence for sequence in self.running if not sequence.decodes)
 
 
-def _shares(
-    prompts: list[Sequence], budget: float, keys: int | None
-) -> list[tuple[Sequence, int]]:
+def _shares(prompts: list[Sequence], budget: float, keys: int | None) -> list[tuple[Sequence, int]]:
     """Tokens for each of ``prompts``, which are in the order of their arrival. A token counts the
     more the longer its sequence is already."""
     if not prompts:

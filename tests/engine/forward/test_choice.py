@@ -186,3 +186,67 @@ def test_a_skeleton_that_was_taken_on_is_not_read_again(
         again, _ = choice.choose(place, verdict)
     assert isinstance(again, LeanForward)
     assert again.skeleton is forward.skeleton
+
+
+@pytest.fixture
+def native() -> Any:
+    """The forward of the compiled loops."""
+    from hotswap.engine.native.code import native_forward
+
+    found = native_forward()
+    if found is None:
+        pytest.skip("there are no compiled loops here")
+    return found
+
+
+def chosen(model: Any, known: Verdict | None = None) -> tuple[type, Verdict]:
+    import torch
+
+    from hotswap.engine.forward.choice import choose
+
+    with torch.inference_mode():
+        forward, verdict = choose(placed(model), known)
+        forward.close()
+    return type(forward), verdict
+
+
+def test_the_compiled_loops_are_taken_where_they_know_all_that_a_model_has(
+    checkpoint: Checkpoint, native: Any
+) -> None:
+    from hotswap.engine.forward.lean import LeanForward
+
+    for architecture, wanted in (("qwen3", native), ("qwen3_moe", LeanForward)):
+        model = model_of(checkpoint(architecture))
+        kind, verdict = chosen(model)
+        assert (kind, verdict.tier, verdict.native) == (wanted, "S", wanted is native)
+        assert chosen(model, verdict) == (wanted, verdict)
+
+
+def test_compiled_loops_that_compute_something_else_are_not_used(
+    checkpoint: Checkpoint, native: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine.forward.lean import LeanForward
+
+    logits = native.logits
+
+    def wrong(self: Any, segments: Any, ids: Any = None) -> Any:
+        found = logits(self, segments, ids).clone()
+        found[:, 5] += 1.0
+        return found
+
+    model = model_of(checkpoint("qwen3"))
+    monkeypatch.setattr(native, "logits", wrong)
+    kind, verdict = chosen(model)
+    assert (kind, verdict.tier, verdict.native) == (LeanForward, "S", False)
+    assert chosen(model, verdict) == (LeanForward, verdict)
+
+
+def test_without_compiled_loops_torch_computes_the_skeleton(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine.forward import choice
+    from hotswap.engine.forward.lean import LeanForward
+
+    monkeypatch.setattr(choice, "native_forward", lambda: None)
+    kind, verdict = chosen(model_of(checkpoint("qwen3")))
+    assert (kind, verdict.tier, verdict.native) == (LeanForward, "S", False)

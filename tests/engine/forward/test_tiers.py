@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ TIERS = {
     "llama_rope_dynamic": "B",
     "mamba": "B",
 }
+EXPERTS = {"olmoe", "qwen3_moe", "qwen3_moe_normalised"}
+"""Those of tier S that the compiled loops do not know."""
 SHARED = [(11 * i) % 300 for i in range(40)]
 """More than two blocks."""
 PROMPTS = [[5 + i for i in range(6)], [300 - i for i in range(33)], [7, 50, 9], [*SHARED, 1, 2]]
@@ -84,6 +87,7 @@ async def test_greedy_answers_equal_generate_alone_in_a_batch_and_with_a_known_b
     path = checkpoint(architecture)
     async with serving(path) as served:
         assert served.tier == TIERS[architecture]
+        assert is_native(served) == (served.tier == "S" and architecture not in EXPERTS)
         texts = texts_wanted(served, path)
         assert (await served.ask(PROMPTS[1], **ANSWER)).text == texts[1]
         assert await staggered(served, PROMPTS) == texts[: len(PROMPTS)]
@@ -91,6 +95,15 @@ async def test_greedy_answers_equal_generate_alone_in_a_batch_and_with_a_known_b
         assert await staggered(served, TAILS) == texts[len(PROMPTS) :]
         # Two of the blocks that both prompts begin with are full.
         assert reused(served) - before == (0 if served.tier == "B" else 2 * 32)
+
+
+def is_native(served: Served) -> bool:
+    """Its newest tokens are computed by compiled loops."""
+    if find_spec("numba") is None:
+        pytest.skip("Numba is not installed")
+    from hotswap.engine.native.forward import NativeForward
+
+    return isinstance(served.engine._runner.forward, NativeForward)
 
 
 async def staggered(served: Served, prompts: list[list[int]]) -> list[str]:
