@@ -23,9 +23,9 @@ def cache_dir() -> Path:
     """Where compiled loops are kept: another place for each version of the code and of Numba, which
     itself would only notice a change of the file that it compiles, and not of those it calls."""
     digest = hashlib.sha256(f"{sys.version} {numba.__version__}".encode())
-    for source in sorted(_SOURCES.rglob("*.py")):
-        if "jit" in source.read_text():
-            digest.update(source.read_bytes())
+    parts = ("jit.py", "native/*.py", "sampler/*.py")
+    for source in sorted(path for part in parts for path in _SOURCES.glob(part)):
+        digest.update(source.read_bytes())
     return Path.home() / ".cache" / "hotswap" / digest.hexdigest()[:16]
 
 

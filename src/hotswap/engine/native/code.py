@@ -35,7 +35,8 @@ def native_forward() -> type[NativeForward] | None:
 
 def compiled_on_disk() -> bool:
     """Nobody has to wait."""
-    return find_spec("numba") is not None and _mark().exists()
+    mark = _mark() if find_spec("numba") is not None else None
+    return mark is not None and mark.exists()
 
 
 def compile_all() -> None:
@@ -45,6 +46,7 @@ def compile_all() -> None:
     import hotswap.engine.sampler.looped  # noqa: F401, PLC0415
 
     mark = _mark()
+    assert mark is not None, "importing them has found the place"
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
 
@@ -52,6 +54,9 @@ def compile_all() -> None:
 def _bring() -> type[NativeForward] | None:
     if find_spec("numba") is None:
         _log.info("Without Numba, decoding on the CPU is slower")
+        return None
+    if _mark() is None:
+        _log.warning("This user has no home to keep compiled loops in, decoding is slower")
         return None
     if not compiled_on_disk():
         _log.info("Compiling the decode loops for this processor; only once")
@@ -69,10 +74,14 @@ def _bring() -> type[NativeForward] | None:
     return NativeForward
 
 
-def _mark() -> Path:
-    from hotswap.engine.jit import cache_dir  # noqa: PLC0415 - it needs Numba
+def _mark() -> Path | None:
+    """Is there once all is compiled. None: the user has no home, so nothing can be kept."""
+    try:
+        from hotswap.engine.jit import cache_dir  # noqa: PLC0415 - it needs Numba
 
-    return cache_dir() / "complete"
+        return cache_dir() / "complete"
+    except RuntimeError:
+        return None
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ _MOST_PROMPT_KEYS = 32_000
 class NativeForward(LeanForward):
     """`hotswap.engine.forward.base.GreedyForward`.
 
-    A newest token is computed in the same way whatever else is in its step, so that an answer does
-    not depend on the company it is in.
+    A token's numbers are the same bits whatever else is in its step; in bfloat16 on processors with
+    matrices, as long as it stays on the same side of `hotswap.engine.native.step.TILES_FROM`.
     """
 
     def __init__(self, skeleton: Skeleton, pool: KVPool) -> None:

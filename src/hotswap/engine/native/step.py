@@ -58,6 +58,8 @@ last one on one for each worker, 1 while it sleeps. Each has a cache line to its
 LINE = 8
 """Words of a cache line."""
 COUNT_BITS = 32
+_MOST_STEPS = 1 << 31
+"""Then their numbers begin again: a word has room for a month of a thousand steps a second."""
 _SPINS = 64
 """Looks at a word before another thread is let through."""
 _TILE = 4
@@ -726,6 +728,8 @@ def _likeliest(phase, tokens, out):
 def _begin(words, control, tokens, sampled, model, phases):
     """Have all pieces of a new step waiting; its number."""
     number = load_word(control + 8 * STEP) + 1
+    if number == _MOST_STEPS:
+        number = 1  # 0 is none
     for i in range((model[0].workers + 1) * phases.shape[0]):
         store_word(words + 8 * LINE * i, number << COUNT_BITS)
     store_word(control + 8 * ROWS, tokens)
