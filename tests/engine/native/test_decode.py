@@ -229,7 +229,7 @@ class Batches:
 def test_workers_that_fall_asleep_lose_nothing(
     sizes: Sizes, monkeypatch: pytest.MonkeyPatch, patience: int
 ) -> None:
-    from hotswap.engine.native import decode as module
+    from hotswap.engine.native import team as module
 
     monkeypatch.setattr(module, "_PATIENCE", patience)
     batches = Batches(sizes)
@@ -254,7 +254,7 @@ def test_two_teams_do_not_get_in_each_others_way(sizes: Sizes) -> None:
 def test_a_sleeping_worker_is_woken_by_the_next_step(
     sizes: Sizes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hotswap.engine.native import decode as module
+    from hotswap.engine.native import team as module
 
     monkeypatch.setattr(module, "_PATIENCE", 1)
     batches = Batches(sizes)
@@ -277,7 +277,7 @@ def wait_until_asleep(decode: NativeDecode) -> None:
 
 def test_closing_sends_the_threads_home(sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that wait for a step and those that sleep."""
-    from hotswap.engine.native import decode as module
+    from hotswap.engine.native import team as module
 
     before = workers()
     lean = begun(sizes, in_one_piece(1, 3))

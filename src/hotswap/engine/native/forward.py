@@ -11,7 +11,8 @@ from hotswap.engine.forward.base import Segment
 from hotswap.engine.forward.lean import LeanForward
 from hotswap.engine.forward.skeleton import Skeleton
 from hotswap.engine.kv_pool import KVPool
-from hotswap.engine.native.decode import MOST_TOKENS, NativeDecode, prompt_tokens
+from hotswap.engine.native.decode import NativeDecode, prompt_tokens
+from hotswap.engine.native.description import MOST_TOKENS
 
 _MOST_PROMPT_KEYS = 32_000
 """Pairs of a prompt's tokens and what they see, in a step: the loops read each pair's key anew."""
