@@ -17,6 +17,7 @@ from hotswap.engine.forward.skeleton import GatedMLP, Layer, Norm, Rope, Skeleto
 from hotswap.engine.kv_pool import KVPool
 from hotswap.engine.native import records, step
 from hotswap.engine.native.machine import DOTS_BFLOAT16, TILE, may_use_matrices
+from hotswap.engine.native.products import SCRATCH_BYTES
 
 MOST_TOKENS = 64
 """Of a step."""
@@ -67,7 +68,7 @@ class Description:
         self.stretches = np.zeros((MOST_TOKENS * (1 + pool.slots // 16), 2), np.int64)
         shared = max(x.attention.heads // x.attention.groups for x in skeleton.layers)
         scores = pool.slots
-        scratch = step.SCRATCH_BYTES + 4 * max(
+        scratch = SCRATCH_BYTES + 4 * max(
             MOST_TOKENS * 2 * max(piece["rows"] for piece in self._pieces if piece["gated"]),
             (2 * shared + 1) * max(x.attention.size for x in skeleton.layers) + shared * scores,
         )

@@ -14,22 +14,16 @@ import math
 
 import numba
 import numpy as np
-from numba.extending import overload
 
 from hotswap.engine.jit import compiled, inlined, reordered
+from hotswap.engine.native.arithmetic import activated, exp, norm_factor, tanh
 from hotswap.engine.native.machine import (
-    BLOCKED,
     DOTS_BFLOAT16,
     HAS_TILES,
-    TILE,
     add_word,
-    dot_tile,
-    float_of_bits,
     give_way,
     load,
     load_word,
-    mix_tile,
-    multiply_tiles,
     pause,
     store,
     store_word,
@@ -37,11 +31,11 @@ from hotswap.engine.native.machine import (
     token,
     use_tiles,
 )
+from hotswap.engine.native.products import SCRATCH_BYTES, dots, mixed, products
 from hotswap.engine.native.records import (
     ATTEND,
     EMBED,
     GATE,
-    GELU,
     KEEP,
     LAYER,
     MODEL,
@@ -49,7 +43,6 @@ from hotswap.engine.native.records import (
     PIECE,
     PROJECT,
     ROW,
-    SILU,
 )
 
 STEP, ROWS, SAMPLED, STOP, WORKERS = 0, 8, 16, 24, 32
@@ -62,332 +55,11 @@ _MOST_STEPS = 1 << 31
 """Then their numbers begin again: a word has room for a month of a thousand steps a second."""
 _SPINS = 64
 """Looks at a word before another thread is let through."""
-_TILE = 4
 TILES_FROM = 5
 """Tokens from which on the processor's matrices, where it has some, are faster than its vectors."""
-SCRATCH_BYTES = 4 * 4 * TILE * TILE
-"""Of scratch, at its beginning: the products of four blocks of tokens."""
 _F32 = np.float32(0)
 _LARGEST = np.float32(3.3e38)
 """Also of bfloat16."""
-
-_first_1, _first_2, _first_3, _first_4 = (dot_tile(_TILE, n, ahead=True) for n in (1, 2, 3, 4))
-_more_1, _more_2, _more_3, _more_4 = (dot_tile(_TILE, n) for n in (1, 2, 3, 4))
-_rest_1, _rest_2, _rest_3, _rest_4 = (dot_tile(1, n) for n in (1, 2, 3, 4))
-_mix_1, _mix_2, _mix_3, _mix_4 = (mix_tile(n) for n in (1, 2, 3, 4))
-_tiles_1, _tiles_2, _tiles_3, _tiles_4 = (multiply_tiles(n) for n in (1, 2, 3, 4))
-
-
-# -- arithmetic ----------------------------------------------------------------------------------
-
-
-@reordered
-def _exp(x):
-    """float32, to about 2 units in the last place; below -87 zero or nearly so."""
-    x = min(max(x, np.float32(-87.0)), np.float32(88.0))
-    whole = np.float32(math.floor(x * np.float32(1.44269504) + np.float32(0.5)))
-    rest = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
-    # The Cephes library's polynomial for 2^f on [-0.5, 0.5].
-    y = np.float32(1.9875691500e-4)
-    y = y * rest + np.float32(1.3981999507e-3)
-    y = y * rest + np.float32(8.3334519073e-3)
-    y = y * rest + np.float32(4.1665795894e-2)
-    y = y * rest + np.float32(1.6666665459e-1)
-    y = y * rest + np.float32(5.0000001201e-1)
-    y = y * rest * rest + rest + np.float32(1.0)
-    return y * float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
-
-
-@reordered
-def _tanh(x):
-    return np.float32(1.0) - np.float32(2.0) / (_exp(x + x) + np.float32(1.0))
-
-
-@reordered
-def _activated(x, kind):
-    one, half = np.float32(1.0), np.float32(0.5)
-    if kind == SILU:
-        return x / (one + _exp(-x))
-    if kind == GELU:
-        return x * half * (one + np.float32(math.erf(x * np.float32(0.70710678))))
-    inner = np.float32(0.79788456) * (x + np.float32(0.044715) * x * x * x)
-    return x * half * (one + _tanh(inner))
-
-
-@reordered
-def _mean_square(source, width):
-    """Of float32 numbers, added up in the order of `LANES` lanes, so that it is a vector's work."""
-    total = np.float32(0)
-    for i in range(width):
-        x = load(source, i, _F32)
-        total += x * x
-    return total / np.float32(width)
-
-
-@reordered
-def _norm_factor(source, width, eps):
-    return np.float32(1.0) / np.float32(math.sqrt(_mean_square(source, width) + eps))
-
-
-@reordered
-def _dots_of_any_width(lefts, left_stride, left_rows, rights, right_stride, right_rows, out,
-                       out_stride, width, left_like, right_like):  # fmt: skip
-    for i in range(left_rows):
-        for j in range(right_rows):
-            left, right = lefts + i * left_stride, rights + j * right_stride
-            total = np.float32(0)
-            for k in range(width):
-                total += load(left, k, left_like) * load(right, k, right_like)
-            store(out + j * out_stride, i, total, _F32)
-
-
-@inlined
-def _dots(lefts, left_stride, left_rows, rights, right_stride, right_rows, out, out_stride, width,
-          left_like, right_like):  # fmt: skip
-    """All products of some rows with some others, see `dot_tile`; the width may be any."""
-    if width % 32 != 0:
-        _dots_of_any_width(lefts, left_stride, left_rows, rights, right_stride, right_rows, out,
-                           out_stride, width, left_like, right_like)  # fmt: skip
-        return
-    i = 0
-    while i + _TILE <= left_rows:
-        left, place = lefts + i * left_stride, out + 4 * i
-        # The first pass reads the rows from memory, and has those fetched that come next.
-        j = min(right_rows, 4)
-        if j == 4:
-            _first_4(
-                left,
-                left_stride,
-                rights,
-                right_stride,
-                place,
-                out_stride,
-                width,
-                left_like,
-                right_like,
-            )
-        elif j == 3:
-            _first_3(
-                left,
-                left_stride,
-                rights,
-                right_stride,
-                place,
-                out_stride,
-                width,
-                left_like,
-                right_like,
-            )
-        elif j == 2:
-            _first_2(
-                left,
-                left_stride,
-                rights,
-                right_stride,
-                place,
-                out_stride,
-                width,
-                left_like,
-                right_like,
-            )
-        else:
-            _first_1(
-                left,
-                left_stride,
-                rights,
-                right_stride,
-                place,
-                out_stride,
-                width,
-                left_like,
-                right_like,
-            )
-        while j < right_rows:
-            right, target = rights + j * right_stride, place + j * out_stride
-            if right_rows - j >= 4:
-                _more_4(
-                    left,
-                    left_stride,
-                    right,
-                    right_stride,
-                    target,
-                    out_stride,
-                    width,
-                    left_like,
-                    right_like,
-                )
-            elif right_rows - j == 3:
-                _more_3(
-                    left,
-                    left_stride,
-                    right,
-                    right_stride,
-                    target,
-                    out_stride,
-                    width,
-                    left_like,
-                    right_like,
-                )
-            elif right_rows - j == 2:
-                _more_2(
-                    left,
-                    left_stride,
-                    right,
-                    right_stride,
-                    target,
-                    out_stride,
-                    width,
-                    left_like,
-                    right_like,
-                )
-            else:
-                _more_1(
-                    left,
-                    left_stride,
-                    right,
-                    right_stride,
-                    target,
-                    out_stride,
-                    width,
-                    left_like,
-                    right_like,
-                )
-            j += 4
-        i += _TILE
-    while i < left_rows:
-        left, place = lefts + i * left_stride, out + 4 * i
-        j = 0
-        while j < right_rows:
-            right, target = rights + j * right_stride, place + j * out_stride
-            if right_rows - j >= 4:
-                _rest_4(
-                    left,
-                    left_stride,
-                    right,
-                    right_stride,
-                    target,
-                    out_stride,
-                    width,
-                    left_like,
-                    right_like,
-                )
-            elif right_rows - j == 3:
-                _rest_3(
-                    left,
-                    left_stride,
-                    right,
-                    right_stride,
-                    target,
-                    out_stride,
-                    width,
-                    left_like,
-                    right_like,
-                )
-            elif right_rows - j == 2:
-                _rest_2(
-                    left,
-                    left_stride,
-                    right,
-                    right_stride,
-                    target,
-                    out_stride,
-                    width,
-                    left_like,
-                    right_like,
-                )
-            else:
-                _rest_1(
-                    left,
-                    left_stride,
-                    right,
-                    right_stride,
-                    target,
-                    out_stride,
-                    width,
-                    left_like,
-                    right_like,
-                )
-            j += 4
-        i += 1
-
-
-@inlined
-def _tiled(weights, weight_stride, weight_rows, tokens, token_stride, count, out, out_stride, width,
-           scratch):  # fmt: skip
-    """All products of 16 or more rows of weights with some tokens, see `multiply_tiles`."""
-    i = 0
-    while i < weight_rows:
-        first = min(i, weight_rows - TILE)  # the last rows may be computed twice
-        weight, j = weights + first * weight_stride, 0
-        while j < count:
-            block, blocks = tokens + j * token_stride, min(4, (count - j + TILE - 1) // TILE)
-            if blocks == 4:
-                _tiles_4(weight, weight_stride, block, TILE * token_stride, scratch, width)
-            elif blocks == 3:
-                _tiles_3(weight, weight_stride, block, TILE * token_stride, scratch, width)
-            elif blocks == 2:
-                _tiles_2(weight, weight_stride, block, TILE * token_stride, scratch, width)
-            else:
-                _tiles_1(weight, weight_stride, block, TILE * token_stride, scratch, width)
-            for k in range(min(4 * TILE, count - j)):
-                made = scratch + 4 * (k // TILE * TILE * TILE + k % TILE)
-                target = out + (j + k) * out_stride + 4 * first
-                for row in range(TILE):
-                    store(target, row, load(made, row * TILE, _F32), _F32)
-            j += 4 * TILE
-        i += TILE
-
-
-def _products(weights, weight_stride, weight_rows, tokens, token_stride, count, out, out_stride,
-              width, scratch, weight_like, act):  # fmt: skip
-    """Of weights with tokens as they lie between two phases. Compiled code takes the one for its
-    kind of tokens."""
-    raise NotImplementedError
-
-
-@overload(_products)
-def _products_of(weights, weight_stride, weight_rows, tokens, token_stride, count, out, out_stride,
-                 width, scratch, weight_like, act):  # fmt: skip
-    def tiled(weights, weight_stride, weight_rows, tokens, token_stride, count, out, out_stride,
-              width, scratch, weight_like, act):  # fmt: skip
-        _tiled(weights, weight_stride, weight_rows, tokens, token_stride, count, out, out_stride,
-               width, scratch)  # fmt: skip
-
-    def dots(weights, weight_stride, weight_rows, tokens, token_stride, count, out, out_stride,
-             width, scratch, weight_like, act):  # fmt: skip
-        _dots(weights, weight_stride, weight_rows, tokens, token_stride, count, out, out_stride,
-              width, weight_like, act)  # fmt: skip
-
-    return tiled if act == BLOCKED else dots
-
-
-@inlined
-def _mixed(
-    rows, row_stride, count, weights, weight_stride, sets, out, out_stride, width, like, size
-):
-    """Add weighted sums of rows to what is at ``out``, see `mix_tile`; ``size``: bytes of a number
-    in the rows."""
-    whole = width - width % 32
-    for j in range(sets):
-        for row in range(count):
-            weight = load(weights + j * weight_stride, row, _F32)
-            for k in range(whole, width):
-                total = load(out + j * out_stride, k, _F32)
-                total += weight * load(rows + row * row_stride, k, like)
-                store(out + j * out_stride, k, total, _F32)
-    for column in range(0, whole, 32):
-        first, j = rows + column * size, 0
-        while j < sets:
-            weight, target = weights + j * weight_stride, out + j * out_stride + 4 * column
-            if sets - j >= 4:
-                _mix_4(first, row_stride, weight, weight_stride, target, out_stride, count, like)
-            elif sets - j == 3:
-                _mix_3(first, row_stride, weight, weight_stride, target, out_stride, count, like)
-            elif sets - j == 2:
-                _mix_2(first, row_stride, weight, weight_stride, target, out_stride, count, like)
-            else:
-                _mix_1(first, row_stride, weight, weight_stride, target, out_stride, count, like)
-            j += 4
 
 
 # -- pieces of work ------------------------------------------------------------------------------
@@ -400,7 +72,7 @@ def _write_normed(phase, residual, target, act):
         for i in range(width):
             store(target, i, load(residual, i, _F32), act)
         return
-    factor = _norm_factor(residual, width, phase.eps_after)
+    factor = norm_factor(residual, width, phase.eps_after)
     for i in range(width):
         value = load(residual, i, _F32) * factor * load(phase.norm_after, i, _F32)
         store(target, i, value, act)
@@ -423,7 +95,7 @@ def _add(phase, model, rows, number, act):
         for i in range(model.width):
             store(residual, i, load(residual, i, _F32) + load(made, i, _F32), _F32)
     else:
-        factor = _norm_factor(made, model.width, phase.eps_before)
+        factor = norm_factor(made, model.width, phase.eps_before)
         for i in range(model.width):
             value = load(made, i, _F32) * factor * load(phase.norm_before, i, _F32)
             store(residual, i, load(residual, i, _F32) + value, _F32)
@@ -442,7 +114,7 @@ def _add_bias(bias, count, out):
 @inlined
 def _project(phase, piece, number, tokens, scratch, weight_like, weight_size, act):
     target = phase.target + 4 * piece.place
-    _products(piece.weight, piece.width * weight_size, piece.rows, phase.source,
+    products(piece.weight, piece.width * weight_size, piece.rows, phase.source,
               phase.source_stride, tokens, target, phase.target_stride, piece.width, scratch,
               weight_like, act)  # fmt: skip
     for row in range(tokens):
@@ -457,7 +129,7 @@ def _find_peak(phase, piece, number, row, logits):
     """The largest of a piece's logits, the first one among equals."""
     if phase.softcap != 0:
         for i in range(piece.rows):
-            store(logits, i, phase.softcap * _tanh(load(logits, i, _F32) / phase.softcap), _F32)
+            store(logits, i, phase.softcap * tanh(load(logits, i, _F32) / phase.softcap), _F32)
     best, place = np.float32(-math.inf), 0
     for i in range(piece.rows):
         value = load(logits, i, _F32)
@@ -474,7 +146,7 @@ def _gate(phase, piece, tokens, kind, scratch, weight_like, weight_size, act):
     gates = scratch + SCRATCH_BYTES
     for part in range(2):
         weight = piece.weight if part == 0 else piece.gated
-        _products(weight, weight_stride, piece.rows, phase.source, phase.source_stride, tokens,
+        products(weight, weight_stride, piece.rows, phase.source, phase.source_stride, tokens,
                   gates + part * 4 * piece.rows, stride, piece.width, scratch, weight_like,
                   act)  # fmt: skip
     for row in range(tokens):
@@ -484,7 +156,7 @@ def _gate(phase, piece, tokens, kind, scratch, weight_like, weight_size, act):
         _add_bias(piece.gated_bias, piece.rows, gated)
         target = token(phase.target, phase.target_stride, row, act)
         for i in range(piece.rows):
-            value = _activated(load(gate, i, _F32), kind) * load(gated, i, _F32)
+            value = activated(load(gate, i, _F32), kind) * load(gated, i, _F32)
             store(target, piece.place + i, value, act)
 
 
@@ -497,10 +169,10 @@ def _normed_head(layer, source, all_heads, count, weight, head, scratch):
             store(scratch, i, load(source, i, _F32), _F32)
         return
     if layer.norm_all == 1:
-        factor = _norm_factor(all_heads, count * size, layer.eps)
+        factor = norm_factor(all_heads, count * size, layer.eps)
         weight += 4 * head * size
     else:
-        factor = _norm_factor(source, size, layer.eps)
+        factor = norm_factor(source, size, layer.eps)
     for i in range(size):
         store(scratch, i, load(source, i, _F32) * factor * load(weight, i, _F32), _F32)
 
@@ -533,12 +205,12 @@ def _weigh(layer, scores, length):
     for i in range(length):
         score = load(scores, i, _F32) * layer.scale
         if layer.softcap != 0:
-            score = layer.softcap * _tanh(score / layer.softcap)
+            score = layer.softcap * tanh(score / layer.softcap)
         store(scores, i, score, _F32)
         peak = max(peak, score)
     total = np.float32(0)
     for i in range(length):
-        weight = _exp(load(scores, i, _F32) - peak)
+        weight = exp(load(scores, i, _F32) - peak)
         store(scores, i, weight, _F32)
         total += weight
     for i in range(length):
@@ -587,7 +259,7 @@ def _attend(phase, model, layer, row, stretches, number, scratch, kv_like, kv_si
         before += stretches[i, 1]
         if count > 0:
             first = group * model.slots + stretches[i, 0] + hidden
-            _dots(layer.keys + first * stride, stride, count, queries, size * query_size, shared,
+            dots(layer.keys + first * stride, stride, count, queries, size * query_size, shared,
                   scores + 4 * length, score_stride, size, kv_like, query_like)  # fmt: skip
             length += count
     for i in range(shared):
@@ -599,7 +271,7 @@ def _attend(phase, model, layer, row, stretches, number, scratch, kv_like, kv_si
         before += stretches[i, 1]
         if count > 0:
             first = group * model.slots + stretches[i, 0] + hidden
-            _mixed(layer.values + first * stride, stride, count, scores + 4 * length,
+            mixed(layer.values + first * stride, stride, count, scores + 4 * length,
                    score_stride, shared, seen, line, size, kv_like, kv_size)  # fmt: skip
             length += count
     target = token(phase.target, phase.target_stride, of_token, act)
