@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import llvmlite.binding
 import numba
 
 _OPTIONS: Any = {"nogil": True, "error_model": "numpy"}
@@ -20,15 +21,33 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def cache_dir() -> Path:
-    """Where compiled loops are kept: another place for each version of the code and of Numba, which
-    itself would only notice a change of the file that it compiles, and not of those it calls."""
-    digest = hashlib.sha256(f"{sys.version} {numba.__version__}".encode())
+    """Where compiled loops are kept: another place for each version of the code, of Numba and of
+    the processor. Numba itself would only notice a change of the file that it compiles, and not of
+    those that it calls.
+
+    Raises:
+        RuntimeError: the user has no home, and NUMBA_CACHE_DIR is not set.
+    """
+    features = llvmlite.binding.get_host_cpu_features().flatten()
+    processor = llvmlite.binding.get_host_cpu_name(), features, *_OTHER_PROCESSOR
+    versions = sys.version, numba.__version__, llvmlite.__version__
+    digest = hashlib.sha256(repr((versions, processor)).encode())
     parts = ("jit.py", "native/*.py", "sampler/*.py")
     for source in sorted(path for part in parts for path in _SOURCES.glob(part)):
         digest.update(source.read_bytes())
-    return Path.home() / ".cache" / "hotswap" / digest.hexdigest()[:16]
+    home = Path(_CHOSEN) if _CHOSEN else Path.home() / ".cache" / "hotswap"
+    return home / digest.hexdigest()[:16]
 
 
+_CHOSEN: str = getattr(numba.config, "CACHE_DIR", "")
+_OTHER_PROCESSOR = (
+    getattr(numba.config, "CPU_NAME", None),
+    getattr(numba.config, "CPU_FEATURES", None),
+)
+COMPILES_FOR_THIS = _OTHER_PROCESSOR == (None, None)
+"""Numba has not been told to compile for another processor than the one that is here."""
+if getattr(numba.config, "DISABLE_JIT", False):
+    raise ImportError("NUMBA_DISABLE_JIT is set, and these loops are nothing uncompiled")
 setattr(numba.config, "CACHE_DIR", str(cache_dir()))  # noqa: B010 - typed as if it had none
 
 

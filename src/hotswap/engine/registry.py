@@ -129,6 +129,8 @@ class TorchEngineRegistry:
         files = await to_thread.run_sync(check_weights, path, abandon_on_cancel=True)
         _refuse_too_large(files, device)
         stamp = _stamp(path, files)  # before anything is read: what is replaced meanwhile is new
+        if device.type == "cpu":  # not on the device thread: it may have to compile
+            await to_thread.run_sync(native_forward, abandon_on_cancel=True)
         report("checking", 1.0)
         report("reading", 0.0)
         abandoned = threading.Event()

@@ -108,7 +108,7 @@ class PromptRenderer:
             ids = self._encode(text, prompt, special=True)
         else:
             ids = prompt.ids
-            self._check_ids(ids)
+            self._check_ids(ids, prompt_name(prompt))
             text = self._front.vocabulary.text(list(ids)) if echo else ""
         if not ids:
             ids = self._bos(prompt)
@@ -127,7 +127,9 @@ class PromptRenderer:
                     f"However, your {prompt_name(prompt)} have far more than {tokens} tokens.",
                     param=prompt_name(prompt),
                 )
-        return tuple(tokenizer.encode(text, add_special_tokens=special, verbose=False))
+        ids = tuple(tokenizer.encode(text, add_special_tokens=special, verbose=False))
+        self._check_ids(ids, prompt_name(prompt))
+        return ids
 
     def _check_stop_ids(self, ids: frozenset[int]) -> None:
         vocab = self._front.vocab_size
@@ -137,13 +139,14 @@ class PromptRenderer:
                 param="stop_token_ids",
             )
 
-    def _check_ids(self, ids: tuple[int, ...]) -> None:
+    def _check_ids(self, ids: tuple[int, ...], name: str) -> None:
+        """A tokenizer may know tokens that the model does not."""
         vocab = self._front.vocab_size
         for token in ids:
             if not 0 <= token < vocab:
                 raise InvalidRequest(
                     f"Token id {token} is outside the vocabulary of {vocab} tokens.",
-                    param="prompt",
+                    param=name,
                 )
 
     def _bos(self, prompt: Prompt) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,6 +168,7 @@ def test_weights_of_nan_are_refused_whether_the_verdict_is_known_or_not(
     for verdict in (None, known):
         with pytest.raises(CheckpointRefused, match="NaN"):
             verdict_on(model, verdict)
+        assert not [t for t in threading.enumerate() if t.name.startswith("decode-")]
 
 
 def test_a_skeleton_that_was_taken_on_is_not_read_again(

@@ -175,3 +175,28 @@ def test_a_change_of_what_is_compiled_is_another_place(sources: Path, changed: s
     source = sources / changed
     source.write_text(source.read_text() + "# changed\n")
     assert cache_dir() != before
+
+
+def test_another_processor_is_another_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    import llvmlite.binding
+
+    from hotswap.engine.jit import cache_dir
+
+    here = cache_dir()
+    monkeypatch.setattr(llvmlite.binding, "get_host_cpu_name", lambda: "another")
+    assert cache_dir() != here
+
+
+def test_a_broken_numba_is_done_without_and_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from hotswap.engine.native import code
+
+    def breaks() -> Path:
+        raise ImportError("Numba needs NumPy 1.0 or less")
+
+    monkeypatch.setattr(code, "_mark", breaks)
+    assert not code.compiled_on_disk()
+    assert [code.native_forward() for _ in range(2)] == [None, None]
+    [warning] = warnings_in(caplog)
+    assert "NumPy" in warning

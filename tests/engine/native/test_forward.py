@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -350,3 +351,47 @@ def test_copied_blocks_are_gone_on_from(sizes: Sizes) -> None:
         got = beside.native.logits(segments)
     assert difference(got[:1], got[1:]) == 0
     beside.compare(segments)
+
+
+@pytest.mark.parametrize("token", [-1, 384, 2**31])
+def test_a_token_that_the_model_does_not_have_is_refused(sizes: Sizes, token: int) -> None:
+    beside = Beside(skeleton_of(sizes), scattered(2, 3))
+    beside.begin(3, 3)
+    segment = dataclasses.replace(segments_of(beside.tables, [(1, 3, 4)])[0], ids=(token,))
+    stored = beside.stored()
+    with pytest.raises(IndexError, match="none of"):
+        beside.native.logits([segments_of(beside.tables, [(0, 3, 4)])[0], segment])
+    for before, after in zip(stored, beside.stored(), strict=True):
+        assert bool((before == after).all())
+
+
+def test_a_position_without_a_block_is_refused(sizes: Sizes) -> None:
+    beside = Beside(skeleton_of(sizes), scattered(1, 2))
+    [segment] = segments_of(beside.tables, [(0, 31, 32)])
+    beside.native.logits([segment])
+    with pytest.raises(IndexError, match="no room"):
+        beside.native.logits([dataclasses.replace(segment, start=32)])
+
+
+def test_logits_that_nobody_wants_are_not_computed(sizes: Sizes) -> None:
+    beside = Beside(skeleton_of(sizes), scattered(1, 3))
+    logits = beside.native._decode._description.logits  # type: ignore[union-attr]
+    logits.fill_(7.0)
+    [segment] = segments_of(beside.tables, [(0, 0, 5)])
+    assert beside.native.logits([dataclasses.replace(segment, samples=False)]).shape[0] == 0
+    assert bool((logits == 7.0).all())
+
+
+def test_a_logit_that_is_no_number_is_the_likeliest_as_in_torch(sizes: Sizes) -> None:
+    import torch
+
+    from hotswap.engine.sampler.reference import highest
+
+    skeleton = skeleton_of(sizes)
+    [(weight, _)] = skeleton.head.parts
+    weight[[40, 200]] = torch.nan
+    beside = Beside(skeleton, scattered(1, 3))
+    beside.begin(3)
+    segments = segments_of(beside.tables, [(0, 3, 4)])
+    logits = beside.native.logits(segments).clone()
+    assert beside.native.highest(segments).tolist() == highest(logits).tolist() == [40]  # type: ignore[union-attr]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -76,9 +77,12 @@ def choose(placed: Placement, known: Verdict | None) -> tuple[Forward, Verdict]:
     tables = _Tables()
     if known is not None:
         make = _native if known.native else _TIERS[known.tier]
-        forward = make(placed, KVPool(placed.device, len(tables)))
-        _refuse_nan(forward.logits([tables.segment(placed.vocab, _WHOLE, 0, 7)]))
-        forward.drop(_WHOLE)
+        with ExitStack() as undo:
+            forward = make(placed, KVPool(placed.device, len(tables)))
+            undo.callback(forward.close)
+            _refuse_nan(forward.logits([tables.segment(placed.vocab, _WHOLE, 0, 7)]))
+            forward.drop(_WHOLE)
+            undo.pop_all()
         return forward, known
     model = placed.model
     plain = {name: _plain(model, placed.vocab, name) for name in _LENGTHS}

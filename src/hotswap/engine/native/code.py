@@ -1,7 +1,7 @@
 """The compiled loops, once they are there; importing this needs no Numba.
 
-Compiling takes about ten seconds, once on a machine for each version of the code, and is done in a
-process of its own, so that the event loop of this one has its interpreter to itself.
+Compiling takes half a minute on two cores, once on a machine for each version of the code. It is
+done in a process of its own, so that the event loop of this one has its interpreter to itself.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ def native_forward() -> type[NativeForward] | None:
 
 def compiled_on_disk() -> bool:
     """Nobody has to wait."""
-    mark = _mark() if find_spec("numba") is not None else None
-    return mark is not None and mark.exists()
+    try:
+        return find_spec("numba") is not None and _mark().exists()
+    except Exception:  # whatever a broken Numba raises when it is imported; `_bring` tells
+        return False
 
 
 def compile_all() -> None:
@@ -46,7 +48,6 @@ def compile_all() -> None:
     import hotswap.engine.sampler.looped  # noqa: F401, PLC0415
 
     mark = _mark()
-    assert mark is not None, "importing them has found the place"
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
 
@@ -55,33 +56,31 @@ def _bring() -> type[NativeForward] | None:
     if find_spec("numba") is None:
         _log.info("Without Numba, decoding on the CPU is slower")
         return None
-    if _mark() is None:
-        _log.warning("This user has no home to keep compiled loops in, decoding is slower")
+    try:
+        return _compiled()
+    except Exception as error:  # whatever Numba, LLVM, the disk and the other process raise
+        said = getattr(error, "stderr", None) or str(error) or repr(error)
+        _log.warning("There are no compiled loops, decoding is slower: %s", said[-500:])
         return None
-    if not compiled_on_disk():
-        _log.info("Compiling the decode loops for this processor; only once")
+
+
+def _compiled() -> type[NativeForward]:
+    if not _mark().exists():
+        _log.info("Compiling the decode loops for this processor, only once; about half a minute")
         command = [sys.executable, "-m", "hotswap.engine.native.code"]
-        try:
-            subprocess.run(  # noqa: S603 - our own interpreter
-                command, check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            said = getattr(error, "stderr", None) or str(error)
-            _log.warning("The decode loops cannot be compiled, decoding is slower: %s", said[-500:])
-            return None
+        subprocess.run(  # noqa: S603 - our own interpreter
+            command, check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S
+        )
     from hotswap.engine.native.forward import NativeForward  # noqa: PLC0415 - it needs Numba
 
     return NativeForward
 
 
-def _mark() -> Path | None:
-    """Is there once all is compiled. None: the user has no home, so nothing can be kept."""
-    try:
-        from hotswap.engine.jit import cache_dir  # noqa: PLC0415 - it needs Numba
+def _mark() -> Path:
+    """Is there once all is compiled."""
+    from hotswap.engine.jit import cache_dir  # noqa: PLC0415 - it needs Numba
 
-        return cache_dir() / "complete"
-    except RuntimeError:
-        return None
+    return cache_dir() / "complete"
 
 
 if __name__ == "__main__":

@@ -102,6 +102,7 @@ class Description:
                 token = given if ids is None else ids[number]
                 position = segment.start + offset
                 own = list(stretches(segment.table, 0, position + 1))
+                self._check(token, position, own)
                 first, length = own[-1]
                 wanted = segment.samples and offset == last
                 place = sampled if wanted else -1
@@ -114,6 +115,14 @@ class Description:
         if longest > self._longest:
             self._turn(longest)
         return len(rows), sampled
+
+    def _check(self, token: int, position: int, lines: list[tuple[int, int]]) -> None:
+        """The loops would read and write beside what is not there."""
+        vocab = self._skeleton.embedding.shape[0]
+        if not 0 <= token < vocab:
+            raise IndexError(f"token {token} is none of {vocab}")
+        if sum(length for _, length in lines) != position + 1:
+            raise IndexError(f"there is no room for position {position}")
 
     # -- the model ---------------------------------------------------------------------------
 

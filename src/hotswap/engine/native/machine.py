@@ -1,5 +1,6 @@
 """What the compiled loops need and Numba does not offer: memory by address, atomic words, and dot
-products of several rows at once. All of it is LLVM's, so it is there on every processor.
+products of several rows at once. All of it is LLVM's and there on every processor, but for
+`multiply_tiles` (see `HAS_TILES`); where there is no product of bfloat16 they are widened first.
 
 Numbers lie in memory as float32, or as the upper half of one (bfloat16, handled as uint16). An
 argument called ``like``, any value of that type, says which. With int16 they are bfloat16 too, of
@@ -21,10 +22,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from hotswap.engine.jit import COMPILES_FOR_THIS
+
 BFLOAT16, FLOAT32, BLOCKED = types.uint16, types.float32, types.int16
 LANES = 16
 """Numbers in a vector. Processors with shorter ones take several."""
-_FEATURES = llvmlite.binding.get_host_cpu_features()
+_FEATURES = llvmlite.binding.get_host_cpu_features() if COMPILES_FOR_THIS else {}
 DOTS_BFLOAT16 = _FEATURES.get("avx512bf16", False)
 """The processor multiplies pairs of bfloat16 without widening them first."""
 HAS_TILES = _FEATURES.get("amx-tile", False) and _FEATURES.get("amx-bf16", False)

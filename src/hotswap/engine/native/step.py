@@ -125,6 +125,12 @@ def _project(phase, piece, number, tokens, scratch, weight_like, weight_size, ac
 
 
 @inlined
+def _is_above(value, best):
+    """NaN is above everything, as in torch."""
+    return value > best or (math.isnan(value) and not math.isnan(best))
+
+
+@inlined
 def _find_peak(phase, piece, number, row, logits):
     """The largest of a piece's logits, the first one among equals."""
     if phase.softcap != 0:
@@ -133,7 +139,7 @@ def _find_peak(phase, piece, number, row, logits):
     best, place = np.float32(-math.inf), 0
     for i in range(piece.rows):
         value = load(logits, i, _F32)
-        if value > best:
+        if _is_above(value, best):
             best, place = value, i
     peaks = phase.peaks + 16 * (row * phase.pieces + number)
     store(peaks, 0, best, _F32)
@@ -283,11 +289,25 @@ def _attend(phase, model, layer, row, stretches, number, scratch, kv_like, kv_si
 # -- all of it -----------------------------------------------------------------------------------
 
 
+_ARRAYS = (
+    numba.from_dtype(MODEL)[::1],
+    numba.from_dtype(PHASE)[::1],
+    numba.from_dtype(PIECE)[::1],
+    numba.from_dtype(LAYER)[::1],
+    numba.from_dtype(ROW)[::1],
+    numba.int64[:, ::1],
+)
+_LEAD = numba.void(*(numba.int64,) * 5, *_ARRAYS)
+_FOLLOW = numba.int64(*(numba.int64,) * 5, *_ARRAYS)
+_BEGIN = numba.int64(*(numba.int64,) * 6)
+
+
 @inlined
 def _run(worker, number, words, control, model, phases, pieces, layers, rows, stretches,
          weight_like, weight_size, act, query_like, query_size):  # fmt: skip
     """Take part in a step. What it finds there is only what that step's leader has written, as
-    long as it holds a piece of it."""
+    long as it holds a piece of it: `begin` writes the words before it writes how many tokens there
+    are, and here that is read before a word is. Neither order may be changed."""
     first_mark = number << COUNT_BITS
     scratch = model.scratch + worker * model.scratch_bytes
     workers = model.workers
@@ -298,6 +318,8 @@ def _run(worker, number, words, control, model, phases, pieces, layers, rows, st
         tokens = load_word(control + 8 * ROWS)
         if phase.kind == PROJECT and phase.sampled == 1:
             tokens = load_word(control + 8 * SAMPLED)
+        if tokens == 0:
+            continue  # no logits are wanted; the words say so to all threads alike
         count = phase.pieces if phase.pieces > 0 else phase.each * tokens
         for turn in range(workers):
             share = (worker + turn) % workers
@@ -391,18 +413,19 @@ def _likeliest(phase, tokens, out):
         for i in range(phase.pieces):
             peaks = phase.peaks + 16 * (row * phase.pieces + i)
             value = load(peaks, 0, _F32)
-            if value > best:
+            if _is_above(value, best):
                 best, token = value, load_word(peaks + 8)
         store_word(out + 8 * row, token)
 
 
-@inlined
-def _begin(words, control, tokens, sampled, model, phases):
-    """Have all pieces of a new step waiting; its number."""
+@compiled(_BEGIN)
+def begin(words: int, control: int, tokens: int, sampled: int, workers: int, phases: int) -> int:
+    """Have all pieces of a new step waiting, of so many tokens, some of them with logits; its
+    number."""
     number = load_word(control + 8 * STEP) + 1
     if number == _MOST_STEPS:
         number = 1  # 0 is none
-    for i in range((model[0].workers + 1) * phases.shape[0]):
+    for i in range((workers + 1) * phases):
         store_word(words + 8 * LINE * i, number << COUNT_BITS)
     store_word(control + 8 * ROWS, tokens)
     store_word(control + 8 * SAMPLED, sampled)
@@ -432,24 +455,10 @@ def _wait(worker, seen, patience, control):
     return 0
 
 
-_ARRAYS = (
-    numba.from_dtype(MODEL)[::1],
-    numba.from_dtype(PHASE)[::1],
-    numba.from_dtype(PIECE)[::1],
-    numba.from_dtype(LAYER)[::1],
-    numba.from_dtype(ROW)[::1],
-    numba.int64[:, ::1],
-)
-_LEAD = numba.void(*(numba.int64,) * 5, *_ARRAYS)
-_FOLLOW = numba.int64(*(numba.int64,) * 5, *_ARRAYS)
-
-
 @compiled(_LEAD)
-def lead_float32(words, control, tokens, sampled, out, model, phases, pieces, layers, rows,
+def lead_float32(number, words, control, sampled, out, model, phases, pieces, layers, rows,
                  stretches):  # fmt: skip
-    """Begin a step of so many tokens, some of them with logits, and take part in it; the likeliest
-    tokens go to ``out``."""
-    number = _begin(words, control, tokens, sampled, model, phases)
+    """Take part in a step until it is done; the likeliest tokens go to ``out``."""
     _run_float32(0, number, words, control, model, phases, pieces, layers, rows, stretches)
     _likeliest(phases[phases.shape[0] - 1], sampled, out)
 
@@ -467,10 +476,9 @@ def follow_float32(worker, seen, patience, words, control, model, phases, pieces
 
 
 @compiled(_LEAD)
-def lead_bfloat16(words, control, tokens, sampled, out, model, phases, pieces, layers, rows,
+def lead_bfloat16(number, words, control, sampled, out, model, phases, pieces, layers, rows,
                   stretches):  # fmt: skip
     """As `lead_float32`."""
-    number = _begin(words, control, tokens, sampled, model, phases)
     _run_bfloat16(0, number, words, control, model, phases, pieces, layers, rows, stretches)
     _likeliest(phases[phases.shape[0] - 1], sampled, out)
 

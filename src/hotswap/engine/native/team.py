@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -33,22 +35,34 @@ class Team:
             threading.Thread(target=self._work, args=(i,), name=f"decode-{i}", daemon=True)
             for i in range(1, threads)
         ]
-        for thread in self._threads:
-            thread.start()
+        started: list[threading.Thread] = []
+        with ExitStack() as undo:
+            undo.callback(self._send_home, started)
+            for thread in self._threads:
+                thread.start()
+                started.append(thread)
+            undo.pop_all()
 
     def run(self, tokens: int, sampled: int) -> None:
         """One step."""
+        words, control, arrays = self._words, self._control, self._description.arrays
+        number = step.begin(
+            words, control, tokens, sampled, 1 + len(self._calls), len(self._description.phases)
+        )
         for worker, call in enumerate(self._calls, 1):
-            if step.wake(self._control, worker):
+            if step.wake(control, worker):
                 call.release()
-        described = self._description
-        self._lead(self._words, self._control, tokens, sampled, self._tokens, *described.arrays)
+        self._lead(number, words, control, sampled, self._tokens, *arrays)
 
     def close(self) -> None:
+        """Send the threads home."""
+        self._send_home(self._threads)
+
+    def _send_home(self, threads: Sequence[threading.Thread]) -> None:
         step.set_word(self._control, step.STOP, 1)
         for call in self._calls:
             call.release()
-        for thread in self._threads:
+        for thread in threads:
             thread.join()
 
     def _work(self, worker: int) -> None:
