@@ -292,9 +292,13 @@ def test_the_table_shows_every_setting_with_its_default() -> None:
 
 
 def test_threads_sleep_while_they_wait_unless_somebody_decided_otherwise() -> None:
+    shapes = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
     environ: dict[str, str] = {}
     settle_threads(environ)
-    assert environ == {"GOMP_SPINCOUNT": "10000"}
+    assert environ == {"GOMP_SPINCOUNT": "10000", **shapes}
     environ = {"OMP_WAIT_POLICY": "ACTIVE"}
     settle_threads(environ)
-    assert environ == {"OMP_WAIT_POLICY": "ACTIVE"}
+    assert environ == {"OMP_WAIT_POLICY": "ACTIVE", **shapes}
+    environ = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7"}
+    settle_threads(environ)
+    assert environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"

@@ -31,7 +31,7 @@ from hotswap.engine.device import Device, without_frames
 from hotswap.engine.engine import TorchEngine
 from hotswap.engine.forward.choice import Verdict
 from hotswap.engine.front import Front, Fronts, SharedFronts, fits, local_path
-from hotswap.engine.native.code import compiled_on_disk, native_forward
+from hotswap.engine.native.code import compiled_on_disk, loops_compiled, native_forward
 from hotswap.engine.preflight import WeightFiles, check_weights
 from hotswap.engine.stage import Stage, Stamp, TorchPrepared
 from hotswap.engine.text import PromptRenderer, RenderedRequest
@@ -130,7 +130,7 @@ class TorchEngineRegistry:
         _refuse_too_large(files, device)
         stamp = _stamp(path, files)  # before anything is read: what is replaced meanwhile is new
         if device.type == "cpu":  # not on the device thread: it may have to compile
-            await to_thread.run_sync(native_forward, abandon_on_cancel=True)
+            await loops_compiled()
         report("checking", 1.0)
         report("reading", 0.0)
         abandoned = threading.Event()

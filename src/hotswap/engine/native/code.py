@@ -6,10 +6,12 @@ done in a process of its own, so that the event loop of this one has its interpr
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +33,22 @@ def native_forward() -> type[NativeForward] | None:
         if not _brought:
             _brought.append(_bring())
     return _brought[0]
+
+
+async def loops_compiled() -> None:
+    """Until `native_forward` need not wait. Who is cancelled here leaves a thread behind that does
+    not keep the process from ending, and another process that ends by itself."""
+    if _brought:
+        return
+    loop, brought = asyncio.get_running_loop(), asyncio.Event()
+
+    def bring() -> None:
+        native_forward()
+        with suppress(RuntimeError):  # the loop has been closed meanwhile
+            loop.call_soon_threadsafe(brought.set)
+
+    threading.Thread(target=bring, name="compiling", daemon=True).start()
+    await brought.wait()
 
 
 def compiled_on_disk() -> bool:
@@ -59,13 +77,15 @@ def _bring() -> type[NativeForward] | None:
     try:
         return _compiled()
     except Exception as error:  # whatever Numba, LLVM, the disk and the other process raise
-        said = getattr(error, "stderr", None) or str(error) or repr(error)
-        _log.warning("There are no compiled loops, decoding is slower: %s", said[-500:])
+        said = (getattr(error, "stderr", None) or str(error) or repr(error)).strip()
+        reason = said.splitlines()[-1][-500:]
+        _log.warning("There are no compiled loops, decoding is slower: %s", reason)
         return None
 
 
 def _compiled() -> type[NativeForward]:
     if not _mark().exists():
+        _make_room()
         _log.info("Compiling the decode loops for this processor, only once; about half a minute")
         command = [sys.executable, "-m", "hotswap.engine.native.code"]
         subprocess.run(  # noqa: S603 - our own interpreter
@@ -74,6 +94,15 @@ def _compiled() -> type[NativeForward]:
     from hotswap.engine.native.forward import NativeForward  # noqa: PLC0415 - it needs Numba
 
     return NativeForward
+
+
+def _make_room() -> None:
+    """Raises: OSError; before anything has been compiled in vain."""
+    place = _mark().parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{place} cannot be made ({error}); NUMBA_CACHE_DIR names another") from error
 
 
 def _mark() -> Path:
