@@ -150,10 +150,12 @@ def test_the_answer_does_not_depend_on_the_company_it_is_in(demo: Server) -> Non
         return str(answer.choices[0].message.content)
 
     alone = sample(5)
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(sample, range(8)))
+    with concurrent.futures.ThreadPoolExecutor(64) as pool:
+        together = list(pool.map(sample, range(64)))
     assert together[5] == alone
     assert len(set(together)) > 1
+    assert ask(client, SUMS, "What is 2 + 2?")
+    assert sample(5) == alone, "after a swap away and back"
 
 
 def test_the_listing_answers_while_a_model_loads(demo: Server) -> None:
