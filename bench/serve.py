@@ -306,7 +306,7 @@ def goals(settings: Settings) -> Iterator[Wanted]:
     yield wanted(_streams(settings.many_streams), _ALONE, 0.95, at_least=True)
     yield Wanted(figure=(_late(settings.many_streams), ours), bound=0.05)
     if settings.shape == "q06":
-        yield Wanted(figure=(_MEMORY, ours), bound=2.9)
+        yield Wanted(figure=(_MEMORY, ours), bound=1.9)
 
 
 def main() -> None:

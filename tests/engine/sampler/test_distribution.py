@@ -55,7 +55,7 @@ def draws(logits: Any, count: int, **values: Any) -> Any:
     none, nowhere = np.zeros(0, np.int64), np.zeros(count + 1, np.int64)
     nothing = np.zeros(0, np.float32)
     tokens, own = np.empty(count, np.int64), np.empty(count, np.float32)
-    draw: Any = loops.draw_float32
+    draw: Any = loops.draw
     draw(
         np.repeat(logits.numpy()[None], count, 0), floats, integers,
         nowhere, none, nothing, nothing, nowhere, none, np.zeros((0, 1), np.uint8),

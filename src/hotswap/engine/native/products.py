@@ -112,7 +112,7 @@ def products(weights, weight_stride, weight_rows, tokens, token_stride, count, o
              width, scratch, weight_like, token_like):  # fmt: skip
     """All products of rows of weights with tokens as they lie between two phases. Compiled code
     takes the way for its kind of tokens."""
-    raise NotImplementedError
+    raise TypeError("only compiled code can call this")
 
 
 @overload(products)

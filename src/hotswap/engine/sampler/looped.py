@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -45,9 +45,9 @@ class LoopSampler:
         most = max((min(row.logprobs or 0, vocab) for row in rows), default=0)
         tokens, own = np.empty(count, np.int64), np.empty(count, np.float32)
         top, top_ids = np.empty((count, most), np.float32), np.empty((count, most), np.int64)
-        loop, numbers = _loop_for(logits)
-        loop(
-            numbers,
+        draw: Any = loops.draw  # compiled: its types are not Python's
+        draw(
+            _numbers(logits),
             np.array([seat.floats for seat in seats], np.float32),
             _integers(rows, seats),
             _bounds([seat.edits.ids for seat in seats]),
@@ -97,11 +97,11 @@ class _Seat:
         )
 
 
-def _loop_for(logits: Tensor) -> tuple[Callable[..., None], NDArray[Any]]:
-    """The loop for numbers of their type, and the numbers."""
+def _numbers(logits: Tensor) -> NDArray[Any]:
+    """As the loops take them: float32, or bfloat16 as uint16."""
     if logits.dtype == torch.bfloat16:
-        return loops.draw_bfloat16, logits.contiguous().view(torch.uint16).numpy()
-    return loops.draw_float32, logits.float().contiguous().numpy()
+        return logits.contiguous().view(torch.uint16).numpy()
+    return logits.float().contiguous().numpy()
 
 
 def _integers(rows: Sequence[SamplingRow], seats: Sequence[_Seat]) -> NDArray[np.int64]:

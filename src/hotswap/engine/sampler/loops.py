@@ -382,8 +382,15 @@ def _logprobs(logits, peaks, peak, token, own, top, top_ids, row, values, weight
         top_ids[row, place] = weights[place]
 
 
-@inlined
-def _draw(
+_TYPES = (
+    "float32[:,::1], int64[:,::1], int64[::1], int64[::1], float32[::1], float32[::1], "
+    "int64[::1], int64[::1], uint8[:,::1], float32[::1], float32[::1], float32[::1], int64[::1], "
+    "int64[::1], float32[::1], float32[:,::1], int64[:,::1])"
+)
+
+
+@compiled(["void(float32[:,::1], " + _TYPES, "void(uint16[:,::1], " + _TYPES])
+def draw(
     rows,
     floats,
     integers,
@@ -403,6 +410,24 @@ def _draw(
     top,
     top_ids,
 ):
+    """A token for each of ``rows``, float32, or bfloat16 as uint16: [rows, vocab].
+
+    Args:
+        floats: [rows, FLOATS].
+        integers: [rows, INTEGERS].
+        edits: where the edits of each row begin among ``ids``, ``biases`` and ``counts``, and after
+            the last one where they end.
+        bans: the same for ``forbidden``, ids too.
+        masks: what may be drawn, a bit for each token, the first one lowest.
+        logits: room, of whole blocks, -inf behind the vocabulary.
+        peaks: room for a number of each block.
+        values: as large as ``logits``.
+        weights: as large as ``logits``.
+        tokens: receives the ids.
+        own: receives their log-probabilities.
+        top: [rows, most], receives the largest log-probabilities.
+        top_ids: the tokens they belong to.
+    """
     bins, tallies = np.empty(_BINS, np.int64), np.empty(_BINS, np.int64)
     words, ordered = np.empty((4, BLOCK // 4), np.uint32), np.empty(BLOCK, np.uint32)
     noise = np.empty(BLOCK, np.float32)
@@ -475,115 +500,3 @@ def _draw(
                 bins,
                 tallies,
             )
-
-
-_TYPES = (
-    "float32[:,::1], int64[:,::1], int64[::1], int64[::1], float32[::1], float32[::1], "
-    "int64[::1], int64[::1], uint8[:,::1], float32[::1], float32[::1], float32[::1], int64[::1], "
-    "int64[::1], float32[::1], float32[:,::1], int64[:,::1])"
-)
-
-
-@compiled("void(float32[:,::1], " + _TYPES)
-def draw_float32(
-    rows,
-    floats,
-    integers,
-    edits,
-    ids,
-    biases,
-    counts,
-    bans,
-    forbidden,
-    masks,
-    logits,
-    peaks,
-    values,
-    weights,
-    tokens,
-    own,
-    top,
-    top_ids,
-):
-    """`draw_bfloat16`, of float32."""
-    _draw(
-        rows,
-        floats,
-        integers,
-        edits,
-        ids,
-        biases,
-        counts,
-        bans,
-        forbidden,
-        masks,
-        logits,
-        peaks,
-        values,
-        weights,
-        tokens,
-        own,
-        top,
-        top_ids,
-    )
-
-
-@compiled("void(uint16[:,::1], " + _TYPES)
-def draw_bfloat16(
-    rows,
-    floats,
-    integers,
-    edits,
-    ids,
-    biases,
-    counts,
-    bans,
-    forbidden,
-    masks,
-    logits,
-    peaks,
-    values,
-    weights,
-    tokens,
-    own,
-    top,
-    top_ids,
-):
-    """A token for each of ``rows``, bfloat16 as uint16 [rows, vocab].
-
-    Args:
-        floats: [rows, FLOATS].
-        integers: [rows, INTEGERS].
-        edits: where the edits of each row begin among ``ids``, ``biases`` and ``counts``, and after
-            the last one where they end.
-        bans: the same for ``forbidden``, ids too.
-        masks: what may be drawn, a bit for each token, the first one lowest.
-        logits: room, of whole blocks, -inf behind the vocabulary.
-        peaks: room for a number of each block.
-        values: as large as ``logits``.
-        weights: as large as ``logits``.
-        tokens: receives the ids.
-        own: receives their log-probabilities.
-        top: [rows, most], receives the largest log-probabilities.
-        top_ids: the tokens they belong to.
-    """
-    _draw(
-        rows,
-        floats,
-        integers,
-        edits,
-        ids,
-        biases,
-        counts,
-        bans,
-        forbidden,
-        masks,
-        logits,
-        peaks,
-        values,
-        weights,
-        tokens,
-        own,
-        top,
-        top_ids,
-    )
