@@ -24,6 +24,10 @@ LOGITS = {"float32": 1e-4, "bfloat16": 6e-2}
 STORED = {"float32": 1e-5, "bfloat16": 6e-2}
 """The same of keys and values."""
 
+MATRICES_FROM = 5
+PROMPT_TOKENS = 64
+"""So that tests see both sides of each."""
+
 Part = tuple[int, int, int]
 """Sequence, first position, one after the last."""
 
@@ -158,10 +162,11 @@ class Beside:
 
     def __init__(self, skeleton: Skeleton, tables: Sequence[BlockTable]) -> None:
         from hotswap.engine.native.forward import NativeForward
+        from hotswap.engine.native.tuning import Tuning
 
         self.tables = tables
         self.lean = forward_of(skeleton, sum(len(table.blocks) for table in tables))
-        self.native = NativeForward(skeleton, self.lean.pool)
+        self.native = NativeForward(skeleton, self.lean.pool, Tuning(MATRICES_FROM, PROMPT_TOKENS))
         self._dtype = str(skeleton.embedding.dtype).removeprefix("torch.")
 
     def begin(self, *lengths: int) -> None:

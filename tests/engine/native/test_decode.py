@@ -16,6 +16,8 @@ import pytest
 from hotswap.engine.blocks import BlockTable
 from tests.engine.forward.test_lean import forward_of
 from tests.engine.native.skeletons import (
+    MATRICES_FROM,
+    PROMPT_TOKENS,
     Sizes,
     firsts_of_the_largest,
     in_one_piece,
@@ -65,7 +67,7 @@ def begun(sizes: Sizes, tables: Sequence[BlockTable]) -> LeanForward:
 def decoding(lean: LeanForward, threads: int) -> Iterator[NativeDecode]:
     from hotswap.engine.native.decode import NativeDecode
 
-    decode = NativeDecode(lean.skeleton, lean.pool, threads)
+    decode = NativeDecode(lean.skeleton, lean.pool, threads, matrices_from=MATRICES_FROM)
     try:
         yield decode
     finally:
@@ -297,12 +299,14 @@ def test_making_room_anew_ends_the_old_threads_and_starts_others(
 
     from hotswap.engine.kv_pool import KVPool
     from hotswap.engine.native.forward import NativeForward
+    from hotswap.engine.native.tuning import Tuning
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     before = workers()
     table = BlockTable()
     table.extend([9, 2])
-    forward = NativeForward(skeleton_of(sizes), KVPool(torch.device("cpu"), 1))
+    tuning = Tuning(MATRICES_FROM, PROMPT_TOKENS)
+    forward = NativeForward(skeleton_of(sizes), KVPool(torch.device("cpu"), 1), tuning)
     old = workers() - before
     forward.reserve(12)
     new = workers() - before

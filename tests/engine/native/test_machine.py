@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -122,22 +122,24 @@ def test_a_float_is_made_of_its_bits() -> None:
 
 def test_tokens_side_by_side_lie_in_pairs_of_numbers() -> None:
     from hotswap.engine.jit import inlined
+    from hotswap.engine.native import products
 
-    machine = operations()
+    machine, write = operations(), cast("Any", products.write)
 
     @inlined
-    def write(source: int, target: int, stride: int, tokens: int, width: int) -> None:
+    def run(source: int, target: int, stride: int, tokens: int, width: int) -> None:
         for t in range(tokens):
             place = machine.token(target, stride, t, BLOCKS)
-            for i in range(width):
-                machine.store(place, i, machine.load(source, t * width + i, F32), BLOCKS)
+            # In two parts, the second one after some numbers.
+            write(source + 4 * t * width, 10, place, 0, BLOCKS)
+            write(source + 4 * (t * width + 10), width - 10, place, 10, BLOCKS)
 
     tokens, width = 40, 32
     numbers = np.random.default_rng(0).standard_normal((tokens, width), np.float32)
     # A row has room for more than its numbers, and the blocks' stride is that of rows.
     stride = 2 * width + 64
     target = np.zeros((48, stride // 2), np.uint16)
-    write(address(numbers), address(target), stride, tokens, width)
+    run(address(numbers), address(target), stride, tokens, width)
     blocks = target.reshape(3, -1)[:, : 16 * width].reshape(3, width // 2, 16, 2)
     got = blocks.transpose(0, 2, 1, 3).reshape(48, width)
     np.testing.assert_array_equal(got[:tokens], bfloat16(numbers))
@@ -364,6 +366,24 @@ def test_matrices_of_weights_and_tokens_are_multiplied(blocks: int) -> None:
             own = slice(16 * b, 16 * b + 16)
             assert (abs(got[b] - wanted[:, own]) <= bound[:, own]).all()
         assert np.isnan(got[blocks]).all(), "it wrote elsewhere"
+
+
+@pytest.mark.parametrize("count", [1, 5, 15, 16])
+def test_columns_of_a_tile_become_rows(count: int) -> None:
+    from hotswap.engine.jit import inlined
+
+    machine = operations()
+
+    @inlined
+    def run(source: int, target: int, stride: int, count: int) -> None:
+        machine.transpose_tile(source, target, stride, count)
+
+    numbers = np.random.default_rng(count).standard_normal((16, 16), np.float32)
+    got = np.full((17, 20), np.nan, np.float32)
+    run(address(numbers), address(got), 80, count)
+    np.testing.assert_array_equal(got[:count, :16], numbers.T[:count])
+    assert np.isnan(got[count:]).all()
+    assert np.isnan(got[:, 16:]).all()
 
 
 @pytest.mark.usefixtures("matrices")

@@ -18,7 +18,9 @@ _F32 = np.float32(0)
 def exp(x):
     """float32, to about 2 units in the last place; below -87 zero or nearly so."""
     x = min(max(x, np.float32(-87.0)), np.float32(88.0))
-    whole = np.float32(math.floor(x * np.float32(1.44269504) + np.float32(0.5)))
+    # Rounded by cutting off a positive number's fraction: a floor would not be a vector's work.
+    power = np.int32(np.int32(x * np.float32(1.44269504) + np.float32(128.5)) - np.int32(128))
+    whole = np.float32(power)
     rest = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
     # The Cephes library's polynomial for 2^f on [-0.5, 0.5].
     y = np.float32(1.9875691500e-4)
@@ -28,7 +30,7 @@ def exp(x):
     y = y * rest + np.float32(1.6666665459e-1)
     y = y * rest + np.float32(5.0000001201e-1)
     y = y * rest * rest + rest + np.float32(1.0)
-    return y * float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
+    return y * float_of_bits(np.int32((power + np.int32(127)) << np.int32(23)))
 
 
 @reordered

@@ -4,29 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from hotswap.engine.forward.base import Segment
 from hotswap.engine.forward.skeleton import Skeleton
 from hotswap.engine.kv_pool import KVPool
-from hotswap.engine.native.description import MOST_TOKENS, Description
-from hotswap.engine.native.machine import may_use_matrices
+from hotswap.engine.native.description import Description
 from hotswap.engine.native.team import Team
 
 
 class NativeDecode:
     """Computes steps of a few tokens. Owned by the device thread."""
 
-    def __init__(self, skeleton: Skeleton, pool: KVPool, threads: int) -> None:
-        """Raises: UnsupportedForward; the loops do not know something that the skeleton has."""
-        self._description = Description(skeleton, pool, threads)
+    def __init__(
+        self, skeleton: Skeleton, pool: KVPool, threads: int, *, matrices_from: int
+    ) -> None:
+        """
+        Args:
+            matrices_from: tokens in a step from which on the processor's matrices are used, where
+                it has some and they fit.
+
+        Raises:
+            UnsupportedForward: the loops do not know something that the skeleton has.
+        """
+        self._description = Description(skeleton, pool, threads, matrices_from)
         self._team = Team(self._description, threads)
+
+    @property
+    def has_matrices(self) -> bool:
+        """The processor's can be used with these weights."""
+        return self._description.has_matrices
+
+    def use_matrices_from(self, tokens: int) -> None:
+        """The same as `matrices_from`, from the next step on."""
+        self._description.use_matrices_from(tokens)
 
     def step(
         self, segments: Sequence[Segment], ids: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Compute the segments, of `MOST_TOKENS` tokens at most.
+        """Compute the segments, of no more tokens than a `Description` has room for.
 
         Args:
             ids: their tokens, one of each, if the segments do not know them.
@@ -43,9 +59,3 @@ class NativeDecode:
     def close(self) -> None:
         """Send the threads home."""
         self._team.close()
-
-
-def prompt_tokens(skeleton: Skeleton) -> int:
-    """Up to how many tokens of prompts in a step the loops are faster than torch."""
-    with_matrices = skeleton.embedding.dtype == torch.bfloat16 and may_use_matrices()
-    return MOST_TOKENS if with_matrices else 16

@@ -19,8 +19,10 @@ from hotswap.engine.native import records, step
 from hotswap.engine.native.machine import DOTS_BFLOAT16, TILE, may_use_matrices
 from hotswap.engine.native.products import SCRATCH_BYTES
 
-MOST_TOKENS = 64
-"""Of a step."""
+MOST_TOKENS = 128
+"""Of a step. Above, what each of a prompt's tokens sees is computed faster by torch."""
+MOST_SAMPLED = 64
+"""Of a step, tokens with logits."""
 _PIECE_BYTES = 32 << 10, 512 << 10
 """Of weights, least and most: large beside what it costs to take a piece, small beside what a
 thread would have to wait for at the end."""
@@ -33,7 +35,7 @@ _LINE_BYTES = 8 * step.LINE
 class Description:
     """Made once for a skeleton and a pool, filled anew for each step."""
 
-    def __init__(self, skeleton: Skeleton, pool: KVPool, threads: int) -> None:
+    def __init__(self, skeleton: Skeleton, pool: KVPool, threads: int, matrices_from: int) -> None:
         self._skeleton = skeleton
         self._pool = pool
         self._threads = threads
@@ -54,8 +56,8 @@ class Description:
         self._seen = self._room(heads, self._activation_size)
         self._made = self._room(width, 4)
         self._inner = self._room(inner, self._activation_size)
-        logits = np.zeros((MOST_TOKENS, skeleton.head.rows), np.float32)
-        tokens = np.zeros(MOST_TOKENS, np.int64)
+        logits = np.zeros((MOST_SAMPLED, skeleton.head.rows), np.float32)
+        tokens = np.zeros(MOST_SAMPLED, np.int64)
         self.logits, self.tokens = torch.from_numpy(logits), torch.from_numpy(tokens)
 
         self.layers = np.zeros(len(skeleton.layers), records.LAYER)
@@ -71,6 +73,7 @@ class Description:
         scratch = SCRATCH_BYTES + 4 * max(
             MOST_TOKENS * 2 * max(piece["rows"] for piece in self._pieces if piece["gated"]),
             (2 * shared + 1) * max(x.attention.size for x in skeleton.layers) + shared * scores,
+            width,
         )
         scratch += -scratch % _LINE_BYTES
         self.model = np.zeros(1, records.MODEL)
@@ -84,12 +87,22 @@ class Description:
         model["scratch_bytes"] = scratch
         model["workers"] = threads
         model["shapes"] = self._matrix_shapes(threads)
+        self.use_matrices_from(matrices_from)
         model["scores"] = scores
 
     @property
     def arrays(self) -> tuple[Any, ...]:
         """As the loops take them."""
         return self.model, self.phases, self.pieces, self.layers, self.rows, self.stretches
+
+    @property
+    def has_matrices(self) -> bool:
+        """The processor's can be used with these weights."""
+        return bool(self.model[0]["shapes"] != 0)
+
+    def use_matrices_from(self, tokens: int) -> None:
+        """In steps of so many tokens or more, where it can be."""
+        self.model[0]["matrices_from"] = tokens if self.has_matrices else MOST_TOKENS + 1
 
     def fill(self, segments: Sequence[Segment], ids: Sequence[int] | None) -> tuple[int, int]:
         """Take a batch in. How many tokens it has, and how many of them have logits."""
@@ -140,7 +153,7 @@ class Description:
             self._add(layer.after_mlp, norm)
         self._phases[-1]["sampled"] = 1
         peaks = self._project(skeleton.head, 0, self._normed, self._place(self.logits))
-        self._phases[-1]["peaks"] = self._address(np.zeros((MOST_TOKENS, peaks, 2), np.int64))
+        self._phases[-1]["peaks"] = self._address(np.zeros((MOST_SAMPLED, peaks, 2), np.int64))
         self._phases[-1]["sampled"] = 1
         self._phases[-1]["softcap"] = skeleton.softcap or 0.0
 

@@ -11,24 +11,31 @@ from hotswap.engine.forward.base import Segment
 from hotswap.engine.forward.lean import LeanForward
 from hotswap.engine.forward.skeleton import Skeleton
 from hotswap.engine.kv_pool import KVPool
-from hotswap.engine.native.decode import NativeDecode, prompt_tokens
-from hotswap.engine.native.description import MOST_TOKENS
+from hotswap.engine.native.decode import NativeDecode
+from hotswap.engine.native.description import MOST_SAMPLED, MOST_TOKENS
+from hotswap.engine.native.tuning import Tuning, tuning_of
 
-_MOST_PROMPT_KEYS = 32_000
-"""Pairs of a prompt's tokens and what they see, in a step: the loops read each pair's key anew."""
+_KEYS_OF_A_TOKEN = 500
+"""That a prompt's tokens may see on average: the loops read each of them anew."""
 
 
 class NativeForward(LeanForward):
     """`hotswap.engine.forward.base.GreedyForward`.
 
     A token's numbers are the same bits whatever else is in its step; in bfloat16 on processors with
-    matrices, as long as it stays on the same side of `hotswap.engine.native.step.TILES_FROM`.
+    matrices, as long as it stays on the same side of `Tuning.matrices_from`.
     """
 
-    def __init__(self, skeleton: Skeleton, pool: KVPool) -> None:
-        """Raises: UnsupportedForward; the loops do not know something that the skeleton has."""
+    def __init__(self, skeleton: Skeleton, pool: KVPool, tuning: Tuning | None = None) -> None:
+        """
+        Args:
+            tuning: None: what is fastest here.
+
+        Raises:
+            UnsupportedForward: the loops do not know something that the skeleton has.
+        """
         super().__init__(skeleton, pool)
-        self._most_prompt_tokens = prompt_tokens(skeleton)
+        self._tuning = tuning or tuning_of(skeleton, torch.get_num_threads())
         self._decode: NativeDecode | None = self._made()
 
     def reserve(self, blocks: int) -> None:
@@ -41,8 +48,8 @@ class NativeForward(LeanForward):
             return self._computed(segments, ids)[0]
         lanes = _lanes(segments)
         rows = []
-        for first in range(0, lanes, MOST_TOKENS):
-            part = slice(first, min(first + MOST_TOKENS, lanes))
+        for first in range(0, lanes, MOST_SAMPLED):
+            part = slice(first, min(first + MOST_SAMPLED, lanes))
             own = None if ids is None else ids[part]
             rows.append(self._computed(segments[part], own)[0].clone())
         if lanes < len(segments):
@@ -62,7 +69,12 @@ class NativeForward(LeanForward):
             self._decode = None
 
     def _made(self) -> NativeDecode:
-        return NativeDecode(self.skeleton, self.pool, torch.get_num_threads())
+        return NativeDecode(
+            self.skeleton,
+            self.pool,
+            torch.get_num_threads(),
+            matrices_from=self._tuning.matrices_from,
+        )
 
     def _fits(self, segments: Sequence[Segment]) -> bool:
         """The loops are the faster way for all of it together."""
@@ -71,8 +83,9 @@ class NativeForward(LeanForward):
         keys = sum(len(segment.ids) * (segment.start + len(segment.ids)) for segment in prompts)
         return (
             len(segments) - len(prompts) + tokens <= MOST_TOKENS
-            and tokens <= self._most_prompt_tokens
-            and keys <= _MOST_PROMPT_KEYS
+            and sum(segment.samples for segment in segments) <= MOST_SAMPLED
+            and tokens <= self._tuning.prompt_tokens
+            and keys <= _KEYS_OF_A_TOKEN * max(1, tokens)
         )
 
     def _computed(self, segments: Sequence[Segment], ids: Tensor | None) -> tuple[Tensor, Tensor]:

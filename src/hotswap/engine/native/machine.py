@@ -35,6 +35,8 @@ HAS_TILES = _FEATURES.get("amx-tile", False) and _FEATURES.get("amx-bf16", False
 TILE = 16
 """Rows of a matrix; it has 32 columns of bfloat16, or 16 of float32."""
 
+_COLUMNS_AHEAD = 128
+"""Of a matrix, when they are fetched into the second cache."""
 _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F32 = ir.FloatType()
@@ -80,18 +82,39 @@ def store(context, address, index, value, like):
         address, index, value, _ = arguments
         if signature.args[3] == FLOAT32:
             builder.store(value, _pointer(builder, address, index, _F32), align=4)
-        elif signature.args[3] == BLOCKED:
-            pair = builder.mul(builder.lshr(index, _I64(1)), _I64(2 * TILE))
-            place = builder.add(pair, builder.and_(index, _I64(1)))
-            builder.store(
-                _rounded(builder, value), _pointer(builder, address, place, _I16), align=2
-            )
         else:
             half = _rounded(builder, value)
             builder.store(half, _pointer(builder, address, index, _I16), align=2)
         return _context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.float32, like), generate
+
+
+@intrinsic
+def store_pair(context, address, pair, first, second):
+    """Write two float32, rounded, as numbers ``2 pair`` and ``2 pair + 1`` of a token in blocks."""
+
+    def generate(_context, builder, signature, arguments):
+        address, pair, first, second = arguments
+        low, high = (builder.zext(_rounded(builder, x), _I32) for x in (first, second))
+        place = builder.mul(pair, _I64(TILE))
+        both = builder.or_(low, builder.shl(high, _I32(16)))
+        builder.store(both, _pointer(builder, address, place, _I32), align=4)
+        return _context.get_dummy_value()
+
+    numbers = types.int64, types.int64, types.float32, types.float32
+    return types.void(*numbers), generate
+
+
+@intrinsic
+def fetch(context, address):
+    """Have a line of memory fetched into the second cache."""
+
+    def generate(_context, builder, signature, arguments):
+        _prefetch(builder, arguments[0], 2)
+        return _context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 @intrinsic
@@ -335,7 +358,7 @@ def use_tiles(context, shapes, former):
 
 def _multiply_tiles(builder: Builder, blocks: int, arguments: Sequence[Any]) -> None:
     weights, weight_stride, tokens, block_stride, out, width = arguments
-    weight_tile, token_tile, first_sum = _I8(0), _I8(1), 2
+    weight_tile, first_token_tile, first_sum = _I8(0), 1, 4
 
     def run(name: str, *operands: Any) -> None:
         _call(builder, f"llvm.x86.{name}", ir.VoidType(), operands)
@@ -351,16 +374,20 @@ def _multiply_tiles(builder: Builder, blocks: int, arguments: Sequence[Any]) -> 
     builder.position_at_end(loop)
     place = builder.phi(_I64)
     column = builder.add(weights, builder.mul(place, _I64(2)))
-    # The next 16 rows, in the order in which they lie: a line of each in turn is slower.
-    begin = builder.add(weights, builder.mul(weight_stride, _I64(TILE)))
-    begin = builder.add(begin, builder.mul(place, _I64(2 * TILE)))
-    for line in range(TILE):
-        # Several blocks of tokens leave the first cache no room for it.
-        _prefetch(builder, builder.add(begin, _I64(64 * line)), 3 if blocks == 1 else 2)
+    # A few columns ahead; near the end, the first ones of the next 16 rows.
+    later = builder.add(place, _I64(_COLUMNS_AHEAD))
+    past = builder.icmp_signed(">=", later, width)
+    following_rows = builder.add(weights, builder.mul(weight_stride, _I64(TILE)))
+    later = builder.select(past, builder.sub(later, width), later)
+    begin = builder.select(past, following_rows, weights)
+    begin = builder.add(begin, builder.mul(later, _I64(2)))
+    for row in range(TILE):
+        _prefetch(builder, builder.add(begin, builder.mul(weight_stride, _I64(row))), 2)
     run("tileloadd64", weight_tile, at(column), weight_stride)
     pairs = builder.add(tokens, builder.mul(place, _I64(2 * TILE)))
     for block in range(blocks):
         own = builder.add(pairs, builder.mul(block_stride, _I64(block)))
+        token_tile = _I8(first_token_tile + block % 3)
         run("tileloadd64", token_tile, at(own), _I64(4 * TILE))
         run("tdpbf16ps", _I8(first_sum + block), weight_tile, token_tile)
     following = builder.add(place, _I64(2 * LANES))
@@ -371,6 +398,43 @@ def _multiply_tiles(builder: Builder, blocks: int, arguments: Sequence[Any]) -> 
     for block in range(blocks):
         own = builder.add(out, _I64(4 * TILE * TILE * block))
         run("tilestored64", _I8(first_sum + block), at(own), _I64(4 * TILE))
+
+
+@intrinsic
+def transpose_tile(context, source, target, target_stride, count):
+    """Write the first ``count`` columns, one at least, of 16 x 16 float32 numbers at one address as
+    rows at another, so many bytes from each other."""
+
+    def generate(_context, builder, signature, arguments):
+        _transpose_tile(builder, *arguments)
+        return _context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 4), generate
+
+
+def _transpose_tile(
+    builder: Builder, source: Any, target: Any, target_stride: Any, count: Any
+) -> None:
+    rows = [_vector(builder, source, number, FLOAT32) for number in range(TILE)]
+    # Every bit of a row's number changes places with the same one of a column's.
+    for bit in (1, 2, 4, 8):
+        kept = [i - bit + TILE if i & bit else i for i in range(TILE)]
+        given = [i + TILE if i & bit else i + bit for i in range(TILE)]
+        for first in (row for row in range(TILE) if not row & bit):
+            pair = rows[first], rows[first + bit]
+            rows[first], rows[first + bit] = (
+                builder.shuffle_vector(*pair, ir.Constant(_WORDS, places))
+                for places in (kept, given)
+            )
+    after = builder.append_basic_block("transposed")
+    for number, row in enumerate(rows):
+        place = builder.add(target, builder.mul(target_stride, _I64(number)))
+        builder.store(row, builder.inttoptr(place, _VECTOR.as_pointer()), align=4)
+        following = builder.append_basic_block("column")
+        builder.cbranch(builder.icmp_signed("<", _I64(number + 1), count), following, after)
+        builder.position_at_end(following)
+    builder.branch(after)
+    builder.position_at_end(after)
 
 
 def mix_tile(right: int) -> Callable[..., None]:
@@ -434,9 +498,8 @@ def _mix(builder: Builder, right: int, arguments: Sequence[Any], kind: Any) -> N
 
 
 def _pointer(builder: Builder, address: Any, index: Any, kind: Any) -> Any:
-    size = kind.width // 8 if isinstance(kind, ir.IntType) else 4
-    place = builder.add(address, builder.mul(index, _I64(size)))
-    return builder.inttoptr(place, kind.as_pointer())
+    # Indexed as an array is: in a sum of integers LLVM sees no loop over one, and makes no vectors.
+    return builder.gep(builder.inttoptr(address, kind.as_pointer()), [index])
 
 
 def _widened(builder: Builder, halves: Any, words: Any, floats: Any) -> Any:

@@ -16,6 +16,8 @@ from hotswap.engine.native.machine import (
     mix_tile,
     multiply_tiles,
     store,
+    store_pair,
+    transpose_tile,
 )
 
 SCRATCH_BYTES = 4 * 4 * TILE * TILE
@@ -101,11 +103,9 @@ def _by_matrices(weights, weight_stride, weight_rows, tokens, token_stride, coun
             block, left = tokens + j * token_stride, min(4 * TILE, count - j)
             _matrices((left + TILE - 1) // TILE, weight, weight_stride, block, TILE * token_stride,
                       scratch, width)  # fmt: skip
-            for k in range(left):
-                made = scratch + 4 * (k // TILE * TILE * TILE + k % TILE)
+            for k in range(0, left, TILE):
                 target = out + (j + k) * out_stride + 4 * first
-                for row in range(TILE):
-                    store(target, row, load(made, row * TILE, _F32), _F32)
+                transpose_tile(scratch + 4 * TILE * k, target, out_stride, min(TILE, left - k))
 
 
 def products(weights, weight_stride, weight_rows, tokens, token_stride, count, out, out_stride,
@@ -150,3 +150,23 @@ def mixed(
                 total = load(out + j * out_stride, k, _F32)
                 total += weight * load(rows + row * row_stride, k, like)
                 store(out + j * out_stride, k, total, _F32)
+
+
+def write(floats, count, target, first, like):
+    """Write float32 numbers as those from the ``first``-th on of a token at ``target``, both even
+    where the token lies in blocks. Only compiled code can call this."""
+    raise TypeError("only compiled code can call this")
+
+
+@overload(write)
+def _write(floats, count, target, first, like):
+    def into_blocks(floats, count, target, first, like):
+        for i in range(count // 2):
+            a, b = load(floats, 2 * i, _F32), load(floats, 2 * i + 1, _F32)
+            store_pair(target, first // 2 + i, a, b)
+
+    def into_row(floats, count, target, first, like):
+        for i in range(count):
+            store(target, first + i, load(floats, i, _F32), like)
+
+    return into_blocks if like == BLOCKED else into_row

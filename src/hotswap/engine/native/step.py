@@ -20,7 +20,9 @@ from hotswap.engine.native.arithmetic import activated, exp, norm_factor, tanh
 from hotswap.engine.native.machine import (
     DOTS_BFLOAT16,
     HAS_TILES,
+    TILE,
     add_word,
+    fetch,
     give_way,
     load,
     load_word,
@@ -31,7 +33,7 @@ from hotswap.engine.native.machine import (
     token,
     use_tiles,
 )
-from hotswap.engine.native.products import SCRATCH_BYTES, dots, mixed, products
+from hotswap.engine.native.products import SCRATCH_BYTES, dots, mixed, products, write
 from hotswap.engine.native.records import (
     ATTEND,
     EMBED,
@@ -55,8 +57,8 @@ _MOST_STEPS = 1 << 31
 """Then their numbers begin again: a word has room for a month of a thousand steps a second."""
 _SPINS = 64
 """Looks at a word before another thread is let through."""
-TILES_FROM = 5
-"""Tokens from which on the processor's matrices, where it has some, are faster than its vectors."""
+_FETCHED_KEYS = 32
+"""Looked at while the next ones are on their way from memory."""
 _F32 = np.float32(0)
 _LARGEST = np.float32(3.3e38)
 """Also of bfloat16."""
@@ -66,42 +68,45 @@ _LARGEST = np.float32(3.3e38)
 
 
 @reordered
-def _write_normed(phase, residual, target, act):
-    width = phase.width
-    if phase.norm_after == 0:
-        for i in range(width):
-            store(target, i, load(residual, i, _F32), act)
-        return
+def _normed(phase, residual, scratch):
+    """Address of what the next block takes: the residual, with its norm if there is one."""
+    weight, width = phase.norm_after, phase.width
+    if weight == 0:
+        return residual
     factor = norm_factor(residual, width, phase.eps_after)
     for i in range(width):
-        value = load(residual, i, _F32) * factor * load(phase.norm_after, i, _F32)
-        store(target, i, value, act)
+        store(scratch, i, load(residual, i, _F32) * factor * load(weight, i, _F32), _F32)
+    return scratch
 
 
 @reordered
-def _embed(phase, model, rows, number, weight_like, act):
-    residual = model.residual + number * model.width * 4
-    first = rows[number].token * model.width
-    for i in range(model.width):
-        store(residual, i, load(model.embedding, first + i, weight_like) * phase.scale, _F32)
-    _write_normed(phase, residual, token(phase.target, phase.target_stride, number, act), act)
+def _embed(phase, model, rows, number, scratch, weight_like, act):
+    width, table, scale = model.width, model.embedding, phase.scale
+    residual = model.residual + number * width * 4
+    first = rows[number].token * width
+    for i in range(width):
+        store(residual, i, load(table, first + i, weight_like) * scale, _F32)
+    target = token(phase.target, phase.target_stride, number, act)
+    write(_normed(phase, residual, scratch), width, target, 0, act)
 
 
 @reordered
-def _add(phase, model, rows, number, act):
-    residual = model.residual + number * model.width * 4
+def _add(phase, model, rows, number, scratch, act):
+    width, weight = model.width, phase.norm_before
+    residual = model.residual + number * width * 4
     made = phase.source + number * phase.source_stride
-    if phase.norm_before == 0:
-        for i in range(model.width):
+    if weight == 0:
+        for i in range(width):
             store(residual, i, load(residual, i, _F32) + load(made, i, _F32), _F32)
     else:
-        factor = norm_factor(made, model.width, phase.eps_before)
-        for i in range(model.width):
-            value = load(made, i, _F32) * factor * load(phase.norm_before, i, _F32)
+        factor = norm_factor(made, width, phase.eps_before)
+        for i in range(width):
+            value = load(made, i, _F32) * factor * load(weight, i, _F32)
             store(residual, i, load(residual, i, _F32) + value, _F32)
     place = rows[number].sampled if phase.sampled == 1 else number
     if place >= 0:
-        _write_normed(phase, residual, token(phase.target, phase.target_stride, place, act), act)
+        target = token(phase.target, phase.target_stride, place, act)
+        write(_normed(phase, residual, scratch), width, target, 0, act)
 
 
 @reordered
@@ -133,11 +138,12 @@ def _is_above(value, best):
 @inlined
 def _find_peak(phase, piece, number, row, logits):
     """The largest of a piece's logits, the first one among equals."""
-    if phase.softcap != 0:
-        for i in range(piece.rows):
-            store(logits, i, phase.softcap * tanh(load(logits, i, _F32) / phase.softcap), _F32)
+    count, softcap = piece.rows, phase.softcap
+    if softcap != 0:
+        for i in range(count):
+            store(logits, i, softcap * tanh(load(logits, i, _F32) / softcap), _F32)
     best, place = np.float32(-math.inf), 0
-    for i in range(piece.rows):
+    for i in range(count):
         value = load(logits, i, _F32)
         if _is_above(value, best):
             best, place = value, i
@@ -148,22 +154,23 @@ def _find_peak(phase, piece, number, row, logits):
 
 @reordered
 def _gate(phase, piece, tokens, kind, scratch, weight_like, weight_size, act):
-    stride, weight_stride = 8 * piece.rows, piece.width * weight_size
+    count = piece.rows
+    stride, weight_stride = 8 * count, piece.width * weight_size
     gates = scratch + SCRATCH_BYTES
     for part in range(2):
         weight = piece.weight if part == 0 else piece.gated
-        products(weight, weight_stride, piece.rows, phase.source, phase.source_stride, tokens,
-                  gates + part * 4 * piece.rows, stride, piece.width, scratch, weight_like,
+        products(weight, weight_stride, count, phase.source, phase.source_stride, tokens,
+                  gates + part * 4 * count, stride, piece.width, scratch, weight_like,
                   act)  # fmt: skip
     for row in range(tokens):
         gate = gates + row * stride
-        gated = gate + 4 * piece.rows
-        _add_bias(piece.bias, piece.rows, gate)
-        _add_bias(piece.gated_bias, piece.rows, gated)
+        gated = gate + 4 * count
+        _add_bias(piece.bias, count, gate)
+        _add_bias(piece.gated_bias, count, gated)
+        for i in range(count):
+            store(gate, i, activated(load(gate, i, _F32), kind) * load(gated, i, _F32), _F32)
         target = token(phase.target, phase.target_stride, row, act)
-        for i in range(piece.rows):
-            value = activated(load(gate, i, _F32), kind) * load(gated, i, _F32)
-            store(target, piece.place + i, value, act)
+        write(gate, count, target, piece.place, act)
 
 
 @reordered
@@ -185,9 +192,10 @@ def _normed_head(layer, source, all_heads, count, weight, head, scratch):
 
 @reordered
 def _rotate(layer, position, head):
-    half = layer.rotated // 2
-    cosines = layer.cosines + 4 * position * layer.rotated
-    sines = layer.sines + 4 * position * layer.rotated
+    rotated = layer.rotated
+    half = rotated // 2
+    cosines = layer.cosines + 4 * position * rotated
+    sines = layer.sines + 4 * position * rotated
     for i in range(half):
         a, b = load(head, i, _F32), load(head, half + i, _F32)
         store(head, i, a * load(cosines, i, _F32) + b * load(sines, i, _F32), _F32)
@@ -198,8 +206,9 @@ def _rotate(layer, position, head):
 @inlined
 def _keep(pool, layer, group, slots, slot, head, like):
     """What is not finite becomes zero: it would come through the masks of others."""
-    first = (group * slots + slot) * layer.size
-    for i in range(layer.size):
+    size = layer.size
+    first = (group * slots + slot) * size
+    for i in range(size):
         value = load(head, i, _F32)
         store(pool, first + i, value if abs(value) < _LARGEST else np.float32(0), like)
 
@@ -207,16 +216,18 @@ def _keep(pool, layer, group, slots, slot, head, like):
 @reordered
 def _weigh(layer, scores, length):
     """Scores to weights that add up to one, in place."""
+    scale, softcap = layer.scale, layer.softcap
+    if softcap != 0:
+        for i in range(length):
+            score = softcap * tanh(load(scores, i, _F32) * scale / softcap)
+            store(scores, i, score, _F32)
+        scale = np.float32(1)
     peak = np.float32(-math.inf)
     for i in range(length):
-        score = load(scores, i, _F32) * layer.scale
-        if layer.softcap != 0:
-            score = layer.softcap * tanh(score / layer.softcap)
-        store(scores, i, score, _F32)
-        peak = max(peak, score)
+        peak = max(peak, load(scores, i, _F32))
     total = np.float32(0)
     for i in range(length):
-        weight = exp(load(scores, i, _F32) - peak)
+        weight = exp((load(scores, i, _F32) - peak) * scale)
         store(scores, i, weight, _F32)
         total += weight
     for i in range(length):
@@ -224,9 +235,8 @@ def _weigh(layer, scores, length):
 
 
 @inlined
-def _keep_both(phase, model, layer, row, number, scratch, kv_like):
+def _keep_both(phase, model, layer, row, group, of_token, scratch, kv_like):
     """The key and the value of a group of heads."""
-    group, of_token = number % layer.groups, number // layer.groups
     head, line = scratch + SCRATCH_BYTES, 4 * layer.size
     keys = phase.source + of_token * phase.source_stride + layer.heads * line
     value = keys + (layer.groups + group) * line
@@ -237,9 +247,14 @@ def _keep_both(phase, model, layer, row, number, scratch, kv_like):
 
 
 @inlined
-def _attend(phase, model, layer, row, stretches, number, scratch, kv_like, kv_size, act, query_like,
-            query_size):  # fmt: skip
-    group, of_token = number % layer.groups, number // layer.groups
+def _fetch_rows(begin, count):
+    for line in range(0, count, 8 * LINE):
+        fetch(begin + line)
+
+
+@inlined
+def _attend(phase, model, layer, row, stretches, group, of_token, scratch, kv_like, kv_size, act,
+            query_like, query_size):  # fmt: skip
     shared, size = layer.heads // layer.groups, layer.size
     line, score_stride = 4 * size, 4 * model.scores
     # Scratch: a head, the queries, what they saw, their scores.
@@ -263,11 +278,15 @@ def _attend(phase, model, layer, row, stretches, number, scratch, kv_like, kv_si
         hidden = min(max(0, skipped - before), stretches[i, 1])
         count = stretches[i, 1] - hidden
         before += stretches[i, 1]
-        if count > 0:
-            first = group * model.slots + stretches[i, 0] + hidden
-            dots(layer.keys + first * stride, stride, count, queries, size * query_size, shared,
-                  scores + 4 * length, score_stride, size, kv_like, query_like)  # fmt: skip
-            length += count
+        first = group * model.slots + stretches[i, 0] + hidden
+        for begin in range(0, count, _FETCHED_KEYS):
+            some = min(_FETCHED_KEYS, count - begin)
+            keys = layer.keys + (first + begin) * stride
+            _fetch_rows(keys + some * stride, min(_FETCHED_KEYS, count - begin - some) * stride)
+            _fetch_rows(layer.values + (first + begin) * stride, some * stride)
+            dots(keys, stride, some, queries, size * query_size, shared, scores + 4 * length,
+                 score_stride, size, kv_like, query_like)  # fmt: skip
+            length += some
     for i in range(shared):
         _weigh(layer, scores + i * score_stride, length)
     length, before = 0, 0
@@ -281,9 +300,7 @@ def _attend(phase, model, layer, row, stretches, number, scratch, kv_like, kv_si
                    score_stride, shared, seen, line, size, kv_like, kv_size)  # fmt: skip
             length += count
     target = token(phase.target, phase.target_stride, of_token, act)
-    for i in range(shared):
-        for k in range(size):
-            store(target, (group * shared + i) * size + k, load(seen + i * line, k, _F32), act)
+    write(seen, shared * size, target, group * shared * size, act)
 
 
 # -- all of it -----------------------------------------------------------------------------------
@@ -303,8 +320,46 @@ _BEGIN = numba.int64(*(numba.int64,) * 6)
 
 
 @inlined
+def _piece_count(phase, tokens, together):
+    """``together``: tokens of a piece that takes whole ones, as many as share a line of memory:
+    two threads that write to one take it from each other all the time."""
+    if phase.pieces > 0:
+        return phase.pieces
+    if phase.kind in (KEEP, ATTEND):
+        return phase.each * tokens
+    return (tokens + together - 1) // together
+
+
+@inlined
+def _do(phase, number, tokens, together, model, pieces, layer, rows, stretches, scratch,
+        weight_like, weight_size, act, query_like, query_size):  # fmt: skip
+    """A piece of a phase."""
+    own = scratch + SCRATCH_BYTES
+    if phase.kind == PROJECT:
+        piece = pieces[phase.first + number]
+        _project(phase, piece, number, tokens, scratch, weight_like, weight_size, act)
+    elif phase.kind == GATE:
+        piece = pieces[phase.first + number]
+        _gate(phase, piece, tokens, layer.activation, scratch, weight_like, weight_size, act)
+    elif phase.kind == ATTEND:
+        group, of_token = divmod(number, tokens)
+        _attend(phase, model, layer, rows[of_token], stretches, group, of_token, scratch,
+                weight_like, weight_size, act, query_like, query_size)  # fmt: skip
+    elif phase.kind == KEEP:
+        group, of_token = divmod(number, tokens)
+        _keep_both(phase, model, layer, rows[of_token], group, of_token, scratch, weight_like)
+    else:
+        first = number * together
+        for i in range(first, min(first + together, tokens)):
+            if phase.kind == EMBED:
+                _embed(phase, model, rows, i, own, weight_like, act)
+            else:
+                _add(phase, model, rows, i, own, act)
+
+
+@inlined
 def _run(worker, number, words, control, model, phases, pieces, layers, rows, stretches,
-         weight_like, weight_size, act, query_like, query_size):  # fmt: skip
+         weight_like, weight_size, act, together, query_like, query_size):  # fmt: skip
     """Take part in a step. What it finds there is only what that step's leader has written, as
     long as it holds a piece of it: `begin` writes the words before it writes how many tokens there
     are, and here that is read before a word is. Neither order may be changed."""
@@ -320,7 +375,7 @@ def _run(worker, number, words, control, model, phases, pieces, layers, rows, st
             tokens = load_word(control + 8 * SAMPLED)
         if tokens == 0:
             continue  # no logits are wanted; the words say so to all threads alike
-        count = phase.pieces if phase.pieces > 0 else phase.each * tokens
+        count = _piece_count(phase, tokens, together)
         for turn in range(workers):
             share = (worker + turn) % workers
             taken = done + 8 * LINE * (share + 1)
@@ -334,24 +389,8 @@ def _run(worker, number, words, control, model, phases, pieces, layers, rows, st
                     break
                 if not swap_word(taken, mark, mark + 1):
                     continue
-                piece = pieces[phase.first + piece_number]
-                if phase.kind == PROJECT:
-                    _project(phase, piece, piece_number, tokens, scratch, weight_like, weight_size,
-                             act)  # fmt: skip
-                elif phase.kind == GATE:
-                    _gate(phase, piece, tokens, layer.activation, scratch, weight_like, weight_size,
-                          act)  # fmt: skip
-                elif phase.kind == ATTEND:
-                    row = rows[piece_number // phase.each]
-                    _attend(phase, model, layer, row, stretches, piece_number, scratch, weight_like,
-                            weight_size, act, query_like, query_size)  # fmt: skip
-                elif phase.kind == KEEP:
-                    row = rows[piece_number // phase.each]
-                    _keep_both(phase, model, layer, row, piece_number, scratch, weight_like)
-                elif phase.kind == EMBED:
-                    _embed(phase, model, rows, piece_number, weight_like, act)
-                else:
-                    _add(phase, model, rows, piece_number, act)
+                _do(phase, piece_number, tokens, together, model, pieces, layer, rows, stretches,
+                    scratch, weight_like, weight_size, act, query_like, query_size)  # fmt: skip
                 add_word(done, 1)
         spins = 0
         while True:
@@ -375,13 +414,13 @@ _VECTORS, _VECTORS_SIZE = (_HALF, 2) if DOTS_BFLOAT16 else (_F32, 4)
 @inlined
 def _run_float32(worker, number, words, control, model, phases, pieces, layers, rows, stretches):
     _run(worker, number, words, control, model[0], phases, pieces, layers, rows, stretches,
-         _F32, 4, _F32, _F32, 4)  # fmt: skip
+         _F32, 4, _F32, 1, _F32, 4)  # fmt: skip
 
 
 @inlined
 def _run_vectors(worker, number, words, control, model, phases, pieces, layers, rows, stretches):
     _run(worker, number, words, control, model[0], phases, pieces, layers, rows, stretches,
-         _HALF, 2, _VECTORS, _VECTORS, _VECTORS_SIZE)  # fmt: skip
+         _HALF, 2, _VECTORS, 1, _VECTORS, _VECTORS_SIZE)  # fmt: skip
 
 
 @inlined
@@ -389,14 +428,14 @@ def _run_tiles(worker, number, words, control, model, phases, pieces, layers, ro
     former = model[0].shapes + 64 * (1 + 2 * worker)
     use_tiles(model[0].shapes, former)
     _run(worker, number, words, control, model[0], phases, pieces, layers, rows, stretches,
-         _HALF, 2, _BLOCKS, _VECTORS, _VECTORS_SIZE)  # fmt: skip
+         _HALF, 2, _BLOCKS, TILE, _VECTORS, _VECTORS_SIZE)  # fmt: skip
     # Others of this thread, oneDNN among them, rely on what they had set.
     use_tiles(former, former + 64)
 
 
 @inlined
 def _run_either(worker, number, words, control, model, phases, pieces, layers, rows, stretches):
-    if model[0].shapes != 0 and load_word(control + 8 * ROWS) >= TILES_FROM:
+    if load_word(control + 8 * ROWS) >= model[0].matrices_from:
         _run_tiles(worker, number, words, control, model, phases, pieces, layers, rows, stretches)
     else:
         _run_vectors(worker, number, words, control, model, phases, pieces, layers, rows, stretches)
