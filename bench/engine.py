@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,8 @@ from bench.worker import Worker
 
 ENGINES = ("hotswap", "generate", "continuous batching")
 """Contenders that generate; the fourth, "memory", reads."""
+GREEDY = {"temperature": 0.0}
+DRAWN = {"temperature": 0.7, "top_k": 50, "top_p": 0.95}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +34,9 @@ class Settings:
 
     model: Path
     device: str = "cpu"
-    parts: tuple[str, ...] = ("throughput", "first token", "reuse", "interruption")
+    parts: tuple[str, ...] = ("throughput", "draws", "first token", "reuse", "interruption")
     sequences: tuple[int, ...] = (1, 4, 16, 64)
+    drawn_sequences: tuple[int, ...] = (1, 32)
     prompt_tokens: int = 32
     new_tokens: int = 32
     first_token_prompts: tuple[int, ...] = (34, 410)
@@ -49,6 +52,7 @@ def quick(settings: Settings) -> Settings:
     return replace(
         settings,
         sequences=(1, 4),
+        drawn_sequences=(1, 4),
         prompt_tokens=8,
         new_tokens=8,
         first_token_prompts=(34,),
@@ -73,6 +77,7 @@ class Bench:
     def measure(self) -> tuple[Figure, ...]:
         parts: dict[str, Callable[[], list[Figure]]] = {
             "throughput": self.throughput,
+            "draws": self.draws,
             "first token": self.first_token,
             "reuse": self.reuse,
             "interruption": self.interruption,
@@ -105,13 +110,32 @@ class Bench:
                     prefill[name].append(sequences * settings.prompt_tokens / first)
                     decode[name].append(sequences * settings.new_tokens / (whole - first))
                 floor.append(sequences / turn(self._read))
-            several = f"{sequences} sequence{'s' * (sequences > 1)}"
+            several = _several(sequences)
             for label, rates in (("prefill", prefill), ("decode", decode)):
                 figures += [
                     Figure(f"{label}, {several}", name, "tokens/s", tuple(values))
                     for name, values in rates.items()
                 ]
             figures.append(Figure(f"decode, {several}", "memory", "tokens/s", tuple(floor)))
+        return figures
+
+    def draws(self) -> list[Figure]:
+        """Our tokens/s where they are drawn, beside those of greedy answers in the same rounds."""
+        settings, figures = self._settings, list[Figure]()
+        kinds = {"hotswap": DRAWN, "hotswap, greedy": GREEDY}
+        for sequences in settings.drawn_sequences:
+            rates: dict[str, list[float]] = {name: [] for name in kinds}
+            for name in (*kinds, *kinds):  # a GPU records a step when it comes again
+                self._answer(sequences, 3, kinds[name])
+            for order in rounds(tuple(kinds), settings.rounds):
+                for name in order:
+                    first = turn(self._answer, sequences, 1, kinds[name])
+                    whole = turn(self._answer, sequences, 1 + settings.new_tokens, kinds[name])
+                    rates[name].append(sequences * settings.new_tokens / (whole - first))
+            figures += [
+                Figure(f"decode with draws, {_several(sequences)}", name, "tokens/s", tuple(values))
+                for name, values in rates.items()
+            ]
         return figures
 
     def first_token(self) -> list[Figure]:
@@ -163,6 +187,14 @@ class Bench:
             Figure(f"longest gap beside a {prompt}", "bare forward", "s", tuple(bare)),
         ]
 
+    def _answer(self, sequences: int, new_tokens: int, sampling: Mapping[str, float]) -> float:
+        """Seconds for ``new_tokens`` of our engine for each of ``sequences`` fresh prompts."""
+        prompts = [self.prompt(self._settings.prompt_tokens) for _ in range(sequences)]
+        answer = self._workers["hotswap"].ask(
+            "generate", prompts=prompts, new_tokens=new_tokens, sampling=sampling
+        )
+        return float(answer["seconds"])
+
     def _rounds(self) -> Iterator[tuple[str, ...]]:
         return rounds(self._settings.contenders, self._settings.rounds)
 
@@ -179,6 +211,10 @@ class Bench:
 
     def _read(self) -> float:
         return float(self._workers["memory"].ask("read")["seconds"])
+
+
+def _several(sequences: int) -> str:
+    return f"{sequences} sequence{'s' * (sequences > 1)}"
 
 
 def run(settings: Settings) -> Report:

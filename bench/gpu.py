@@ -43,7 +43,7 @@ class Step:
 
 def steps(models: Path) -> tuple[Step, ...]:
     engine = ("-m", "bench.engine", "--device", "cuda", "--models", str(models))
-    few = ("--parts", "throughput", "--contenders", "hotswap", "generate", "--rounds", "2")
+    few = ("--parts", "throughput", "draws", "--contenders", "hotswap", "generate", "--rounds", "2")
     return (
         Step("tests", ("-m", "pytest", "-m", "gpu"), 90, reports=False),
         Step("kernels", ("-m", "bench.kernels"), 60),

@@ -53,6 +53,11 @@ def test_the_engine_is_measured_beside_the_others(models: Path, tmp_path: Path) 
     }
     expected |= {(f"decode, {count}", "memory") for count in ("1 sequence", "4 sequences")}
     expected |= {
+        (f"decode with draws, {count}", name)
+        for count in ("1 sequence", "4 sequences")
+        for name in ("hotswap", "hotswap, greedy")
+    }
+    expected |= {
         ("first token, 34-token prompt", "hotswap"),
         ("first token, 34-token prompt", "bare forward"),
         ("first token, 256-token prompt", "hotswap"),

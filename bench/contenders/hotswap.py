@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.worker import Answer, Tasks
 from hotswap.contracts import (
@@ -21,6 +22,7 @@ from hotswap.contracts import (
 from hotswap.engine.engine import TorchEngine
 from hotswap.engine.registry import TorchEngineRegistry
 
+_GREEDY: Mapping[str, Any] = {"temperature": 0.0}
 _QUIET_GAPS = 8
 """Gaps of the running answer that are awaited before it is interrupted."""
 
@@ -47,9 +49,16 @@ class Served:
     engine: TorchEngine
     spec: ModelSpec
 
-    async def generate(self, prompts: list[list[int]], new_tokens: int) -> Answer:
+    async def generate(
+        self,
+        prompts: list[list[int]],
+        new_tokens: int,
+        sampling: Mapping[str, Any] = _GREEDY,
+    ) -> Answer:
         began = time.perf_counter()
-        ends = await asyncio.gather(*(self._end(prompt, new_tokens) for prompt in prompts))
+        ends = await asyncio.gather(
+            *(self._end(prompt, new_tokens, sampling) for prompt in prompts)
+        )
         return {"seconds": max(ends) - began}
 
     async def interrupt(self, prompt: list[int], new_tokens: int, intruder: list[int]) -> Answer:
@@ -73,18 +82,22 @@ class Served:
             "step_tokens_beside": self.engine.stats().details["step_tokens_beside"],
         }
 
-    async def _end(self, prompt: list[int], new_tokens: int) -> float:
+    async def _end(
+        self, prompt: list[int], new_tokens: int, sampling: Mapping[str, Any] = _GREEDY
+    ) -> float:
         """When the last token of an answer came."""
         end = 0.0
-        async for moment in self._moments(prompt, new_tokens):
+        async for moment in self._moments(prompt, new_tokens, sampling):
             end = moment
         return end
 
-    async def _moments(self, prompt: list[int], new_tokens: int) -> AsyncGenerator[float, None]:
+    async def _moments(
+        self, prompt: list[int], new_tokens: int, sampling: Mapping[str, Any] = _GREEDY
+    ) -> AsyncGenerator[float, None]:
         """When there was news of an answer. Tokens without text of their own are no news."""
         request = GenerationRequest(
             prompts=(TokenPrompt(tuple(prompt)),),
-            sampling=SamplingParams(temperature=0.0),
+            sampling=SamplingParams(**sampling),
             max_tokens=new_tokens,
             ignore_eos=True,
         )

@@ -535,6 +535,15 @@ def test_work_is_not_steady_where_draws_depend_on_tokens(penalty: str) -> None:
     assert not work.steady
 
 
+def test_work_is_not_steady_where_the_last_token_decides_what_the_next_may_be() -> None:
+    work = scheduler(step_tokens=1000)
+    _, second = decoding(work, 2)
+    second.row.allowed = b"\xff"
+    assert not work.steady
+    second.row.allowed, second.row.logprobs = None, 3
+    assert work.steady, "log-probabilities are no hindrance"
+
+
 def test_a_preempted_sequence_draws_the_tokens_on_their_way_again() -> None:
     work = scheduler(step_tokens=1000)
     first, second = decoding(work, 2)

@@ -1,4 +1,4 @@
-"""Decode steps recorded as CUDA graphs, one for each padded number of rows.
+"""Decode steps recorded as CUDA graphs, one for each padded number of rows and kind of step.
 
 A graph reads its inputs where they were when it was recorded, so they are copied into buffers that
 stay, and a batch is filled up to the next size that has a graph. A size is run once as it is, which
@@ -7,8 +7,9 @@ answers at once and leaves everything compiled, and recorded when it comes again
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Protocol
 
 import torch
@@ -16,6 +17,15 @@ from torch import Tensor
 
 Outputs = tuple[Tensor, ...]
 """A row for each sequence, in each of them."""
+
+
+class StepKind(Enum):
+    """What is wanted of a step."""
+
+    GREEDY = auto()
+    """Logits, and the likeliest token of each row."""
+    DRAWN = auto()
+    """The tokens that a sampler draws, whose tables are filled before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,42 +88,46 @@ class Recorder(Protocol):
         """Until nothing runs any more."""
 
 
-class DecodeGraphs:
-    """Runs ``step`` on batches of up to ``max_rows`` rows, replayed where there is a recorder.
+Step = Callable[[DecodeBatch], Outputs]
+"""Computes rows independently, and ignores those that are padding."""
+_Key = tuple[int, StepKind]
+"""Padded rows, and what is wanted of them."""
 
-    Owned by the device thread. ``step`` must compute rows independently, and ignore those that are
-    padding.
+
+class DecodeGraphs:
+    """Runs ``steps`` on batches of up to ``max_rows`` rows, replayed where there is a recorder.
+
+    Owned by the device thread.
     """
 
     def __init__(
         self,
-        step: Callable[[DecodeBatch], Outputs],
+        steps: Mapping[StepKind, Step],
         *,
         max_rows: int,
         max_blocks: int,
         device: torch.device,
         recorder: Recorder | None = None,
     ) -> None:
-        self._step: Callable[[DecodeBatch], Outputs] | None = step
+        self._steps: Mapping[StepKind, Step] | None = steps
         self._buffers: DecodeBatch | None = _padding(max_rows, max_blocks, device)
         self._sizes = padded_sizes(max_rows)
         self._recorder = recorder
-        self._rehearsed: set[int] = set()
-        self._recorded: dict[int, tuple[Recording, Outputs]] = {}
+        self._rehearsed: set[_Key] = set()
+        self._recorded: dict[_Key, tuple[Recording, Outputs]] = {}
 
-    @property
-    def recorded(self) -> tuple[int, ...]:
+    def recorded(self, kind: StepKind) -> tuple[int, ...]:
         """Numbers of rows that there are graphs for."""
-        return tuple(sorted(self._recorded))
+        return tuple(sorted(rows for rows, known in self._recorded if known is kind))
 
-    def run(self, batch: DecodeBatch) -> Outputs:
+    def run(self, batch: DecodeBatch, kind: StepKind) -> Outputs:
         """One step. The outputs may be overwritten by the next one; pinned host tensors must keep
         their content until this one has begun on the device.
 
         Raises:
             ValueError: the batch has no rows, more than there is room for, or longer tables.
         """
-        assert self._step is not None, "closed"
+        assert self._steps is not None, "closed"
         assert self._buffers is not None, "closed"
         if not 0 < batch.rows <= self._sizes[-1]:
             raise ValueError(f"{batch.rows} rows, where 1 to {self._sizes[-1]} are possible")
@@ -122,28 +136,40 @@ class DecodeGraphs:
         size = next(size for size in self._sizes if size >= batch.rows)
         inputs = self._buffers.first(size)
         inputs.take(batch)
-        return tuple(output[: batch.rows] for output in self._run(self._step, inputs))
+        step = self._steps[kind]
+        outputs = self._run((size, kind), lambda: step(inputs))
+        return tuple(output[: batch.rows] for output in outputs)
+
+    def forget(self, kind: StepKind) -> None:
+        """Let go of the graphs of a kind: something that they refer to is elsewhere now. They are
+        rehearsed again too, because kernels may be compiled for where things lie."""
+        self._rehearsed = {key for key in self._rehearsed if key[1] is not kind}
+        stale = [key for key in self._recorded if key[1] is kind]
+        if stale:
+            self._reset(stale)
 
     def close(self) -> None:
         """Let go of everything: the graphs before the memory that they refer to."""
+        self._reset(list(self._recorded))
+        self._steps = self._buffers = self._recorder = None
+
+    def _reset(self, keys: Sequence[_Key]) -> None:
         if self._recorder is not None:
             self._recorder.wait()
-        for recording, _ in self._recorded.values():
+        for key in keys:
+            recording, _ = self._recorded.pop(key)
             recording.reset()
-        self._recorded.clear()
-        self._step = self._buffers = self._recorder = None
 
-    def _run(self, step: Callable[[DecodeBatch], Outputs], inputs: DecodeBatch) -> Outputs:
+    def _run(self, key: _Key, step: Callable[[], Outputs]) -> Outputs:
         if self._recorder is None:
-            return step(inputs)
-        size = inputs.rows
-        if size not in self._rehearsed:
-            outputs = self._recorder.rehearse(lambda: step(inputs))
-            self._rehearsed.add(size)
+            return step()
+        if key not in self._rehearsed:
+            outputs = self._recorder.rehearse(step)
+            self._rehearsed.add(key)
             return outputs
-        if size not in self._recorded:
-            self._recorded[size] = self._recorder.record(lambda: step(inputs))
-        recording, outputs = self._recorded[size]
+        if key not in self._recorded:
+            self._recorded[key] = self._recorder.record(step)
+        recording, outputs = self._recorded[key]
         recording.replay()
         return outputs
 
@@ -164,7 +190,7 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def rehearse(self, step: Callable[[], Outputs]) -> Outputs:
         # On the stream of the recording: cuBLAS takes work space for each stream that it meets,
@@ -177,20 +203,37 @@ class CudaRecorder:
         return outputs
 
     def record(self, step: Callable[[], Outputs]) -> tuple[Recording, Outputs]:
+        # With the last of its graphs a pool is closed for ever: torch does not open it again.
+        pool = self._graphs[0].pool() if self._graphs else None
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads, which load the next model's weights, may use the device meanwhile.
             with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
             ):
                 outputs = step()
         except BaseException:
             graph.reset()  # or the pool would never be freed
             raise
-        return graph, outputs
+        self._graphs.append(graph)
+        return _CudaRecording(graph, self._graphs), outputs
 
     def wait(self) -> None:
         torch.cuda.synchronize(self._device)
+
+
+@dataclass(frozen=True, slots=True)
+class _CudaRecording:
+    graph: torch.cuda.CUDAGraph
+    living: list[torch.cuda.CUDAGraph]
+    """All graphs that share its pool."""
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+    def reset(self) -> None:
+        self.graph.reset()
+        self.living.remove(self.graph)
 
 
 def _padding(rows: int, blocks: int, device: torch.device) -> DecodeBatch:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hotswap.engine.drawing import Draw, SamplingRow
-from hotswap.engine.forward.base import Forward, GreedyForward, Segment
+from hotswap.engine.forward.base import DrawingForward, Forward, GreedyForward, Segment
 from hotswap.engine.forward.layout import in_order
 from hotswap.engine.sampler import Drawn, Draws
 from hotswap.engine.scheduler import Chunk, Plan
@@ -42,6 +42,7 @@ class ModelRunner:
         self.forward = forward
         self._sampler = sampler
         self._greedy = forward if isinstance(forward, GreedyForward) else None
+        self._drawing = forward if isinstance(forward, DrawingForward) else None
 
     def launch(self, plan: Plan, after: Launched | None = None) -> Launched:
         """Have the plan's chunks computed, and a token drawn for each sequence whose end is
@@ -59,20 +60,22 @@ class ModelRunner:
         ids = None if after is None else _drawn_for(segments, after)
         sampled = tuple(sequences[segment.sequence] for segment in segments if segment.samples)
         rows = [sequence.next_row() for sequence in sampled]
-        tokens = self._highest(segments, ids, rows)
+        tokens = self._tokens(segments, ids, rows)
         if tokens is not None:
             return Launched(sampled, Drawn(tokens))
         logits = self.forward.logits(segments, ids)
         return Launched(sampled, self._sampler.draw(logits, rows) if rows else None)
 
-    def _highest(
+    def _tokens(
         self, segments: list[Segment], ids: Tensor | None, rows: list[SamplingRow]
     ) -> Tensor | None:
-        """The draws of a step that only asks for the likeliest tokens; None: it does not, or the
-        forward does not find them."""
-        if self._greedy is None or not rows or not all(row.plain for row in rows):
+        """The draws of a step that only asks for tokens, by the forward itself; None: the step asks
+        for more, or the forward draws none."""
+        if not rows or any(row.logprobs is not None for row in rows):
             return None
-        return self._greedy.highest(segments, ids)
+        if self._greedy is not None and all(row.plain for row in rows):
+            return self._greedy.highest(segments, ids)
+        return None if self._drawing is None else self._drawing.drawn(segments, rows, ids)
 
     def drop(self, sequence: Sequence) -> None:
         self.forward.drop(sequence.id)

@@ -145,7 +145,7 @@ class Scheduler:
         return (
             0 < len(running) <= self.pool.available
             and (not self.waiting or len(running) >= self.limits.max_num_seqs)
-            and all(s.decodes and not s.row.params.penalties for s in running)
+            and all(s.decodes and not _draws_by_last_token(s) for s in running)
         )
 
     def add(self, sequence: Sequence) -> None:
@@ -276,6 +276,11 @@ class Scheduler:
 
     def _prompts(self) -> Iterator[Sequence]:
         return (sequence for sequence in self.running if not sequence.decodes)
+
+
+def _draws_by_last_token(sequence: Sequence) -> bool:
+    """What the next token may be, or how likely, depends on the one before."""
+    return sequence.row.params.penalties or sequence.row.allowed is not None
 
 
 def _shares(prompts: list[Sequence], budget: float, keys: int | None) -> list[tuple[Sequence, int]]:

@@ -135,7 +135,7 @@ def test_a_launch_can_be_replayed_from_a_graph() -> None:
     sampler, dice = FusedSampler(torch.device("cuda")), random.Random(1)
     rows = [random_row(dice, vocab) for _ in range(8)]
     logits = torch.randn(8, vocab, device="cuda")
-    sampler.prepare(rows, vocab)
+    tables = sampler.prepare(rows, vocab)
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(side):  # compiles, which cannot be captured
         sampler.launch(logits, 20)
@@ -147,7 +147,7 @@ def test_a_launch_can_be_replayed_from_a_graph() -> None:
         for row in rows:
             row.position = step
         logits.normal_()
-        assert sampler.prepare(rows, vocab)
+        assert sampler.prepare(rows, vocab) == tables
         graph.replay()
         wanted = ReferenceSampler().draw(logits, rows).results()
         assert tokens.tolist() == [draw.token for draw in wanted]

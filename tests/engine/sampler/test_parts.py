@@ -127,15 +127,74 @@ def test_tables_stay_where_they_are_until_there_is_no_room(fused: Any, device: A
     from hotswap.engine.drawing import DrawParams, SamplingRow
 
     rows = [SamplingRow(DrawParams(presence_penalty=1.0), seed=i) for i in range(5)]
-    assert not fused.prepare(rows[:3], 97)
+    made = fused.prepare(rows[:3], 97)
     tokens = fused.launch(torch.zeros(3, 97, device=device), None)
-    assert fused.prepare(rows[:4], 97)
+    assert fused.prepare(rows[:4], 97) == made
     assert fused.launch(torch.zeros(4, 97, device=device), None).data_ptr() == tokens.data_ptr()
-    assert not fused.prepare(rows, 97)
-    assert fused.prepare(rows[1:], 97)
-    assert not fused.prepare(rows, 98)
-    rows[2].see_prompt(range(70))
-    assert not fused.prepare(rows, 98)
+    assert fused.prepare(rows, 97) == made + 1
+    assert fused.prepare(rows[1:], 97) == made + 1
+    assert fused.prepare(rows, 2000) == made + 2
+    rows[2].see_prompt(range(1025))
+    assert fused.prepare(rows[1:3], 2000) == made + 3
+    assert fused.prepare(rows[:1], 2000) == made + 3
+
+
+def test_tables_that_a_draw_made_anew_have_another_number(fused: Any, device: Any) -> None:
+    import torch
+
+    from hotswap.engine.drawing import DrawParams, SamplingRow
+
+    rows = [SamplingRow(DrawParams(), seed=i) for i in range(2)]
+    made = fused.prepare(rows[:1], 97)
+    fused.draw(torch.zeros(2, 97, device=device), rows)
+    assert fused.prepare(rows[:1], 97) == made + 1
+
+
+def test_reserved_tables_have_room_for_all_rows(fused: Any) -> None:
+    from hotswap.engine.drawing import DrawParams, SamplingRow
+
+    fused.reserve(12, 2000)
+    rows = [SamplingRow(DrawParams(presence_penalty=1.0), seed=i) for i in range(12)]
+    made = fused.prepare(rows[:1], 2000)
+    assert fused.prepare(rows, 2000) == made
+    rows[0].see_prompt(range(1025))
+    assert fused.prepare(rows[:1], 2000) == made + 1
+    assert fused.prepare(rows, 2000) == made + 1
+
+
+def test_what_was_not_written_down_because_of_an_error_is_written_later(
+    fused: Any, device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that ran out of memory is taken again."""
+    import torch
+
+    from hotswap.engine.drawing import DrawParams, SamplingRow
+    from hotswap.engine.sampler import fused as module
+    from hotswap.engine.transfers import sent
+
+    logits = torch.zeros(2, 97, device=device)
+    works, left = sent, [0]
+
+    def failing(*arguments: Any) -> Any:
+        left[0] -= 1
+        if not left[0]:
+            raise MemoryError
+        return works(*arguments)
+
+    monkeypatch.setattr(module, "sent", failing)
+    for call in range(1, 20):
+        rows = [
+            SamplingRow(DrawParams(temperature=0.0, logit_bias={token: 9.0}), seed=0)
+            for token in (call, 50)
+        ]
+        left[0] = call
+        try:
+            draws = fused.draw(logits, rows).results()
+        except MemoryError:
+            left[0] = 0
+            draws = fused.draw(logits, rows).results()
+        assert [draw.token for draw in draws] == [call, 50]
+    assert left[0] > 0, "each of its copies has failed once"
 
 
 def test_logits_that_the_tables_are_not_for_are_refused(fused: Any, device: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from hotswap.engine.blocks import BlockTable
+from hotswap.engine.drawing import SamplingRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,20 @@ class GreedyForward(Forward, Protocol):
 
     def highest(self, segments: Sequence[Segment], ids: Tensor | None = None) -> Tensor | None:
         """The token of the largest logit of each segment, the first one among equals: int64
-        [segments]. None: not in such a step, and nothing has been computed. See `logits`."""
+        [segments], overwritten by the next step. None: not in such a step, and nothing has been
+        computed. See `logits`."""
+
+
+@runtime_checkable
+class DrawingForward(Forward, Protocol):
+    """One that draws tokens itself, in one go with what they are drawn from."""
+
+    def drawn(
+        self, segments: Sequence[Segment], rows: Sequence[SamplingRow], ids: Tensor | None = None
+    ) -> Tensor | None:
+        """A token for each segment, drawn as its row asks; log-probabilities are not told. int64
+        [segments], overwritten by the next step. None: not in such a step, and nothing has been
+        computed. See `logits`."""
 
 
 class UnsupportedForward(Exception):

@@ -8,24 +8,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
 from torch import Tensor
 
 from hotswap.engine.blocks import BLOCK_TOKENS, BlockTable
+from hotswap.engine.drawing import SamplingRow
 from hotswap.engine.forward.base import Segment
 from hotswap.engine.forward.lean import LeanForward
 from hotswap.engine.forward.skeleton import Attention, GatedMLP, Norm, Skeleton
-from hotswap.engine.graphs import DecodeBatch, DecodeGraphs, Outputs, Recorder
+from hotswap.engine.graphs import DecodeBatch, DecodeGraphs, Outputs, Recorder, Step, StepKind
 from hotswap.engine.kernels import Kernels, kernels_on
 from hotswap.engine.kv_pool import KVPool
 from hotswap.engine.sampler.reference import highest
 
 
+@runtime_checkable
+class StepSampler(Protocol):
+    """A sampler that can be part of a step: `hotswap.engine.sampler.fused.FusedSampler`."""
+
+    def reserve(self, rows: int, vocab: int) -> None:
+        """Have room for so many rows."""
+
+    def release(self) -> None:
+        """Give the room back, as nothing recorded refers to it any more."""
+
+    def prepare(self, rows: Sequence[SamplingRow], vocab: int) -> int:
+        """Have the next launches draw for ``rows``, and for nobody in further rows. Returns a
+        number; a recorded launch is good as long as it is the same."""
+
+    def launch(self, logits: Tensor, most: None) -> Tensor:
+        """A token for each row of ``logits`` ([rows, vocab]), int64 [rows], overwritten by the next
+        launch."""
+
+
 class RecordedForward(LeanForward):
-    """`hotswap.engine.forward.base.GreedyForward`. After `record`, steps that only decode run
-    through `DecodeGraphs`, unless the skeleton has parts that the kernels do not know."""
+    """`hotswap.engine.forward.base.GreedyForward` and, with a sampler, `DrawingForward`. After
+    `record`, steps that only decode run through `DecodeGraphs`, unless the skeleton has parts that
+    the kernels do not know."""
 
     def __init__(self, skeleton: Skeleton, pool: KVPool, kernels: Kernels | None = None) -> None:
         super().__init__(skeleton, pool)
@@ -33,52 +56,88 @@ class RecordedForward(LeanForward):
         self._kernels = kernels or kernels_on(self._device)
         self._inputs = _Inputs(self._device)
         self._graphs: DecodeGraphs | None = None
+        self._sampler: StepSampler | None = None
+        self._tables = 0
+        """The sampler's number of the tables that graphs are recorded with."""
 
-    def record(self, *, rows: int, tokens: int, recorder: Recorder | None) -> None:
+    def record(
+        self,
+        *,
+        rows: int,
+        tokens: int,
+        recorder: Recorder | None,
+        sampler: StepSampler | None = None,
+    ) -> None:
         """Be ready for steps of up to ``rows`` sequences of up to ``tokens`` tokens. To be called
         again after `reserve`.
 
         Args:
             recorder: None: the kernels are launched anew each time.
+            sampler: Draws within the steps; it may draw elsewhere too. None: nothing is `drawn`.
         """
         self._forget_graphs()
         blocks = decode_blocks(self.skeleton)
-        if blocks is not None:
-            self._graphs = DecodeGraphs(
-                _DecodeStep(self.skeleton, blocks, self.pool, self._kernels, tokens),
-                max_rows=rows,
-                max_blocks=-(-tokens // BLOCK_TOKENS),
-                device=self._device,
-                recorder=recorder,
-            )
+        if blocks is None:
+            return
+        logits_of = _DecodeStep(self.skeleton, blocks, self.pool, self._kernels, tokens)
+        steps: dict[StepKind, Step] = {StepKind.GREEDY: partial(_greedy, logits_of)}
+        if sampler is not None:
+            sampler.reserve(rows, self.skeleton.head.rows)
+            steps[StepKind.DRAWN] = partial(_drawn, logits_of, sampler)
+        self._sampler = sampler
+        self._graphs = DecodeGraphs(
+            steps,
+            max_rows=rows,
+            max_blocks=-(-tokens // BLOCK_TOKENS),
+            device=self._device,
+            recorder=recorder,
+        )
 
     def reserve(self, blocks: int) -> None:
         self._forget_graphs()
         super().reserve(blocks)
 
     def logits(self, segments: Sequence[Segment], ids: Tensor | None = None) -> Tensor:
-        decoded = self._decoded(segments, ids)
-        return super().logits(segments, ids) if decoded is None else decoded[0]
+        greedy = self._greedy(segments, ids)
+        return super().logits(segments, ids) if greedy is None else greedy[0]
 
     def highest(self, segments: Sequence[Segment], ids: Tensor | None = None) -> Tensor | None:
-        decoded = self._decoded(segments, ids)
-        return None if decoded is None else decoded[1]
+        greedy = self._greedy(segments, ids)
+        return None if greedy is None else greedy[1]
+
+    def drawn(
+        self, segments: Sequence[Segment], rows: Sequence[SamplingRow], ids: Tensor | None = None
+    ) -> Tensor | None:
+        if self._graphs is None or self._sampler is None or not _only_decode(segments):
+            return None
+        tables = self._sampler.prepare(rows, self.skeleton.head.rows)
+        if tables != self._tables:
+            self._graphs.forget(StepKind.DRAWN)
+            self._tables = tables
+        [tokens] = self._graphs.run(self._inputs.of(segments, ids), StepKind.DRAWN)
+        return tokens
 
     def close(self) -> None:
         self._forget_graphs()
         super().close()
 
-    def _decoded(self, segments: Sequence[Segment], ids: Tensor | None) -> Outputs | None:
+    def _greedy(self, segments: Sequence[Segment], ids: Tensor | None) -> Outputs | None:
         """Logits and the highest of them, to be used before the next step; None: the step is of
         another kind."""
-        if self._graphs is None or not all(s.samples and len(s.ids) == 1 for s in segments):
+        if self._graphs is None or not _only_decode(segments):
             return None
-        return self._graphs.run(self._inputs.of(segments, ids))
+        return self._graphs.run(self._inputs.of(segments, ids), StepKind.GREEDY)
 
     def _forget_graphs(self) -> None:
         if self._graphs is not None:
             self._graphs.close()
-            self._graphs = None
+        if self._sampler is not None:
+            self._sampler.release()
+        self._graphs = self._sampler = None
+
+
+def _only_decode(segments: Sequence[Segment]) -> bool:
+    return all(segment.samples and len(segment.ids) == 1 for segment in segments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +189,18 @@ def _norms_heads_alike(attention: Attention) -> bool:
     return queries.weight.shape == keys.weight.shape == one_head and queries.eps == keys.eps
 
 
+def _greedy(logits_of: _DecodeStep, batch: DecodeBatch) -> Outputs:
+    logits = logits_of(batch)
+    return logits, highest(logits)
+
+
+def _drawn(logits_of: _DecodeStep, sampler: StepSampler, batch: DecodeBatch) -> Outputs:
+    # Without the logits: what a graph gives out is memory that the others cannot compute in.
+    return (sampler.launch(logits_of(batch), None),)
+
+
 class _DecodeStep:
-    """What is recorded: from a batch to its logits and the highest of each row."""
+    """What is recorded: from a batch to its logits, [rows, vocab]."""
 
     def __init__(
         self,
@@ -151,7 +220,7 @@ class _DecodeStep:
             id(block.attention.rope): block.attention.rope.table(tokens) for block in blocks
         }
 
-    def __call__(self, batch: DecodeBatch) -> Outputs:
+    def __call__(self, batch: DecodeBatch) -> Tensor:
         skeleton, kernels = self._skeleton, self._kernels
         total = F.embedding(batch.ids, skeleton.embedding)
         if skeleton.embedding_scale is not None:
@@ -169,7 +238,7 @@ class _DecodeStep:
         logits = skeleton.head(x)
         if skeleton.softcap is not None:
             logits = torch.tanh(logits / skeleton.softcap) * skeleton.softcap
-        return logits, highest(logits)
+        return logits
 
     def _attended(self, index: int, data: Attention, x: Tensor, batch: DecodeBatch) -> Tensor:
         """x [rows, hidden] to what the heads saw, [rows, heads * size]."""

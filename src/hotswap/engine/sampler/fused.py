@@ -25,7 +25,8 @@ _MOST_SPLITS = 32
 _PROGRAMS_PER_MULTIPROCESSOR = 2
 _MULTIPROCESSORS_ELSEWHERE = 4
 """What Triton's interpreter is taken for."""
-_FEWEST_EDITS = 64
+_FEWEST_EDITS = 1024
+"""Of a row, 12 bytes each. Graphs are recorded anew when there are more."""
 _MOST_LOGPROBS = 128
 """Of a row. The API lets 20 be asked for."""
 
@@ -41,6 +42,17 @@ class FusedSampler:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._slots: _Slots | None = None
+        self._made = 0
+        """How often tables have been."""
+
+    def reserve(self, rows: int, vocab: int) -> None:
+        """Have room for ``rows`` rows from the beginning, so that nothing but a row with many edits
+        makes tables be made anew."""
+        self._room_for(rows, vocab, 0)
+
+    def release(self) -> None:
+        """Give the tables' memory back; there are others when they are needed again."""
+        self._slots = None
 
     def draw(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Drawn:
         """One draw for each row of ``logits`` ([rows, vocab], any float type)."""
@@ -51,18 +63,15 @@ class FusedSampler:
         self.launch(logits, most)
         return self._drawn(rows, most)
 
-    def prepare(self, rows: Sequence[SamplingRow], vocab: int) -> bool:
+    def prepare(self, rows: Sequence[SamplingRow], vocab: int) -> int:
         """Have the next launches draw for ``rows``, and for nobody in further rows.
 
         Returns:
-            Tensors are where they were; if not, graphs with a launch are to be recorded anew.
+            The number of the tables. When they are made anew, here or in `draw`, there is another
+            one, and graphs with a launch are to be recorded anew.
         """
-        slots, edits = self._slots, max(_edits_of(row) for row in rows)
-        kept = slots is not None and slots.has_room(len(rows), vocab, edits)
-        if slots is None or not kept:
-            slots = self._slots = _Slots(len(rows), vocab, edits, self._device)
-        slots.seat(rows)
-        return kept
+        self._room_for(len(rows), vocab, max(map(_edits_of, rows))).seat(rows)
+        return self._made
 
     def launch(self, logits: Tensor, most: int | None) -> Tensor:
         """A token for each row of ``logits`` ([rows, vocab], neighbouring entries in its last
@@ -92,6 +101,15 @@ class FusedSampler:
             kernels.gather[shared](*given, RAW=True, **sizes, **options)
             kernels.tell[alone](*given, most, **sizes, **options)
         return slots.step.tokens[:count]
+
+    def _room_for(self, rows: int, vocab: int, edits: int) -> _Slots:
+        slots = self._slots
+        if slots is None or not slots.has_room(rows, vocab, edits):
+            if slots is not None:
+                rows, edits = max(rows, slots.rows), max(edits, slots.edits)
+            slots = self._slots = _Slots(rows, vocab, edits, self._device)
+            self._made += 1
+        return slots
 
     def _drawn(self, rows: Sequence[SamplingRow], most: int | None) -> Drawn:
         """Copies of the results: the next launch overwrites them."""
@@ -239,6 +257,13 @@ class _Slots:
 
     def seat(self, rows: Sequence[SamplingRow]) -> None:
         """Write down what the next step draws for."""
+        try:
+            self._seat(rows)
+        except BaseException:
+            self._seats.clear()  # nobody knows what has been written
+            raise
+
+    def _seat(self, rows: Sequence[SamplingRow]) -> None:
         stay = {id(row) for row in rows}
         self._seats = {key: seat for key, seat in self._seats.items() if key in stay}
         taken = {seat.slot for seat in self._seats.values()}
@@ -301,10 +326,11 @@ class _Slots:
         self.table.skipped[slots, spots] = words.int()
 
     def _write_inputs(self, rows: Sequence[SamplingRow]) -> None:
-        empty = self.rows - len(rows)
-        slots = [self._seats[id(row)].slot for row in rows] + [-1] * empty
-        positions = [_signed(row.position) for row in rows] + [0] * empty
-        self._inputs.copy_(sent([slots, positions], self._device, torch.int32))
+        inputs = np.zeros((2, self.rows), np.int32)
+        inputs[0, : len(rows)] = [self._seats[id(row)].slot for row in rows]
+        inputs[0, len(rows) :] = -1
+        inputs[1, : len(rows)] = [_signed(row.position) for row in rows]
+        self._inputs.copy_(self._sent(inputs))
 
     def _sent(self, values: NDArray[np.generic]) -> Tensor:
         return sent(values, self._device)
