@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import cast
@@ -177,6 +178,99 @@ def test_no_more_unused_blocks_are_remembered_than_allowed(most: int) -> None:
     assert matched(pool, prompt(3, 4)) == min(most, 2)
 
 
+def test_of_what_nobody_asked_for_again_little_is_remembered_and_the_oldest_is_forgotten() -> None:
+    pool = BlockPool(16, remembered=8, remembered_once=3)
+    for token in (1, 2, 3, 4, 5):
+        left(pool, prompt(token))
+    assert pool.remembered == 3
+    assert [matched(pool, prompt(token)) for token in (1, 2, 3, 4, 5)] == [0, 0, 1, 1, 1]
+
+
+def test_what_was_asked_for_again_is_not_pushed_out_by_what_was_not() -> None:
+    pool = BlockPool(16, remembered=8, remembered_once=2)
+    left(pool, prompt(1, 2))
+    assert matched(pool, prompt(1, 2)) == 2
+    for token in (3, 4, 5, 6, 7):
+        left(pool, prompt(token))
+    assert pool.remembered == 4
+    assert matched(pool, prompt(1, 2)) == 2
+
+
+def test_what_a_long_sequence_leaves_stays_although_nobody_has_asked_for_it() -> None:
+    pool = BlockPool(60, remembered=50, remembered_once=2)
+    long = prompt(*range(32))
+    left(pool, long)
+    for token in (101, 102, 103, 104):
+        left(pool, prompt(token))
+    assert pool.remembered == 34
+    assert matched(pool, long) == 32
+
+
+def test_what_the_newest_sequence_leaves_is_remembered_whole_until_the_next_one_ends() -> None:
+    pool = BlockPool(16, remembered=8, remembered_once=2)
+    left(pool, prompt(1, 2, 3, 4, 5))
+    assert pool.remembered == 5
+    left(pool, prompt(6))
+    assert pool.remembered == 2
+    assert (matched(pool, prompt(6)), matched(pool, prompt(1, 2, 3, 4, 5))) == (1, 1)
+
+
+def test_room_is_taken_from_the_least_recently_used_even_if_it_was_asked_for_again() -> None:
+    pool = BlockPool(4, remembered_once=2)
+    left(pool, prompt(1))
+    assert matched(pool, prompt(1)) == 1
+    left(pool, prompt(2))
+    assert pool.grow(BlockTable(), 3 * BLOCK_TOKENS)
+    assert (matched(pool, prompt(1)), matched(pool, prompt(2))) == (0, 1)
+
+
+def test_a_content_that_was_forgotten_has_to_be_asked_for_again() -> None:
+    pool = BlockPool(2, remembered_once=0)
+    left(pool, prompt(1))
+    assert matched(pool, prompt(1)) == 1
+    fills_it = BlockTable()
+    assert pool.grow(fills_it, 2 * BLOCK_TOKENS)
+    pool.release(fills_it)
+    left(pool, prompt(1))
+    left(pool, prompt(2))
+    assert matched(pool, prompt(1)) == 0
+
+
+# -- giving memory back ----------------------------------------------------------------------
+
+
+def test_blocks_are_vacated_when_the_last_one_in_use_is_released() -> None:
+    told: list[list[tuple[int, int]]] = []
+    pool = BlockPool(8, vacate=lambda runs: told.append(list(runs)))
+    one, other = BlockTable(), BlockTable()
+    assert pool.grow(one, 3 * BLOCK_TOKENS)
+    assert pool.grow(other, 2 * BLOCK_TOKENS)
+    used = sorted(one.blocks + other.blocks)
+    pool.release(one)
+    assert told == []
+    pool.release(other)
+    assert [block for first, count in told[0] for block in range(first, first + count)] == used
+    again = BlockTable()
+    assert pool.grow(again, 1)
+    pool.release(again)
+    assert told[1:] == [[(0, 1)]]
+
+
+def test_blocks_in_use_again_and_blocks_that_are_remembered_are_not_vacated() -> None:
+    told: list[list[tuple[int, int]]] = []
+    pool = BlockPool(4, vacate=lambda runs: told.append(list(runs)), worth_vacating=2)
+    table = BlockTable()
+    assert pool.grow(table, 1)
+    pool.release(table)
+    assert told == []  # one alone is not worth it
+    kept = left(pool, prompt(1, 2))
+    assert told == []
+    assert pool.grow(table, 2 * BLOCK_TOKENS)
+    pool.release(table)
+    assert told == [[(2, 2)]]
+    assert kept == [0, 1]
+
+
 def test_a_growth_that_fails_changes_nothing() -> None:
     pool = BlockPool(4)
     left(pool, prompt(9))
@@ -311,9 +405,17 @@ class Histories(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = BlockPool(self.BLOCKS, remembered=self.REMEMBERED)
         self.users: list[User] = []
         self.content: dict[int, list[int]] = {}
+        self.pool = BlockPool(
+            self.BLOCKS, remembered=self.REMEMBERED, remembered_once=2, vacate=self.vacated
+        )
+
+    def vacated(self, runs: Sequence[tuple[int, int]]) -> None:
+        """Whoever finds one of these blocks from here on finds nothing in it."""
+        for first, count in runs:
+            for block in range(first, first + count):
+                self.content.pop(block, None)
 
     @rule(beginning=BEGINNINGS, end=ENDS, short=st.integers(0, 20))
     def come(self, beginning: list[int], end: list[int], short: int) -> None:

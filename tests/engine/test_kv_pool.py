@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -106,6 +107,44 @@ def test_room_that_was_never_written_takes_no_memory() -> None:
     assert keys.nbytes == 512 << 20
     keys[:, 5 * BLOCK_TOKENS : 9 * BLOCK_TOKENS] = 1.0
     assert used_bytes(cpu) - before < 4 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the memory is kept")
+def test_vacated_blocks_take_no_memory_and_the_others_keep_what_is_in_them() -> None:
+    import torch
+
+    from hotswap.engine.device import used_bytes
+
+    cpu, pool = torch.device("cpu"), pool_of(1 << 16)
+    layers = [layer_of(pool, index) for index in (0, 5)]
+    for pair in layers:
+        for stored in pair:
+            stored.fill_(1.0)
+    before, first, end = used_bytes(cpu), 1 << 15, (1 << 16) - 1
+    pool.vacate([(first, end - first)])
+    whole = sum(stored.nbytes for pair in layers for stored in pair) // 2
+    assert abs(before - used_bytes(cpu) - whole) < 2 << 20
+    page = 4096 // BLOCK_TOKENS // SIZE // 4 * BLOCK_TOKENS  # its slots, at most cut off
+    for keys, values in layers:
+        for stored in (keys, values):
+            assert bool((stored[:, : first * BLOCK_TOKENS] == 1.0).all())
+            assert bool((stored[:, end * BLOCK_TOKENS :] == 1.0).all())
+            middle = stored[:, first * BLOCK_TOKENS + page : end * BLOCK_TOKENS - page]
+            assert not middle.any()
+
+
+def test_what_is_written_after_a_resize_can_be_vacated_too() -> None:
+    pool = pool_of(64)
+    layer_of(pool)
+    pool.resize(1024)
+    keys, values = layer_of(pool)
+    keys.fill_(1.0)
+    values.fill_(1.0)
+    pool.vacate([(0, 1024)])
+    if sys.platform == "linux":
+        assert not keys.any()
+    layer_of(pool)[0].fill_(2.0)
+    assert bool((keys == 2.0).all())
 
 
 def test_closing_gives_the_memory_back() -> None:

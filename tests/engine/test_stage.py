@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from hotswap.errors import CheckpointRefused, InsufficientMemory
 from tests.engine.serving import Served, ignore, serving, spec_of
 
 if TYPE_CHECKING:
+    from hotswap.engine.blocks import Run
     from hotswap.engine.forward.lean import LeanForward
 
 pytestmark = [pytest.mark.torch, pytest.mark.anyio]
@@ -97,3 +98,38 @@ async def test_only_where_beginnings_are_shared_there_are_blocks_to_remember_the
         assert more == remembers
         await served.ask(list(range(64)), max_tokens=4, ignore_eos=True)
         assert (served.engine.stats().details["kv_remembered_bytes"] > 0) == remembers
+
+
+@pytest.mark.parametrize("chosen", [None, 4 << 20])
+async def test_what_was_asked_for_once_takes_little_unless_the_memory_has_been_granted(
+    checkpoint: Checkpoint, chosen: int | None
+) -> None:
+    async with serving(checkpoint(), kv_cache_memory=chosen) as served:
+        pool = served.engine._scheduler.pool
+        assert (pool._most_once < pool._most_unused) == (chosen is None)
+
+
+async def test_an_answer_is_the_same_after_memory_was_given_back(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine import stage
+    from hotswap.engine.kv_pool import KVPool
+
+    given: list[int] = []
+    vacate = KVPool.vacate
+
+    def noted(self: KVPool, runs: Sequence[Run]) -> None:
+        given.extend(count for _, count in runs)
+        vacate(self, runs)
+
+    monkeypatch.setattr(KVPool, "vacate", noted)
+    monkeypatch.setattr(stage, "_WORTH_VACATING_BYTES", 1)
+    monkeypatch.setattr(stage, "_REMEMBERED_ONCE_SHARE", 0)
+    monkeypatch.setattr(stage, "_REMEMBERED_ONCE_BYTES", 0)
+    asked = list(range(50))
+    async with serving(checkpoint()) as served:
+        first = await served.ask(asked, max_tokens=20, ignore_eos=True)
+        await served.ask(list(range(90, 60, -1)), max_tokens=4, ignore_eos=True)
+        assert sum(given) > 3
+        again = await served.ask(asked, max_tokens=20, ignore_eos=True)
+    assert again.text == first.text

@@ -4,12 +4,15 @@ A block is room for `BLOCK_TOKENS` tokens of every layer. Sequences that begin a
 blocks of their beginning; a block that nobody uses any more keeps its content until the room is
 needed, the least recently used one first. Content is found by the tokens themselves, so a match
 is a match and no matter of hashing.
+
+Most prompts never come again, and a short one is soon computed again. So of short sequences, what
+nobody has asked for a second time may take little room, unless it is the newest.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 BLOCK_TOKENS = 16
@@ -19,8 +22,13 @@ _ROOT = 0
 _LANE_BLOCKS = 16
 """Room that a sequence gets to itself at first, where there is plenty."""
 
+_LONG_BLOCKS = 32
+"""Computing the beginning of so long a sequence again would be noticed."""
+
 Key = tuple[int, tuple[int, ...]]
 """The block before it, by number of registration, and its own tokens."""
+Run = tuple[int, int]
+"""Neighbouring blocks: first one, count."""
 
 
 @dataclass(slots=True, eq=False)
@@ -28,8 +36,8 @@ class BlockTable:
     """The blocks of one sequence, in the order of its tokens."""
 
     blocks: list[int] = field(default_factory=list)
-    runs: list[tuple[int, int]] = field(default_factory=list)
-    """The same as stretches of neighbouring blocks: first one, count."""
+    runs: list[Run] = field(default_factory=list)
+    """The same as stretches of neighbouring blocks."""
     known: int = 0
     """Blocks, from the first one on, whose content others can find."""
     last_known: int = _ROOT
@@ -53,10 +61,28 @@ class BlockTable:
 class BlockPool:
     """Hands out blocks, counts who uses them, remembers what is in them."""
 
-    def __init__(self, count: int, *, remembered: int | None = None) -> None:
-        """``remembered``: unused blocks that may keep their content; None: all."""
+    def __init__(
+        self,
+        count: int,
+        *,
+        remembered: int | None = None,
+        remembered_once: int | None = None,
+        vacate: Callable[[Sequence[Run]], None] | None = None,
+        worth_vacating: int = 1,
+    ) -> None:
+        """
+        Args:
+            remembered: unused blocks that may keep their content; None: all.
+            remembered_once: as many of them may be of short sequences and have been asked for by
+                nobody since they were computed, apart from those of the newest sequence; None: all.
+            vacate: told of free blocks that have been in use since it was last told, when no block
+                is in use and these are ``worth_vacating`` or more.
+        """
         self.count = count
         self._most_unused = count if remembered is None else remembered
+        self._most_once = count if remembered_once is None else remembered_once
+        self._vacate = vacate
+        self._worth_vacating = worth_vacating
         self._map = bytearray(_FREE * count)
         self._free = count
         self._users = [0] * count
@@ -64,6 +90,11 @@ class BlockPool:
         self._found: dict[Key, tuple[int, int]] = {}
         """Block and number of registration."""
         self._unused: OrderedDict[int, None] = OrderedDict()
+        self._unused_once: OrderedDict[int, None] = OrderedDict()
+        """Those among them that may be forgotten sooner."""
+        self._asked_for: set[int] = set()
+        """Blocks with a content that is known and was wanted again."""
+        self._to_vacate: set[int] = set()
         self._registered = _ROOT
 
     @property
@@ -96,6 +127,8 @@ class BlockPool:
         for block in blocks:
             self._users[block] += 1
             self._unused.pop(block, None)
+            self._unused_once.pop(block, None)
+        self._asked_for.update(blocks)
         table.extend(blocks)
         table.known = len(blocks)
         return table
@@ -109,7 +142,7 @@ class BlockPool:
         if count > self.available:
             return False
         while self._free < count:
-            self._forget_oldest()
+            self._forget(next(iter(self._unused)))
         while count:
             first, length = self._stretch(table, count)
             self._take(table, first, length)
@@ -144,24 +177,33 @@ class BlockPool:
 
     def release(self, table: BlockTable) -> None:
         """Its user is gone. The end is forgotten before the beginning, which others share."""
+        newest, is_long = 0, len(table.blocks) >= _LONG_BLOCKS
         for block in reversed(table.blocks):
             self._users[block] -= 1
             if self._users[block]:
                 continue
-            if block in self._keys:
-                self._unused[block] = None
-            else:
+            if block not in self._keys:
                 self._give_back(block)
+                continue
+            self._unused[block] = None
+            if not is_long and block not in self._asked_for:
+                self._unused_once[block] = None
+                newest += 1
         table.blocks.clear()
         table.runs.clear()
         table.known, table.last_known = 0, _ROOT
+        while len(self._unused_once) > max(self._most_once, newest):
+            self._forget(next(iter(self._unused_once)))
         while len(self._unused) > self._most_unused:
-            self._forget_oldest()
+            self._forget(next(iter(self._unused)))
+        if not self.used and len(self._to_vacate) >= self._worth_vacating:
+            self._tell_vacant()
 
     def _take(self, table: BlockTable, first: int, length: int) -> None:
         self._map[first : first + length] = _TAKEN * length
         self._users[first : first + length] = [1] * length
         self._free -= length
+        self._to_vacate.difference_update(range(first, first + length))
         table.extend(range(first, first + length))
 
     def _stretch(self, table: BlockTable, count: int) -> tuple[int, int]:
@@ -200,11 +242,21 @@ class BlockPool:
             first = self._map.find(pattern, first + size - first % size)
         return None if first < 0 else first
 
-    def _forget_oldest(self) -> None:
-        block, _ = self._unused.popitem(last=False)
+    def _forget(self, block: int) -> None:
+        del self._unused[block]
+        self._unused_once.pop(block, None)
+        self._asked_for.discard(block)
         del self._found[self._keys.pop(block)]
         self._give_back(block)
 
     def _give_back(self, block: int) -> None:
         self._map[block] = _FREE[0]
         self._free += 1
+        self._to_vacate.add(block)
+
+    def _tell_vacant(self) -> None:
+        vacant = BlockTable()
+        vacant.extend(sorted(self._to_vacate))
+        self._to_vacate.clear()
+        if self._vacate is not None:
+            self._vacate(vacant.runs)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import mmap
+import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from hotswap.engine.blocks import BLOCK_TOKENS
+from hotswap.engine.blocks import BLOCK_TOKENS, Run
 
-_NO_HUGE_PAGES = getattr(mmap, "MADV_NOHUGEPAGE", None)  # Linux only
+# Linux only.
+_NO_HUGE_PAGES = getattr(mmap, "MADV_NOHUGEPAGE", None)
+_GIVE_BACK = getattr(mmap, "MADV_DONTNEED", None) if sys.platform == "linux" else None
 
 
 class KVPool:
@@ -24,6 +27,8 @@ class KVPool:
         self.slots = blocks * BLOCK_TOKENS
         """Tokens there is room for."""
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._mapped: dict[int, mmap.mmap] = {}
+        """What lies under a tensor in host memory, by its address."""
 
     @property
     def token_bytes(self) -> int:
@@ -33,6 +38,7 @@ class KVPool:
     def resize(self, blocks: int) -> None:
         """Another number of blocks; what is in them is lost."""
         self.slots = blocks * BLOCK_TOKENS
+        self._mapped.clear()
         for index, (keys, values) in list(self._layers.items()):
             del self._layers[index]
             self._layers[index] = self._made(keys), self._made(values)
@@ -54,9 +60,23 @@ class KVPool:
                 blocks = pool.view(pool.shape[0], -1, BLOCK_TOKENS * pool.shape[2])
                 blocks.index_copy_(1, targets, blocks.index_select(1, sources))
 
+    def vacate(self, runs: Sequence[Run]) -> None:
+        """Give the host memory of blocks back, as far as it is whole pages; these are zero again.
+        On another device the pool is there anyway."""
+        for pool in (pool for layer in self._layers.values() for pool in layer):
+            memory = self._mapped.get(pool.data_ptr())
+            if memory is None:
+                continue
+            block = BLOCK_TOKENS * pool.shape[2] * pool.element_size()
+            group = self.slots // BLOCK_TOKENS * block
+            for start in range(0, pool.nbytes, group):
+                for first, count in runs:
+                    _give_back(memory, start + first * block, count * block)
+
     def close(self) -> None:
         """Free it all."""
         self._layers.clear()
+        self._mapped.clear()
 
     def _made(self, like: Tensor) -> Tensor:
         shape = like.shape[0], self.slots, like.shape[2]
@@ -68,4 +88,14 @@ class KVPool:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if _NO_HUGE_PAGES is not None:
             memory.madvise(_NO_HUGE_PAGES)
-        return torch.frombuffer(memory, dtype=like.dtype)[: math.prod(shape)].view(shape)
+        made = torch.frombuffer(memory, dtype=like.dtype)[: math.prod(shape)].view(shape)
+        self._mapped[made.data_ptr()] = memory
+        return made
+
+
+def _give_back(memory: mmap.mmap, start: int, size: int) -> None:
+    """The pages that lie within a range of bytes."""
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if _GIVE_BACK is not None and first < end:
+        memory.madvise(_GIVE_BACK, first, end - first)

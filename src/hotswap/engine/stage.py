@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from hotswap.contracts import ModelSpec
 from hotswap.engine import device as devices
-from hotswap.engine.blocks import BlockPool
+from hotswap.engine.blocks import BlockPool, Run
 from hotswap.engine.device import is_out_of_memory
 from hotswap.engine.engine import TorchEngine, is_device_lost
 from hotswap.engine.forward.base import Forward
-from hotswap.engine.forward.choice import Verdict, choose
+from hotswap.engine.forward.choice import PooledForward, Verdict, choose
 from hotswap.engine.forward.lean import LeanForward
-from hotswap.engine.forward.recorded import RecordedForward
+from hotswap.engine.forward.recorded import RecordedForward, StepSampler
 from hotswap.engine.front import Front
 from hotswap.engine.graphs import recorder_on
+from hotswap.engine.kv_pool import KVPool
 from hotswap.engine.runner import ModelRunner
 from hotswap.engine.sampler import Draws, sampler_on
 from hotswap.engine.scheduler import KVBudget, Scheduler, SchedulerLimits
@@ -38,14 +40,22 @@ _STEP_TOKENS = {"cpu": 512, "cuda": 4096}
 """Tokens computed in one step while nobody decodes."""
 _STEP_TOKENS_BESIDE = {"cpu": 128, "cuda": 2048}
 """The same beside others that decode. On two cores 128 rows reach the arithmetic rate of 512."""
+_SMALL_BYTES = 128 << 20
+"""Of weights: a whole step of such a model on the CPU takes less than a tenth of a second, which
+beside others counts less than that they are joined soon."""
 _KEYS_OF_A_TOKEN = {"cpu": 1500, "cuda": None}
 """Measured on two cores with a 0.6B model; on a GPU it has not been."""
 _REMEMBERED_SHARE = 0.75
 """Of the weights' size: how much of the keys and values of ended answers is kept for prompts that
-begin like them. Memory that was in use once is not given back before the model leaves. On a GPU the
-pool is there anyway."""
+begin like them, unless the settings say how much memory they may take. On a GPU the pool is there
+anyway."""
 _REMEMBERED_BYTES = 256 << 20
 """At least."""
+_REMEMBERED_ONCE_SHARE = 1 / 32
+"""The same of what no second prompt has begun with, beside what the last answer leaves."""
+_REMEMBERED_ONCE_BYTES = 32 << 20
+_WORTH_VACATING_BYTES = 16 << 20
+"""Giving memory back takes milliseconds, and those of a small model count."""
 _KV_SHARE = {"cpu": 0.3, "cuda": 0.9}
 """Of the memory that is free once the weights are in place."""
 
@@ -93,11 +103,12 @@ class Stage:
             devices.use_threads_for(self.prepared.weights.bytes)
             self._placement = Placement(self.prepared.weights, self._device)
             self._forward, verdict = choose(self._placement, known)
-            self._reserve(self._forward, self._kv_budget(verdict))
             self._sampler = sampler_on(self._device)
+            self._reserve(self._forward, self._kv_budget(verdict))
             # Last of all: without a verdict the model is needed once more.
             if isinstance(self._forward, LeanForward):
                 self._placement.take_on(self._forward.skeleton)
+            devices.trim_heap()
         except HotswapError:
             raise
         except Exception as error:  # whatever a model's forward can raise
@@ -144,19 +155,25 @@ class Stage:
         limits = SchedulerLimits(
             max_num_seqs=self.prepared.spec.engine.max_num_seqs,
             token_budget=_STEP_TOKENS[self._device.type],
-            token_budget_beside=_STEP_TOKENS_BESIDE[self._device.type],
+            token_budget_beside=self._step_tokens_beside(),
             keys_of_a_token=_KEYS_OF_A_TOKEN[self._device.type],
             chunked=forward.chunked,
         )
-        pool = self._block_pool(budget, limits)
+        pool = self._block_pool(budget, limits, forward)
         forward.reserve(pool.count)
         if isinstance(forward, RecordedForward):
             forward.record(
                 rows=limits.max_num_seqs,
                 tokens=self._max_model_len,
                 recorder=recorder_on(self._device),
+                sampler=self._sampler if isinstance(self._sampler, StepSampler) else None,
             )
         self._scheduler = Scheduler(limits, budget, pool)
+
+    def _step_tokens_beside(self) -> int:
+        kind = self._device.type
+        is_small = kind == "cpu" and self.prepared.weights.bytes <= _SMALL_BYTES
+        return (_STEP_TOKENS if is_small else _STEP_TOKENS_BESIDE)[kind]
 
     def _kv_budget(self, verdict: Verdict) -> KVBudget:
         limit = self.prepared.spec.engine.kv_cache_memory
@@ -169,14 +186,30 @@ class Stage:
             fixed_bytes=verdict.fixed_bytes,
         )
 
-    def _block_pool(self, budget: KVBudget, limits: SchedulerLimits) -> BlockPool:
+    def _block_pool(self, budget: KVBudget, limits: SchedulerLimits, forward: Forward) -> BlockPool:
         """No more blocks than could be in use and remembered."""
-        remembered = budget.blocks if limits.chunked else 0
-        if limits.chunked and self._device.type == "cpu":
-            share = int(self.prepared.weights.bytes * _REMEMBERED_SHARE)
-            remembered = max(share, _REMEMBERED_BYTES) // budget.block_bytes
         used = limits.max_num_seqs * budget.blocks_of(self._max_model_len)
-        return BlockPool(min(budget.blocks, used + remembered), remembered=remembered)
+        if not limits.chunked:
+            return BlockPool(min(budget.blocks, used), remembered=0)
+        if self._device.type != "cpu":
+            return BlockPool(budget.blocks)
+        remembered, once = self._remembered(budget)
+        return BlockPool(
+            min(budget.blocks, used + remembered),
+            remembered=remembered,
+            remembered_once=once,
+            vacate=partial(_vacate, forward.pool) if isinstance(forward, PooledForward) else None,
+            worth_vacating=max(1, _WORTH_VACATING_BYTES // budget.block_bytes),
+        )
+
+    def _remembered(self, budget: KVBudget) -> tuple[int, int]:
+        """Blocks that may keep their content, and how many of them what was asked for once."""
+        if self.prepared.spec.engine.kv_cache_memory is not None:
+            return budget.blocks, budget.blocks
+        weights = self.prepared.weights.bytes
+        most = max(int(weights * _REMEMBERED_SHARE), _REMEMBERED_BYTES)
+        once = max(int(weights * _REMEMBERED_ONCE_SHARE), _REMEMBERED_ONCE_BYTES)
+        return most // budget.block_bytes, once // budget.block_bytes
 
     def _longest(self, budget: KVBudget) -> int:
         """What the model may see, or less where keys and values have no room for it."""
@@ -203,6 +236,11 @@ class Stage:
             f"{_size(budget.cost(tokens))} and there is room for {_size(budget.limit_bytes)}"
             + (f"; {' or '.join(ways)}." if ways else ".")
         )
+
+
+def _vacate(pool: KVPool, runs: Sequence[Run]) -> None:
+    pool.vacate(runs)
+    devices.trim_heap()
 
 
 def _size(count: int) -> str:
