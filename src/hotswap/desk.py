@@ -73,7 +73,8 @@ class Verdict(Generic[T]):
 
     async def wait(self) -> T:
         """Raises: HotswapError, if it was refused."""
-        await self._decided.wait()
+        if not self._decided.is_set():  # else it would let all other tasks go first
+            await self._decided.wait()
         if self._error is not None:
             raise self._error
         assert self.granted is not None
@@ -140,8 +141,12 @@ class Desk:
                 return False
             if self._bell.is_set():
                 self._bell = Event()
-            with CancelScope(deadline=deadline()):
+            ends = deadline()
+            if ends == math.inf:  # as most waits: without a scope, which costs as much as the wait
                 await self._bell.wait()
+            else:
+                with CancelScope(deadline=ends):
+                    await self._bell.wait()
         return True
 
     async def during(

@@ -38,8 +38,8 @@ def create_app(
         # One after the other is tried, so those that answer in microseconds come first.
         routes=[
             *_listing_routes(service),
-            *_status_routes(service, health),
             *_inference_routes(service, server),
+            *_status_routes(service, health),
             *(_management_routes(service, server) if server.dev_mode or server.admin_key else ()),
         ],
         middleware=[

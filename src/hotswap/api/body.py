@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import anyio
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 from starlette.types import Message, Receive, Scope
 
 from hotswap.api.errors import BodyTimedOut, ClientGone, UnsupportedMediaType
@@ -72,25 +72,27 @@ async def read_body(receive: Receive, scope: Scope, limit_bytes: int = MAX_BODY_
     announced = header(scope, b"content-length")
     if announced.isdecimal() and int(announced[:20]) > limit_bytes:
         raise _too_large(limit_bytes)
+    try:
+        # One scope and its deadline moved: a scope for each message costs more than the message.
+        with anyio.fail_after(PAUSE_S) as pause:
+            return await _whole_body(receive, limit_bytes, pause)
+    except TimeoutError:
+        raise BodyTimedOut(f"nothing of the request body came for {PAUSE_S:g} s") from None
+
+
+async def _whole_body(receive: Receive, limit_bytes: int, pause: CancelScope) -> bytes:
     chunks = bytearray()
     more = True
     while more:
-        message = await _next_message(receive)
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
         chunks += message.get("body", b"")
         if len(chunks) > limit_bytes:
             raise _too_large(limit_bytes)
         more = message.get("more_body", False)
+        pause.deadline = anyio.current_time() + PAUSE_S
     return bytes(chunks)
-
-
-async def _next_message(receive: Receive) -> Message:
-    try:
-        with anyio.fail_after(PAUSE_S):
-            return await receive()
-    except TimeoutError:
-        raise BodyTimedOut(f"nothing of the request body came for {PAUSE_S:g} s") from None
 
 
 def _too_large(limit_bytes: int) -> RequestTooLarge:

@@ -17,14 +17,9 @@ def encode(value: Any) -> bytes:
 def json_response(
     value: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    return json_bytes(encode(value), status, headers)
-
-
-def json_bytes(
-    body: bytes, status: int = 200, headers: Mapping[str, str] | None = None
-) -> Response:
-    """What is JSON already."""
-    return Response(body, status_code=status, headers=headers, media_type="application/json")
+    return Response(
+        encode(value), status_code=status, headers=headers, media_type="application/json"
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,6 @@ import logging
 import math
 import re
 import time
-import uuid
 from collections.abc import Callable
 
 import anyio
@@ -17,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from hotswap.api.body import Incoming
+from hotswap.api.dialect import random_id
 from hotswap.api.errors import ClientGone, error_response, presentable
 from hotswap.api.headers import header
 from hotswap.contracts import Progress
@@ -112,7 +112,7 @@ def _importance(method: str, status: int | None) -> int:
 
 def _request_id(scope: Scope) -> str:
     given = header(scope, b"x-request-id")
-    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _SANE_ID.fullmatch(given) else random_id()
 
 
 class ErrorEnvelope:

@@ -125,12 +125,11 @@ class _StreamedAnswer:
             error = self._outbox.error
             if error and not stream.started:
                 raise error
+            body = self._outbox.take()
             if self._outbox.drained:
                 break
-            await stream.write(self._outbox.take())
-        if error:
-            await stream.write(self._frames().failure(error))
-        await stream.finish()
+            await stream.write(body)
+        await stream.finish(body + self._frames().failure(error) if error else body)
 
     async def show_life(self, keepalive_s: float) -> None:
         """Signs of life for as long as nothing else comes."""

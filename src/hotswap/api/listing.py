@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hotswap.api.documents import encode, json_bytes, json_response
+from hotswap.api.documents import json_response
 from hotswap.contracts import ModelListing, ModelService
 
 
@@ -16,21 +16,22 @@ class ListingRoutes:
     def __init__(self, service: ModelService) -> None:
         self._service = service
         self._listings: tuple[ModelListing, ...] = ()
-        self._body = _encoded(self._listings)
+        self._response = _response(self._listings)
+        """What is sent for as long as the service gives out the same listings."""
 
     async def all(self, _: Request) -> Response:
         listings = await self._service.models()
         if listings != self._listings:
-            self._listings, self._body = listings, _encoded(listings)
-        return json_bytes(self._body)
+            self._listings, self._response = listings, _response(listings)
+        return self._response
 
     async def one(self, request: Request) -> Response:
         """The name may hold slashes, raw or encoded: the server has decoded the path."""
         return json_response(entry(await self._service.model(request.path_params["name"])))
 
 
-def _encoded(listings: tuple[ModelListing, ...]) -> bytes:
-    return encode({"object": "list", "data": [entry(one) for one in listings]})
+def _response(listings: tuple[ModelListing, ...]) -> Response:
+    return json_response({"object": "list", "data": [entry(one) for one in listings]})
 
 
 def entry(listing: ModelListing) -> dict[str, Any]:

@@ -43,15 +43,19 @@ class EventStream:
         self.started = False
 
     async def write(self, data: bytes) -> None:
+        await self._write(data, more=True)
+
+    async def finish(self, data: bytes = b"") -> None:
+        """Write the last ``data``, and end the answer."""
+        await self._write(data, more=False)
+
+    async def _write(self, data: bytes, *, more: bool) -> None:
         if not self.started:
             self.started = True
             await self._send(
                 {"type": "http.response.start", "status": 200, "headers": list(_HEADERS)}
             )
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def finish(self) -> None:
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
 
 @asynccontextmanager
