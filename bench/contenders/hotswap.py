@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -31,6 +32,8 @@ _QUIET_GAPS = 8
 async def contend(model: Path, device: str) -> AsyncIterator[Tasks]:
     spec = ModelSpec(id=model.name, path=model, engine=EngineConfig(device=device))
     async with TorchEngineRegistry() as registry:
+        gc.collect()
+        gc.freeze()  # as the server does
         prepared = await registry.prepare(spec, _ignore)
         async with registry.start(prepared, _ignore, _ignore) as engine:
             served = Served(registry, engine, spec)

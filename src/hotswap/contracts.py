@@ -198,6 +198,10 @@ class ModelSpec:
     """The settings above that do not come from start-up flags or defaults."""
     ttl_s: float | None = None
     """Idle seconds after which the model is let go; None: the server's ``--idle-timeout-s``."""
+    pin: bool = False
+    """Parked, it stays so, whatever else would like its place."""
+    background: bool = False
+    """Its requests are answered by whichever model is resident, and never cause a swap."""
     max_position_embeddings: int | None = None
     created_unix: int = 0
 
@@ -264,6 +268,21 @@ class ParkedModel:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What a model would take, and what there is for it, in bytes."""
+
+    weights_bytes: int
+    kv_bytes: int
+    """Keys and values of one sequence as long as the model takes."""
+    device_free_bytes: int
+    """Once the resident model has left."""
+    host_free_bytes: int
+    fits: bool
+    reason: str | None = None
+    """Why it does not, in a sentence; also where only its context would be cut."""
+
+
 class PreparedModel(Protocol):
     """A model in host memory, checked and ready to be put on the device, again and again."""
 
@@ -315,7 +334,18 @@ class EngineRegistry(Protocol):
             ModelLoadFailed, InsufficientMemory: on entering; the device is free again.
         """
 
-    def parked(self) -> Sequence[ParkedModel]: ...
+    def parked(self) -> Sequence[ParkedModel]:
+        """Models that left the device and are kept in host memory."""
+
+    def forget(self, model: str) -> None:
+        """Let go of a parked model, also of a pinned one; of any other, do nothing."""
+
+    async def estimate(self, spec: ModelSpec) -> Estimate:
+        """What ``spec`` would take. Reads headers, no weights.
+
+        Raises:
+            ModelLoadFailed: its files are unusable.
+        """
 
 
 class ModelCatalog(Protocol):
@@ -421,6 +451,19 @@ class LoadReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadForecast:
+    """What a load would do."""
+
+    model: str
+    already_loaded: bool
+    leaves: str | None
+    """The model that would have to go."""
+    expected_s: float | None
+    """As long as its last load took; None: it has not been loaded yet."""
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnloadReport:
     """``model`` is None where nothing was loaded."""
 
@@ -482,6 +525,15 @@ class ModelService(Protocol):
             ModelNotFound, ModelLoadFailed, InsufficientMemory, SwapInProgress, ShuttingDown
         """
 
+    async def forecast(
+        self, name: str | None, overrides: Mapping[str, Any], source: str
+    ) -> LoadForecast:
+        """What `load` with the same arguments would do. Changes nothing.
+
+        Raises:
+            InvalidRequest, ModelNotFound, ModelLoadFailed: as `load`.
+        """
+
     async def request_load(self, name: str) -> None:
         """Like `load`, but returns once the wish is accepted."""
 
@@ -491,11 +543,32 @@ class ModelService(Protocol):
         *,
         drain_timeout_s: float | None = None,
         mode: UnloadMode = "drain",
+        park: bool = True,
     ) -> UnloadReport:
         """Take the resident model off the device; with a name that is loading, cancel that load.
+
+        Args:
+            park: keep it in host memory, where there is room.
 
         Raises:
             ModelNotFound: no such model.
             NotLoaded: ``name`` is neither resident nor loading.
             SwapInProgress: the running answers did not end in time; the model still serves.
+        """
+
+    async def sleep(self, *, park: bool, mode: UnloadMode = "drain") -> UnloadReport:
+        """`unload`, after which a request for any model, or `wake_up`, brings this one back with
+        the settings that it had.
+
+        Raises:
+            SwapInProgress: as `unload`.
+        """
+
+    async def wake_up(self) -> LoadReport:
+        """Put the model on the device that was put to sleep or was there last, else the start-up
+        model, and wait for it. Nothing is done where one is on the device.
+
+        Raises:
+            ModelNotFound: there was none, and the server was started without one.
+            ModelLoadFailed, InsufficientMemory, SwapInProgress, ShuttingDown
         """

@@ -241,7 +241,8 @@ def test_a_content_that_was_forgotten_has_to_be_asked_for_again() -> None:
 
 def test_blocks_are_vacated_when_the_last_one_in_use_is_released() -> None:
     told: list[list[tuple[int, int]]] = []
-    pool = BlockPool(8, vacate=lambda runs: told.append(list(runs)))
+    pool = BlockPool(8)
+    pool.vacate_with(lambda runs: told.append(list(runs)))
     one, other = BlockTable(), BlockTable()
     assert pool.grow(one, 3 * BLOCK_TOKENS)
     assert pool.grow(other, 2 * BLOCK_TOKENS)
@@ -256,9 +257,23 @@ def test_blocks_are_vacated_when_the_last_one_in_use_is_released() -> None:
     assert told[1:] == [[(0, 1)]]
 
 
+def test_all_that_is_free_may_be_vacated_when_it_is_asked_for() -> None:
+    told: list[list[tuple[int, int]]] = []
+    pool = BlockPool(4, worth_vacating=3)
+    pool.vacate_with(lambda runs: told.append(list(runs)))
+    table = BlockTable()
+    assert pool.grow(table, 2 * BLOCK_TOKENS)
+    pool.release(table)
+    assert told == []
+    pool.vacate()
+    pool.vacate()
+    assert told == [[(0, 2)]]
+
+
 def test_blocks_in_use_again_and_blocks_that_are_remembered_are_not_vacated() -> None:
     told: list[list[tuple[int, int]]] = []
-    pool = BlockPool(4, vacate=lambda runs: told.append(list(runs)), worth_vacating=2)
+    pool = BlockPool(4, worth_vacating=2)
+    pool.vacate_with(lambda runs: told.append(list(runs)))
     table = BlockTable()
     assert pool.grow(table, 1)
     pool.release(table)
@@ -407,9 +422,8 @@ class Histories(RuleBasedStateMachine):
         super().__init__()
         self.users: list[User] = []
         self.content: dict[int, list[int]] = {}
-        self.pool = BlockPool(
-            self.BLOCKS, remembered=self.REMEMBERED, remembered_once=2, vacate=self.vacated
-        )
+        self.pool = BlockPool(self.BLOCKS, remembered=self.REMEMBERED, remembered_once=2)
+        self.pool.vacate_with(self.vacated)
 
     def vacated(self, runs: Sequence[tuple[int, int]]) -> None:
         """Whoever finds one of these blocks from here on finds nothing in it."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Checkpoint = Callable[..., Path]
 
 
-def new_registry(**options: float) -> TorchEngineRegistry:
+def new_registry(**options: Any) -> TorchEngineRegistry:
     from hotswap.engine.registry import TorchEngineRegistry
 
     return TorchEngineRegistry(**options)
@@ -125,7 +125,7 @@ async def test_thirty_cycles_keep_neither_memory_nor_threads(checkpoint: Checkpo
 async def test_an_engine_that_was_left_is_not_kept(checkpoint: Checkpoint) -> None:
     import gc
 
-    async with new_registry() as registry:
+    async with new_registry(park_bytes=0) as registry:
         prepared = await registry.prepare(spec_of(checkpoint()), ignore)
         async with registry.start(prepared, ignore, ignore) as engine:
             await Served(registry, prepared, engine).ask([1, 2, 3], max_tokens=3)
@@ -305,7 +305,7 @@ async def test_a_model_that_cannot_be_taken_off_is_a_lost_device(
 ) -> None:
     from hotswap.engine.stage import Stage
 
-    def breaks(self: Stage) -> None:
+    def breaks(self: Stage, *, rest: bool) -> None:
         raise RuntimeError("secret of the driver")
 
     async with new_registry() as registry:
@@ -333,7 +333,7 @@ async def test_a_failing_teardown_hides_no_lost_device(
 ) -> None:
     from hotswap.engine.stage import Stage
 
-    def breaks(self: Stage) -> None:
+    def breaks(self: Stage, *, rest: bool) -> None:
         raise RuntimeError("synchronize failed")
 
     monkeypatch.setattr(Stage, "leave", breaks)
@@ -355,7 +355,7 @@ async def test_every_step_of_a_teardown_is_taken(
         left.append(self)
 
     monkeypatch.setattr(Placement, "leave", leave)
-    async with new_registry() as registry:
+    async with new_registry(park_bytes=0) as registry:
         prepared = await registry.prepare(spec_of(checkpoint()), ignore)
         with pytest.raises(DeviceLost):
             async with registry.start(prepared, ignore, ignore) as engine:

@@ -67,7 +67,6 @@ class BlockPool:
         *,
         remembered: int | None = None,
         remembered_once: int | None = None,
-        vacate: Callable[[Sequence[Run]], None] | None = None,
         worth_vacating: int = 1,
     ) -> None:
         """
@@ -75,13 +74,12 @@ class BlockPool:
             remembered: unused blocks that may keep their content; None: all.
             remembered_once: as many of them may be of short sequences and have been asked for by
                 nobody since they were computed, apart from those of the newest sequence; None: all.
-            vacate: told of free blocks that have been in use since it was last told, when no block
-                is in use and these are ``worth_vacating`` or more.
+            worth_vacating: free blocks that `vacate_with` is told of, at least.
         """
         self.count = count
         self._most_unused = count if remembered is None else remembered
         self._most_once = count if remembered_once is None else remembered_once
-        self._vacate = vacate
+        self._vacate: Callable[[Sequence[Run]], None] | None = None
         self._worth_vacating = worth_vacating
         self._map = bytearray(_FREE * count)
         self._free = count
@@ -197,6 +195,16 @@ class BlockPool:
         while len(self._unused) > self._most_unused:
             self._forget(next(iter(self._unused)))
         if not self.used and len(self._to_vacate) >= self._worth_vacating:
+            self._tell_vacant()
+
+    def vacate_with(self, vacate: Callable[[Sequence[Run]], None]) -> None:
+        """Have ``vacate`` told of free blocks that have been in use since it was last told, when no
+        block is in use and there are enough of them."""
+        self._vacate = vacate
+
+    def vacate(self) -> None:
+        """Tell of all free blocks that have been in use, however few they are."""
+        if self._to_vacate:
             self._tell_vacant()
 
     def _take(self, table: BlockTable, first: int, length: int) -> None:

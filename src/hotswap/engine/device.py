@@ -120,6 +120,19 @@ def free_bytes(device: torch.device) -> int:
     return free_host_bytes()
 
 
+def held_bytes(device: torch.device) -> int:
+    """What the allocator holds of a device. Of the host it is nothing: mapped weights count as
+    available anyway."""
+    return int(torch.cuda.memory_reserved(device)) if device.type == "cuda" else 0
+
+
+def total_bytes(device: torch.device) -> int:
+    """The memory of a CUDA device, or what the host has free."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return free_host_bytes()
+
+
 def free_host_bytes() -> int:
     """Host memory that is available, the limits of the control group included."""
     with Path("/proc/meminfo").open() as lines:

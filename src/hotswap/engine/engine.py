@@ -241,7 +241,8 @@ class TorchEngine:
         finally:
             self._alive = False
             self._under_way = None
-            self._runner.close()
+            for sequence in list(self._sequences.values()):
+                self._forget(sequence)
 
     @property
     def _busy(self) -> bool:

@@ -9,17 +9,18 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import anyio
 import torch
 from anyio import to_thread
 
 from hotswap.contracts import (
+    Estimate,
     GenerationRequest,
     MemoryReport,
     ModelSpec,
@@ -27,21 +28,26 @@ from hotswap.contracts import (
     Report,
 )
 from hotswap.engine import device as devices
+from hotswap.engine.blueprint import map_files, read_in, stretches
 from hotswap.engine.device import Device, without_frames
 from hotswap.engine.engine import TorchEngine
-from hotswap.engine.forward.choice import Verdict
+from hotswap.engine.fit import estimate, too_large
 from hotswap.engine.front import Front, Fronts, SharedFronts, fits, local_path
 from hotswap.engine.native.code import compiled_on_disk, loops_compiled, native_forward
+from hotswap.engine.park import Park
 from hotswap.engine.preflight import WeightFiles, check_weights
-from hotswap.engine.stage import Stage, Stamp, TorchPrepared
+from hotswap.engine.stage import Known, LoadKey, Rested, Stage, TorchPrepared
 from hotswap.engine.text import PromptRenderer, RenderedRequest
-from hotswap.engine.weights import read_weights
+from hotswap.engine.weights import HostWeights, read_weights
 from hotswap.errors import DeviceLost, InsufficientMemory, ModelLoadFailed
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-_HOST_RESERVE_BYTES = 256 << 20
-"""Host memory that a load leaves free."""
+_KNOWN_MODELS = 32
+_PARK_SHARE = 0.5
+"""Of the host memory that is available. Weights that are mapped are counted too, although the
+system takes their pages back when it needs them."""
 _CPU_NOISE_BYTES = 32 << 20
 """A process's private memory moves by this much without anything being kept."""
 _RENDERINGS = 4
@@ -57,14 +63,18 @@ class TorchEngineRegistry:
     """Seconds after which a job that should end is given up, and the device with it. A prompt's
     chunk takes several seconds where a large model runs on a CPU."""
 
-    def __init__(self, *, hung_s: float = HUNG_S) -> None:
+    def __init__(self, *, hung_s: float = HUNG_S, park_bytes: int | None = None) -> None:
+        """``park_bytes``: of host memory for parked models; None: a share of what is available when
+        the first one is parked."""
         self._hung_s = hung_s
+        self._park_bytes = park_bytes
+        self._park = Park(self._park_budget, self._let_go)
         self._hangs = False
         self._device = Device()
         self._fronts = SharedFronts(Fronts())
         self._rendering = anyio.CapacityLimiter(_RENDERINGS)
         self._generations = itertools.count(1)
-        self._verdicts: dict[Stamp, Verdict] = {}
+        self._known: dict[LoadKey, Known] = {}
         self._cuts: dict[tuple[Any, ...], int] = {}
         self._on_stage = False
         self._resident: _Resident | None = None
@@ -102,7 +112,10 @@ class TorchEngineRegistry:
         return self._memory
 
     def parked(self) -> Sequence[ParkedModel]:
-        return ()
+        return self._park.models()
+
+    def forget(self, model: str) -> None:
+        self._park.forget(model)
 
     async def render(self, spec: ModelSpec, request: GenerationRequest) -> RenderedRequest:
         """See `hotswap.contracts.EngineRegistry.render`. For the model on the device nothing is
@@ -119,6 +132,20 @@ class TorchEngineRegistry:
             renderer.render, request, abandon_on_cancel=True, limiter=self._rendering
         )
 
+    async def estimate(self, spec: ModelSpec) -> Estimate:
+        """See `hotswap.contracts.EngineRegistry.estimate`."""
+        device, path = devices.torch_device(spec.engine.device), local_path(spec)
+        front = await self._fronts.get(spec)
+        files = await to_thread.run_sync(check_weights, path, abandon_on_cancel=True)
+        known = self._known.get(_load_key(spec, device, path, files))
+        return estimate(
+            spec,
+            front,
+            files,
+            token_bytes=None if known is None else known.verdict.token_bytes,
+            freed_bytes=0 if self._resident is None else devices.held_bytes(device),
+        )
+
     async def prepare(self, spec: ModelSpec, report: Report) -> TorchPrepared:
         """See `hotswap.contracts.EngineRegistry.prepare`. Cancelling returns at once; what goes on
         behind it is told in `read_weights`."""
@@ -127,21 +154,40 @@ class TorchEngineRegistry:
         path = local_path(spec)
         front = await self._fronts.get(spec)
         files = await to_thread.run_sync(check_weights, path, abandon_on_cancel=True)
-        _refuse_too_large(files, device)
-        stamp = _stamp(path, files)  # before anything is read: what is replaced meanwhile is new
+        key = _load_key(spec, device, path, files)
+        parked = self._park.find(key)
+        if parked is not None:
+            report("reading", 1.0)
+            return replace(parked, spec=spec, front=front)
+        self._refuse_too_large(files, device)
         if device.type == "cpu":  # not on the device thread: it may have to compile
             await loops_compiled()
         report("checking", 1.0)
-        report("reading", 0.0)
+        weights = await self._weights(spec, front, files, key, report)
+        report("reading", 1.0)
+        return TorchPrepared(spec, front, weights, key, files.files)
+
+    async def _weights(
+        self, spec: ModelSpec, front: Front, files: WeightFiles, key: LoadKey, report: Report
+    ) -> HostWeights:
+        """First into the page cache, which can be given up at any time; then what is made of it."""
+        arenas = await to_thread.run_sync(map_files, files.files, abandon_on_cancel=True)
+        done, total = 0, sum(map(len, arenas))
+        for stretch in stretches(arenas):
+            report("reading", done / total)
+            await to_thread.run_sync(read_in, stretch, abandon_on_cancel=True)
+            done += len(stretch)
+        known = self._known.get(key)
+        if known is not None and known.blueprint is not None:
+            return await to_thread.run_sync(known.rebuilt, arenas, abandon_on_cancel=True)
         abandoned = threading.Event()
         try:
-            weights = await to_thread.run_sync(
-                read_weights, path, front, spec.engine, abandoned, abandon_on_cancel=True
+            return await to_thread.run_sync(
+                partial(read_weights, local_path(spec), front, spec.engine, abandoned),
+                abandon_on_cancel=True,
             )
         finally:
             abandoned.set()
-        report("reading", 1.0)
-        return TorchPrepared(spec, front, weights, stamp)
 
     @asynccontextmanager
     async def start(
@@ -157,9 +203,13 @@ class TorchEngineRegistry:
         if self._on_stage:
             raise ModelLoadFailed("Another model is on the device.")
         device = devices.torch_device(prepared.spec.engine.device)
+        # It may have been parked since it was prepared, and then it is the better one.
+        parked = self._park.take(prepared.key)
+        if parked is not None:
+            prepared = replace(prepared, rested=parked.rested)
         stage = Stage(prepared, device)
         baseline = devices.used_bytes(device)
-        use = _Use(device, baseline, before=baseline)
+        use = _Use(device, baseline - _rested_bytes(prepared.rested), before=baseline)
         self._on_stage = True
         try:
             async with self._cleared(stage, use):
@@ -174,12 +224,14 @@ class TorchEngineRegistry:
                         yield engine
                     finally:
                         use.before = devices.used_bytes(device)
+                        use.worked = engine.failure is None
         finally:
             self._on_stage = False
 
     @asynccontextmanager
     async def _cleared(self, stage: Stage, use: _Use) -> AsyncIterator[None]:
-        """Take ``stage`` off the device at the end, however the block ends, and measure it."""
+        """Take ``stage`` off the device at the end, however the block ends, and measure it. A model
+        that worked is parked."""
         try:
             yield
         except DeviceLost:
@@ -196,17 +248,20 @@ class TorchEngineRegistry:
         self._memory = None
         if self._hangs:
             raise DeviceLost("The device does not answer any more.")
+        parks = use.worked and self._park_budget() > 0
         try:
-            await self._ended(self._device.submit(stage.leave))
+            rested = await self._ended(self._device.submit(partial(stage.leave, rest=parks)))
         except DeviceLost:
             raise
         except Exception as error:
             _log.exception("What was on the device could not be taken off")
             lost = DeviceLost("The device could not be freed.")
             raise lost from without_frames(error)
-        self._memory = use.report()
+        self._memory = use.report(_rested_bytes(rested))
+        if parks:
+            self._park.put(replace(stage.prepared, rested=rested))
 
-    async def _ended(self, job: Future[None]) -> None:
+    async def _ended(self, job: Future[T]) -> T:
         """Wait for a job that should be over soon.
 
         Raises:
@@ -214,15 +269,17 @@ class TorchEngineRegistry:
             Exception: what the job raised.
         """
         with anyio.move_on_after(self._hung_s, shield=True):
-            await asyncio.wrap_future(job)
-            return
+            return await asyncio.wrap_future(job)
         self._hangs = True
         _log.error("The device thread has not answered for %g s and is given up", self._hung_s)
         raise DeviceLost("The device does not answer any more.")
 
     async def _enter(self, stage: Stage) -> None:
-        known = self._verdicts.get(stage.key)
-        self._verdicts[stage.key] = await self._device.call(partial(stage.enter, known))
+        key = stage.prepared.key
+        found = await self._device.call(partial(stage.enter, self._known.pop(key, None)))
+        self._known[key] = found
+        while len(self._known) > _KNOWN_MODELS:
+            del self._known[next(iter(self._known))]
 
     @asynccontextmanager
     async def _driven(
@@ -255,6 +312,31 @@ class TorchEngineRegistry:
         if max_model_len < prepared.front.max_model_len:
             self._cuts[key] = max_model_len
 
+    def _park_budget(self) -> int:
+        if self._park_bytes is None:
+            self._park_bytes = int(devices.free_host_bytes() * _PARK_SHARE)
+        return self._park_bytes
+
+    def _let_go(self, model: TorchPrepared) -> None:
+        """Of a model that is not parked any more."""
+        rested = model.rested
+        if rested is not None and not rested.closed:
+            rested.closed = True
+            self._device.submit(rested.close)
+
+    def _refuse_too_large(self, files: WeightFiles, device: torch.device) -> None:
+        """Parked models give way to one that somebody wants.
+
+        Raises:
+            InsufficientMemory
+        """
+        free = devices.total_bytes(device)
+        refusal = too_large(files, device, devices.free_host_bytes(), free)
+        while refusal is not None and self._park.give_up_oldest():
+            refusal = too_large(files, device, devices.free_host_bytes(), free)
+        if refusal is not None:
+            raise InsufficientMemory(refusal)
+
 
 @dataclass(frozen=True, slots=True)
 class _Resident:
@@ -275,10 +357,14 @@ class _Use:
 
     device: torch.device
     baseline: int
+    """Without what the model itself has left behind the last time."""
     before: int
+    worked: bool = False
+    """Its engine ran, and did not fail."""
 
-    def report(self) -> MemoryReport:
-        after = devices.used_bytes(self.device)
+    def report(self, rested: int) -> MemoryReport:
+        """``rested``: what it leaves behind now."""
+        after = devices.used_bytes(self.device) - rested
         leaked = max(0, after - self.baseline)
         if self.device.type == "cpu" and leaked < _CPU_NOISE_BYTES:
             leaked = 0
@@ -296,22 +382,12 @@ def _cut_key(front: Front, spec: ModelSpec) -> tuple[Any, ...]:
     return front.key, engine.device, engine.dtype, engine.kv_cache_memory
 
 
-def _refuse_too_large(files: WeightFiles, device: torch.device) -> None:
-    free = devices.free_host_bytes()
-    if files.bytes + _HOST_RESERVE_BYTES > free:
-        raise InsufficientMemory(
-            f"The weights take {files.bytes / 2**30:.1f} GiB and the host has "
-            f"{free / 2**30:.1f} GiB free."
-        )
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        if files.bytes > total:
-            raise InsufficientMemory(
-                f"The weights take {files.bytes / 2**30:.1f} GiB and the device has "
-                f"{total / 2**30:.1f} GiB."
-            )
+def _rested_bytes(rested: Rested | None) -> int:
+    return 0 if rested is None or rested.closed else rested.bytes
 
 
-def _stamp(path: Path, files: WeightFiles) -> Stamp:
+def _load_key(spec: ModelSpec, device: torch.device, path: Path, files: WeightFiles) -> LoadKey:
     states = ((file.name, file.stat()) for file in (*files.files, path / "config.json"))
-    return str(path.resolve()), tuple((n, s.st_size, s.st_mtime_ns) for n, s in states)
+    stamp = tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+    engine = spec.engine
+    return str(path.resolve()), stamp, engine.dtype, engine.trust_remote_code, str(device)

@@ -80,9 +80,6 @@ class ModelRunner:
     def drop(self, sequence: Sequence) -> None:
         self.forward.drop(sequence.id)
 
-    def close(self) -> None:
-        self.forward.close()
-
 
 def _segment(chunk: Chunk) -> Segment:
     sequence = chunk.sequence

@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from hotswap.contracts import ModelSpec
+from hotswap.contracts import EngineConfig, ModelSpec
 from hotswap.engine import device as devices
 from hotswap.engine.blocks import BlockPool, Run
+from hotswap.engine.blueprint import Arena, Blueprint
 from hotswap.engine.device import is_out_of_memory
 from hotswap.engine.engine import TorchEngine, is_device_lost
 from hotswap.engine.forward.base import Forward
-from hotswap.engine.forward.choice import PooledForward, Verdict, choose
+from hotswap.engine.forward.cached import CachedForward
+from hotswap.engine.forward.choice import PooledForward, Verdict, choose, made
 from hotswap.engine.forward.lean import LeanForward
 from hotswap.engine.forward.recorded import RecordedForward, StepSampler
 from hotswap.engine.front import Front
@@ -60,8 +63,46 @@ _KV_SHARE = {"cpu": 0.3, "cuda": 0.9}
 """Of the memory that is free once the weights are in place."""
 
 
-Stamp = tuple[Any, ...]
-"""Names the weights' files: where they lie, how large, since when."""
+LoadKey = tuple[Any, ...]
+"""Names the weights' files (where they lie, how large, since when) and what is made of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was found out about a checkpoint; stays true as long as its files do."""
+
+    verdict: Verdict
+    blueprint: Blueprint | None
+    """None: it has to be read anew each time."""
+    bare: HostWeights | None
+    """The weights without what they hold, of a model with a blueprint."""
+
+    def rebuilt(self, arenas: Sequence[Arena]) -> HostWeights:
+        """The weights of a model with a blueprint, in ``arenas``."""
+        assert self.blueprint is not None
+        assert self.bare is not None
+        return replace(self.bare, content=self.blueprint.bind(arenas))
+
+
+@dataclass(eq=False, slots=True)
+class Rested:
+    """What a model on the CPU leaves behind: its forward, with the keys and values that are
+    remembered."""
+
+    forward: LeanForward
+    scheduler: Scheduler
+    max_model_len: int
+    engine: EngineConfig
+    closed: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Of memory that is not the weights'."""
+        return self.scheduler.remembered_bytes
+
+    def close(self) -> None:
+        """On the device thread."""
+        self.forward.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +112,9 @@ class TorchPrepared:
     spec: ModelSpec
     front: Front
     weights: HostWeights
-    stamp: Stamp
+    key: LoadKey
+    files: tuple[Path, ...]
+    rested: Rested | None = None
 
 
 class Stage:
@@ -86,12 +129,7 @@ class Stage:
         self._scheduler: Scheduler | None = None
         self._max_model_len = 0
 
-    @property
-    def key(self) -> Stamp:
-        """What a verdict about the model depends on."""
-        return (*self.prepared.stamp, self.prepared.weights.dtype, str(self._device))
-
-    def enter(self, known: Verdict | None) -> Verdict:
+    def enter(self, known: Known | None) -> Known:
         """Put the model on the device and find out how to run it.
 
         Raises:
@@ -99,21 +137,53 @@ class Stage:
             InsufficientMemory: also when the context asked for has no room.
             DeviceLost
         """
+        rested = self.prepared.rested
         try:
             devices.use_threads_for(self.prepared.weights.bytes)
-            self._placement = Placement(self.prepared.weights, self._device)
-            self._forward, verdict = choose(self._placement, known)
             self._sampler = sampler_on(self._device)
-            self._reserve(self._forward, self._kv_budget(verdict))
-            # Last of all: without a verdict the model is needed once more.
-            if isinstance(self._forward, LeanForward):
-                self._placement.take_on(self._forward.skeleton)
-            devices.trim_heap()
+            if known is None:
+                known = self._discover()
+            elif rested is not None and self._fits(rested):
+                self._resume(rested)
+            else:
+                self._repeat(known)
         except HotswapError:
             raise
         except Exception as error:  # whatever a model's forward can raise
             raise _as_ours(error, self.prepared.spec.id) from None
-        return verdict
+        return known
+
+    def _discover(self) -> Known:
+        weights = self.prepared.weights
+        self._placement = Placement(weights, self._device)
+        self._forward, verdict = choose(self._placement)
+        pool = self._reserve(self._forward.chunked, verdict)
+        self._forward.reserve(pool.count)
+        self._get_ready(self._forward, pool)
+        # Last of all: without a verdict the model is needed once more.
+        blueprint = None
+        if isinstance(self._forward, LeanForward):
+            self._placement.take_on(self._forward.skeleton)
+            if self._device.type == "cpu":
+                blueprint = Blueprint.of(self._forward.skeleton, self.prepared.files)
+        devices.trim_heap()
+        bare = None if blueprint is None else replace(weights, content=blueprint.skeleton)
+        return Known(verdict, blueprint, bare)
+
+    def _repeat(self, known: Known) -> None:
+        self._placement = Placement(self.prepared.weights, self._device)
+        chunked = known.verdict.tier != CachedForward.tier
+        pool = self._reserve(chunked, known.verdict)
+        self._forward = made(self._placement, known.verdict, pool.count)
+        self._get_ready(self._forward, pool)
+
+    def _fits(self, rested: Rested) -> bool:
+        return not rested.closed and rested.engine == self.prepared.spec.engine
+
+    def _resume(self, rested: Rested) -> None:
+        self._forward, self._scheduler = rested.forward, rested.scheduler
+        self._max_model_len = rested.max_model_len
+        rested.forward.wake()
 
     def build(self, generation: int, changed: Callable[[], None]) -> TorchEngine:
         """An engine of what `enter` put in place."""
@@ -139,36 +209,58 @@ class Stage:
             ahead=isinstance(self._forward, RecordedForward),
         )
 
-    def leave(self) -> None:
-        """Free the device. Also after an `enter` that failed half way."""
+    def leave(self, *, rest: bool) -> Rested | None:
+        """Free the device. Also after an `enter` that failed half way.
+
+        Args:
+            rest: leave behind what the model can go on with.
+        """
+        rested = self._rested() if rest else None
         with ExitStack() as steps:  # each is taken, whatever becomes of the one before
             steps.callback(devices.release_cached, self._device)
             if self._placement is not None:
                 steps.callback(self._placement.leave)
-            if self._forward is not None:
+            if self._forward is not None and rested is None:
                 steps.callback(self._forward.close)
             self._forward = self._placement = self._scheduler = self._sampler = None
+        return rested
 
-    def _reserve(self, forward: Forward, budget: KVBudget) -> None:
-        """Room for keys and values, and the scheduler that hands it out."""
+    def _rested(self) -> Rested | None:
+        """None: there is nothing to be gained by it, or answers have been cut."""
+        forward, scheduler = self._forward, self._scheduler
+        if self._device.type != "cpu" or scheduler is None or scheduler.pool.used:
+            return None
+        if not isinstance(forward, LeanForward):
+            return None
+        forward.rest()
+        scheduler.pool.vacate()
+        return Rested(forward, scheduler, self._max_model_len, self.prepared.spec.engine)
+
+    def _reserve(self, chunked: bool, verdict: Verdict) -> BlockPool:
+        """The scheduler, and the blocks that it hands out."""
+        budget = self._kv_budget(verdict)
         self._max_model_len = self._longest(budget)
         limits = SchedulerLimits(
             max_num_seqs=self.prepared.spec.engine.max_num_seqs,
             token_budget=_STEP_TOKENS[self._device.type],
             token_budget_beside=self._step_tokens_beside(),
             keys_of_a_token=_KEYS_OF_A_TOKEN[self._device.type],
-            chunked=forward.chunked,
+            chunked=chunked,
         )
-        pool = self._block_pool(budget, limits, forward)
-        forward.reserve(pool.count)
+        pool = self._block_pool(budget, limits)
+        self._scheduler = Scheduler(limits, budget, pool)
+        return pool
+
+    def _get_ready(self, forward: Forward, pool: BlockPool) -> None:
+        if isinstance(forward, PooledForward):
+            pool.vacate_with(partial(_vacate, forward.pool))
         if isinstance(forward, RecordedForward):
             forward.record(
-                rows=limits.max_num_seqs,
+                rows=self.prepared.spec.engine.max_num_seqs,
                 tokens=self._max_model_len,
                 recorder=recorder_on(self._device),
                 sampler=self._sampler if isinstance(self._sampler, StepSampler) else None,
             )
-        self._scheduler = Scheduler(limits, budget, pool)
 
     def _step_tokens_beside(self) -> int:
         kind = self._device.type
@@ -186,7 +278,7 @@ class Stage:
             fixed_bytes=verdict.fixed_bytes,
         )
 
-    def _block_pool(self, budget: KVBudget, limits: SchedulerLimits, forward: Forward) -> BlockPool:
+    def _block_pool(self, budget: KVBudget, limits: SchedulerLimits) -> BlockPool:
         """No more blocks than could be in use and remembered."""
         used = limits.max_num_seqs * budget.blocks_of(self._max_model_len)
         if not limits.chunked:
@@ -198,7 +290,6 @@ class Stage:
             min(budget.blocks, used + remembered),
             remembered=remembered,
             remembered_once=once,
-            vacate=partial(_vacate, forward.pool) if isinstance(forward, PooledForward) else None,
             worth_vacating=max(1, _WORTH_VACATING_BYTES // budget.block_bytes),
         )
 

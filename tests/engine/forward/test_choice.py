@@ -36,13 +36,13 @@ def placed(model: Any) -> Placement:
     return Placement(HostWeights(model, 0, "float32", VOCAB), torch.device("cpu"))
 
 
-def verdict_on(model: Any, known: Verdict | None = None) -> Verdict:
+def verdict_on(model: Any) -> Verdict:
     import torch
 
     from hotswap.engine.forward.choice import choose
 
     with torch.inference_mode():
-        forward, verdict = choose(placed(model), known)
+        forward, verdict = choose(placed(model))
         forward.close()
     assert forward.tier == verdict.tier
     return verdict
@@ -146,29 +146,30 @@ def test_the_attention_that_a_model_had_comes_back(checkpoint: Checkpoint) -> No
 def test_a_verdict_that_is_known_is_not_found_out_again(
     checkpoint: Checkpoint, architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import torch
+
     from hotswap.engine.forward import choice
 
     model = model_of(checkpoint(architecture))
     known = verdict_on(model)
     for name in ("_plain", "_difference", "_measure"):
         monkeypatch.delattr(choice, name)
-    assert verdict_on(model, known) is known
+    with torch.inference_mode():
+        forward = choice.made(placed(model), known, 1)
+        forward.close()
+    assert forward.tier == known.tier
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "gpt2", "falcon"])
-def test_weights_of_nan_are_refused_whether_the_verdict_is_known_or_not(
-    checkpoint: Checkpoint, architecture: str
-) -> None:
+def test_weights_of_nan_are_refused(checkpoint: Checkpoint, architecture: str) -> None:
     import torch
 
-    known = verdict_on(model_of(checkpoint(architecture)))
     model = model_of(checkpoint(architecture))
     with torch.no_grad():
         list(model.parameters())[-1].fill_(torch.nan)
-    for verdict in (None, known):
-        with pytest.raises(CheckpointRefused, match="NaN"):
-            verdict_on(model, verdict)
-        assert not [t for t in threading.enumerate() if t.name.startswith("decode-")]
+    with pytest.raises(CheckpointRefused, match="NaN"):
+        verdict_on(model)
+    assert not [t for t in threading.enumerate() if t.name.startswith("decode-")]
 
 
 def test_a_skeleton_that_was_taken_on_is_not_read_again(
@@ -181,11 +182,11 @@ def test_a_skeleton_that_was_taken_on_is_not_read_again(
 
     place = placed(model_of(checkpoint("qwen3")))
     with torch.inference_mode():
-        forward, verdict = choice.choose(place, None)
+        forward, verdict = choice.choose(place)
         assert isinstance(forward, LeanForward)
         place.take_on(forward.skeleton)
         monkeypatch.delattr(choice, "read")
-        again, _ = choice.choose(place, verdict)
+        again = choice.made(place, verdict, 1)
     assert isinstance(again, LeanForward)
     assert again.skeleton is forward.skeleton
 
@@ -201,15 +202,27 @@ def native() -> Any:
     return found
 
 
-def chosen(model: Any, known: Verdict | None = None) -> tuple[type, Verdict]:
+def chosen(model: Any) -> tuple[type, Verdict]:
     import torch
 
     from hotswap.engine.forward.choice import choose
 
     with torch.inference_mode():
-        forward, verdict = choose(placed(model), known)
+        forward, verdict = choose(placed(model))
         forward.close()
     return type(forward), verdict
+
+
+def kind_of(model: Any, known: Verdict) -> type:
+    """Of the forward of a model that is known."""
+    import torch
+
+    from hotswap.engine.forward.choice import made
+
+    with torch.inference_mode():
+        forward = made(placed(model), known, 1)
+        forward.close()
+    return type(forward)
 
 
 def test_the_compiled_loops_are_taken_where_they_know_all_that_a_model_has(
@@ -221,7 +234,7 @@ def test_the_compiled_loops_are_taken_where_they_know_all_that_a_model_has(
         model = model_of(checkpoint(architecture))
         kind, verdict = chosen(model)
         assert (kind, verdict.tier, verdict.native) == (wanted, "S", wanted is native)
-        assert chosen(model, verdict) == (wanted, verdict)
+        assert kind_of(model, verdict) is wanted
 
 
 def test_compiled_loops_that_compute_something_else_are_not_used(
@@ -240,7 +253,7 @@ def test_compiled_loops_that_compute_something_else_are_not_used(
     monkeypatch.setattr(native, "logits", wrong)
     kind, verdict = chosen(model)
     assert (kind, verdict.tier, verdict.native) == (LeanForward, "S", False)
-    assert chosen(model, verdict) == (LeanForward, verdict)
+    assert kind_of(model, verdict) is LeanForward
 
 
 def test_without_compiled_loops_torch_computes_the_skeleton(

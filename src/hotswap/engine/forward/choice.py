@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -68,22 +67,19 @@ class _Tables:
         return Segment(name, _ids(vocab, name, start, end), start, True, self._tables[name])
 
 
-def choose(placed: Placement, known: Verdict | None) -> tuple[Forward, Verdict]:
+def made(placed: Placement, known: Verdict, blocks: int) -> Forward:
+    """The forward of a model that is known, with room for so many blocks."""
+    make = _native if known.native else _TIERS[known.tier]
+    return make(placed, KVPool(placed.device, blocks))
+
+
+def choose(placed: Placement) -> tuple[Forward, Verdict]:
     """The forward to use, warmed up and seen to give numbers.
 
     Raises:
         CheckpointRefused: the weights hold NaN or infinities.
     """
     tables = _Tables()
-    if known is not None:
-        make = _native if known.native else _TIERS[known.tier]
-        with ExitStack() as undo:
-            forward = make(placed, KVPool(placed.device, len(tables)))
-            undo.callback(forward.close)
-            _refuse_nan(forward.logits([tables.segment(placed.vocab, _WHOLE, 0, 7)]))
-            forward.drop(_WHOLE)
-            undo.pop_all()
-        return forward, known
     model = placed.model
     plain = {name: _plain(model, placed.vocab, name) for name in _LENGTHS}
     for logits in plain.values():

@@ -52,6 +52,12 @@ class LeanForward:
     def drop(self, sequence: int) -> None:
         """Everything is in the blocks."""
 
+    def rest(self) -> None:
+        """Stop what runs between steps. What is in the pool stays."""
+
+    def wake(self) -> None:
+        """Be ready for steps again."""
+
     def close(self) -> None:
         self.pool.close()
 

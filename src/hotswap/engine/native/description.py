@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any
 
 import numpy as np
@@ -239,6 +239,7 @@ class Description:
         self._phase(records.PROJECT, target, source=source, layer=layer)
         place, pieces = 0, 0
         for weight, tensor in linear.parts:
+            self._check_weight(weight)
             bias = self._bias(tensor)
             for first, rows in _split(weight, 1, self._threads):
                 self._pieces.append(self._piece(weight, bias, first, rows, place))
@@ -252,6 +253,8 @@ class Description:
             half for part in mlp.gate_up.parts for half in _halves(part, len(mlp.gate_up.parts))
         ]
         (gate, gate_bias), (up, up_bias) = halves
+        self._check_weight(gate)
+        self._check_weight(up)
         bias, gated_bias = self._bias(gate_bias), self._bias(up_bias)
         pieces = _split(gate, 2, self._threads)
         for first, rows in pieces:
@@ -261,12 +264,14 @@ class Description:
             self._pieces.append(piece)
         self._phases[-1]["pieces"] = len(pieces)
 
+    def _check_weight(self, weight: Tensor) -> None:
+        if not weight.is_contiguous() or _is_half(weight) != self.half:
+            raise UnsupportedForward("weights of several types or layouts")
+
     def _piece(
         self, weight: Tensor, bias: int, first: int, rows: int, place: int
     ) -> dict[str, int]:
         """Some rows of a weight; ``bias``: address of the first row's."""
-        if not weight.is_contiguous() or _is_half(weight) != self.half:
-            raise UnsupportedForward("weights of several types or layouts")
         width = weight.shape[1]
         return {
             "weight": weight.data_ptr() + first * width * self._size,
@@ -347,8 +352,6 @@ def _halves(
 
 
 def _array(entries: list[dict[str, Any]], kind: Any) -> Any:
-    array = np.zeros(len(entries), kind)
-    for record, fields in zip(array, entries, strict=True):
-        for name, value in fields.items():
-            record[name] = value
-    return array
+    """What an entry does not say is zero."""
+    names = kind.names
+    return np.array([tuple(map(entry.get, names, repeat(0))) for entry in entries], kind)

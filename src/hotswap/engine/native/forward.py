@@ -59,6 +59,12 @@ class NativeForward(LeanForward):
     def highest(self, segments: Sequence[Segment], ids: Tensor | None = None) -> Tensor | None:
         return self._computed(segments, ids)[1] if self._fits(segments) else None
 
+    def rest(self) -> None:
+        self._end_decode()
+
+    def wake(self) -> None:
+        self._decode = self._made()
+
     def close(self) -> None:
         self._end_decode()
         super().close()

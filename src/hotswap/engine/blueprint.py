@@ -1,0 +1,169 @@
+"""A skeleton without its weights, and where these lie in the files of the checkpoint: so that a
+model that has been read once is put together again in a millisecond."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import sys
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from hotswap.engine.forward.linear import Linear
+from hotswap.engine.forward.skeleton import Skeleton
+
+_COPIES_BYTES = 64 << 20
+"""Of tensors that are no part of a file, but made of what is: kept with the blueprint. A model with
+more of them has been converted."""
+_CHUNK_BYTES = 64 << 20
+"""Read between two looks whether anybody still waits."""
+_POPULATE_READ = 22
+"""Of madvise, since Linux 5.14: read pages in, and have them mapped."""
+
+Arena = Tensor
+"""The bytes of one file, uint8 [size]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Of a contiguous tensor."""
+
+    file: int
+    offset: int
+    """Bytes from the file's beginning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    files: tuple[Path, ...]
+    skeleton: Skeleton
+    """Its tensors have no memory, apart from those that are no part of a file."""
+    places: Mapping[int, Place]
+    """Of the tensors without memory, by their `id`."""
+
+    @classmethod
+    def of(cls, skeleton: Skeleton, files: Sequence[Path]) -> Blueprint | None:
+        """None: the skeleton's weights do not lie in ``files`` as they are mapped."""
+        mapped = list(_mapped(files))
+        starts = [start for start, _, _, _ in mapped]
+        places: dict[int, Place] = {}
+        copies = 0
+
+        def strip(tensor: Tensor) -> Tensor:
+            nonlocal copies
+            address = tensor.data_ptr()
+            index = bisect_right(starts, address) - 1
+            start, end, file, offset = mapped[index] if index >= 0 else (0, 0, 0, 0)
+            if not (tensor.is_contiguous() and address + tensor.nbytes <= end):
+                copies += tensor.nbytes
+                return tensor
+            stripped = torch.empty_like(tensor, device="meta")
+            places[id(stripped)] = Place(file, offset + address - start)
+            return stripped
+
+        made = with_tensors(skeleton, strip)
+        aligned = all(
+            place.offset % skeleton.embedding.element_size() == 0 for place in places.values()
+        )
+        if not places or not aligned or copies > _COPIES_BYTES:
+            return None
+        return cls(tuple(files), made, places)
+
+    def bind(self, arenas: Sequence[Arena]) -> Skeleton:
+        """The skeleton with its weights in ``arenas``, one for each of the files."""
+
+        def find(tensor: Tensor) -> Tensor:
+            place = self.places.get(id(tensor))
+            if place is None:
+                return tensor
+            size = tensor.numel() * tensor.element_size()
+            own = arenas[place.file][place.offset : place.offset + size]
+            return own.view(tensor.dtype).view(tensor.shape)
+
+        return with_tensors(self.skeleton, find)
+
+
+def map_files(files: Sequence[Path]) -> list[Arena]:
+    """Files as memory. What is written there stays in this process.
+
+    Raises:
+        OSError
+    """
+    arenas = []
+    for file in files:
+        with file.open("rb") as stream:
+            memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        arenas.append(torch.frombuffer(memory, dtype=torch.uint8))
+    return arenas
+
+
+def stretches(arenas: Sequence[Arena]) -> Iterator[Arena]:
+    """All of them in parts, each read in an instant, so that a load can be given up in between."""
+    for arena in arenas:
+        for begin in range(0, len(arena), _CHUNK_BYTES):
+            yield arena[begin : begin + _CHUNK_BYTES]
+
+
+def read_in(stretch: Arena) -> None:
+    """Have a part of a file read from the disk, and its pages mapped. Elsewhere than on Linux, and
+    before 5.14, they are read when they are used.
+
+    Raises:
+        OSError
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    address = stretch.data_ptr()
+    first = address - address % mmap.PAGESIZE
+    libc = ctypes.CDLL(None, use_errno=True)
+    size = ctypes.c_size_t(address + len(stretch) - first)
+    if libc.madvise(ctypes.c_void_p(first), size, _POPULATE_READ):
+        error = ctypes.get_errno()
+        if error != errno.EINVAL:
+            raise OSError(error, os.strerror(error))
+
+
+def with_tensors(node: Skeleton, change: Callable[[Tensor], Tensor]) -> Skeleton:
+    """A skeleton with other tensors."""
+    return cast("Skeleton", _changed(node, change))
+
+
+def _changed(node: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(node, Tensor):
+        return change(node)
+    if isinstance(node, Linear):
+        return Linear([(change(w), None if b is None else change(b)) for w, b in node.parts])
+    if isinstance(node, tuple):
+        return tuple(_changed(item, change) for item in node)
+    if is_dataclass(node) and not isinstance(node, type):
+        changed = {f.name: _changed(getattr(node, f.name), change) for f in fields(node)}
+        return replace(node, **changed)
+    return node
+
+
+def _mapped(files: Sequence[Path]) -> Iterator[tuple[int, int, int, int]]:
+    """Start, end, number of the file and offset in it, of what is mapped of ``files``, in order of
+    addresses; see proc_pid_maps(5)."""
+    if not sys.platform.startswith("linux"):
+        return
+    numbers = {_identity(file): number for number, file in enumerate(files)}
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, offset, device, inode = line.split(maxsplit=5)[:5]
+        major, minor = (int(part, 16) for part in device.split(":"))
+        number = numbers.get((os.makedev(major, minor), int(inode)))
+        if number is not None:
+            start, end = (int(part, 16) for part in span.split("-"))
+            yield start, end, number, int(offset, 16)
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    state = file.stat()
+    return state.st_dev, state.st_ino

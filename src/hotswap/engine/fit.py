@@ -1,0 +1,85 @@
+"""Whether a model would fit, from the headers of its files and its configuration alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hotswap.contracts import Estimate, ModelSpec
+from hotswap.engine import device as devices
+from hotswap.engine.front import Front
+from hotswap.engine.preflight import WeightFiles
+
+HOST_RESERVE_BYTES = 256 << 20
+"""Host memory that a load leaves free."""
+
+
+def estimate(
+    spec: ModelSpec,
+    front: Front,
+    files: WeightFiles,
+    *,
+    token_bytes: int | None,
+    freed_bytes: int,
+) -> Estimate:
+    """
+    Args:
+        token_bytes: of keys and values, where it is known because the model has run; None: as its
+            configuration says.
+        freed_bytes: of the device, by the model that leaves.
+    """
+    device = devices.torch_device(spec.engine.device)
+    if token_bytes is None:
+        token_bytes = _token_bytes(front.config.get_text_config(decoder=True), spec.engine.dtype)
+    host = devices.free_host_bytes()
+    free = devices.free_bytes(device) + freed_bytes
+    kv = token_bytes * front.max_model_len
+    room = free - files.bytes if device.type == "cuda" else host - HOST_RESERVE_BYTES
+    limit = spec.engine.kv_cache_memory
+    for_keys = max(0, room if limit is None else min(room, limit))
+    refusal = too_large(files, device, host, free)
+    if refusal is None and token_bytes > for_keys:
+        refusal = "There is no room for the keys and values of a single token."
+    reason = refusal
+    if reason is None and kv > for_keys:
+        longest = for_keys // token_bytes
+        reason = f"There is room for the keys and values of {longest} tokens only."
+    return Estimate(
+        weights_bytes=files.bytes,
+        kv_bytes=kv,
+        device_free_bytes=free,
+        host_free_bytes=host,
+        fits=refusal is None and (reason is None or spec.engine.max_model_len is None),
+        reason=reason,
+    )
+
+
+def too_large(files: WeightFiles, device: torch.device, host: int, free: int) -> str | None:
+    """Why the weights have no place, in a sentence; None: they have.
+
+    Args:
+        host: free bytes of the host.
+        free: free bytes of the device, once the resident model has left.
+    """
+    if files.bytes + HOST_RESERVE_BYTES > host:
+        return f"The weights take {_gib(files.bytes)} and the host has {_gib(host)} free."
+    if device.type == "cuda" and files.bytes > free:
+        return f"The weights take {_gib(files.bytes)} and the device has {_gib(free)} free."
+    return None
+
+
+def _token_bytes(config: Any, dtype: str) -> int:
+    """Of keys and values; 0 for a model whose state does not grow."""
+    heads = getattr(config, "num_attention_heads", None)
+    layers = getattr(config, "num_hidden_layers", None)
+    if not heads or not layers:
+        return 0
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kind = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
+    return int(2 * layers * groups * size * kind.itemsize)
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,97 @@
+"""Whether a model would fit, before anything of it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.engine.serving import ignore, spec_of
+
+if TYPE_CHECKING:
+    from hotswap.contracts import Estimate, ModelSpec
+
+pytestmark = [pytest.mark.torch, pytest.mark.anyio]
+
+Checkpoint = Callable[..., Path]
+TOKEN_BYTES = 2 * 2 * 2 * 8 * 4
+"""Keys and values of two layers with two groups of heads of eight float32."""
+
+
+async def estimated(spec: ModelSpec) -> Estimate:
+    from hotswap.engine.registry import TorchEngineRegistry
+
+    async with TorchEngineRegistry() as registry:
+        return await registry.estimate(spec)
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets how much of the host's memory is free."""
+    from hotswap.engine import device
+
+    def has(free: int) -> None:
+        monkeypatch.setattr(device, "free_host_bytes", lambda: free)
+
+    return has
+
+
+async def test_bytes_are_those_of_the_headers_and_of_the_configuration(
+    checkpoint: Checkpoint,
+) -> None:
+    found = await estimated(spec_of(checkpoint()))
+    file = checkpoint() / "model.safetensors"
+    assert 0 < file.stat().st_size - found.weights_bytes < 10_000
+    assert found.kv_bytes == 512 * TOKEN_BYTES
+    assert found.fits
+    assert found.reason is None
+
+
+async def test_of_a_model_that_has_run_they_are_what_was_measured(checkpoint: Checkpoint) -> None:
+    from hotswap.engine.registry import TorchEngineRegistry
+
+    # All of Falcon's heads share one of keys and values, which its configuration says in its own way.
+    for name, is_as_guessed in (("qwen3", True), ("gpt2", True), ("falcon", False)):
+        spec = spec_of(checkpoint(name))
+        async with TorchEngineRegistry() as registry:
+            guessed = await registry.estimate(spec)
+            prepared = await registry.prepare(spec, ignore)
+            async with registry.start(prepared, ignore, ignore):
+                known = await registry.estimate(spec)
+        assert 0 < known.kv_bytes <= guessed.kv_bytes
+        assert (known.kv_bytes == guessed.kv_bytes) is is_as_guessed
+
+
+async def test_a_state_that_does_not_grow_takes_no_keys(checkpoint: Checkpoint) -> None:
+    assert (await estimated(spec_of(checkpoint("mamba")))).kv_bytes == 0
+
+
+async def test_weights_that_the_host_has_no_memory_for_do_not_fit(
+    checkpoint: Checkpoint, host: Callable[[int], None]
+) -> None:
+    host(1 << 20)
+    found = await estimated(spec_of(checkpoint()))
+    assert not found.fits
+    assert found.reason is not None
+    assert "the host has 0.0 GiB free" in found.reason
+
+
+@pytest.mark.parametrize(("asked", "fits"), [(None, True), (400, False)])
+async def test_a_context_that_would_be_cut_is_told_and_refused_where_it_was_asked_for(
+    checkpoint: Checkpoint, asked: int | None, fits: bool
+) -> None:
+    spec = spec_of(checkpoint(), kv_cache_memory=100 * TOKEN_BYTES)
+    spec = replace(spec, engine=replace(spec.engine, max_model_len=asked))
+    found = await estimated(spec)
+    assert found.fits is fits
+    assert found.reason == "There is room for the keys and values of 100 tokens only."
+
+
+async def test_no_room_for_a_single_token_is_no_room(checkpoint: Checkpoint) -> None:
+    found = await estimated(spec_of(checkpoint(), kv_cache_memory=TOKEN_BYTES - 1))
+    assert not found.fits
+    assert found.reason is not None
+    assert "single token" in found.reason

@@ -1,0 +1,346 @@
+"""Models that left the device: kept, found again, let go; and put together from their files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.engine.forward.test_lean import READABLE
+from tests.engine.serving import Served, ignore, spec_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hotswap.contracts import ModelSpec
+    from hotswap.engine.forward.skeleton import Skeleton
+    from hotswap.engine.registry import TorchEngineRegistry
+    from hotswap.engine.stage import TorchPrepared
+
+pytestmark = [pytest.mark.torch, pytest.mark.anyio]
+
+Checkpoint = Callable[..., Path]
+PROMPT = list(range(3, 40))
+
+
+def new_registry(**options: Any) -> TorchEngineRegistry:
+    from hotswap.engine.registry import TorchEngineRegistry
+
+    return TorchEngineRegistry(**options)
+
+
+async def play(registry: TorchEngineRegistry, spec: ModelSpec, prompt: list[int]) -> str:
+    """Have the model on the device, ask it, and take it off again."""
+    prepared = await registry.prepare(spec, ignore)
+    async with registry.start(prepared, ignore, ignore) as engine:
+        return (await Served(registry, prepared, engine).ask(prompt, max_tokens=8)).text
+
+
+def names(registry: TorchEngineRegistry) -> list[str]:
+    return [parked.model.removeprefix("test/") for parked in registry.parked()]
+
+
+def refuse_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on nothing is read through transformers."""
+    from hotswap.engine import registry
+
+    def read(*_: object) -> None:
+        pytest.fail("it is read again")
+
+    monkeypatch.setattr(registry, "read_weights", read)
+
+
+# -- parked ------------------------------------------------------------------------------------
+
+
+async def test_a_model_that_left_is_parked_and_found_again(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine import registry as module
+
+    spec, other = spec_of(checkpoint()), spec_of(checkpoint("llama"))
+    async with new_registry() as registry:
+        first = await play(registry, spec, PROMPT)
+        await play(registry, other, PROMPT)
+        assert names(registry) == ["qwen3", "llama"]
+        refuse_to_read(monkeypatch)
+        monkeypatch.delattr(module, "map_files")
+        assert await play(registry, spec, PROMPT) == first
+        assert names(registry) == ["llama", "qwen3"]
+
+
+async def test_a_model_on_the_device_is_not_parked(checkpoint: Checkpoint) -> None:
+    spec = spec_of(checkpoint())
+    async with new_registry() as registry:
+        await play(registry, spec, PROMPT)
+        async with registry.start(await registry.prepare(spec, ignore), ignore, ignore):
+            assert names(registry) == []
+        assert names(registry) == ["qwen3"]
+
+
+async def test_a_chat_goes_on_where_it_was_before_the_model_left(checkpoint: Checkpoint) -> None:
+    """Only what is new is computed."""
+    spec, turn = spec_of(checkpoint()), list(range(3, 103))
+    async with new_registry() as registry:
+        await play(registry, spec, turn)
+        await play(registry, spec_of(checkpoint("llama")), turn)
+        prepared = await registry.prepare(spec, ignore)
+        async with registry.start(prepared, ignore, ignore) as engine:
+            await Served(registry, prepared, engine).ask([*turn, *range(200, 220)], max_tokens=2)
+            assert engine.stats().details["reused_prompt_tokens"] == 96
+        assert registry.memory is not None
+        assert registry.memory.leaked_bytes == 0
+
+
+async def test_other_settings_get_the_weights_and_a_pool_of_their_own(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(checkpoint())
+    async with new_registry() as registry:
+        answer = await play(registry, spec, PROMPT)
+        refuse_to_read(monkeypatch)
+        shorter = replace(spec, engine=replace(spec.engine, max_model_len=64))
+        prepared = await registry.prepare(shorter, ignore)
+        async with registry.start(prepared, ignore, ignore) as engine:
+            assert engine.max_model_len == 64
+            text = (await Served(registry, prepared, engine).ask(PROMPT, max_tokens=8)).text
+        assert text == answer
+
+
+async def test_a_type_that_was_asked_for_is_another_model(checkpoint: Checkpoint) -> None:
+    spec = spec_of(checkpoint())
+    async with new_registry() as registry:
+        await play(registry, spec, PROMPT)
+        half = replace(spec, engine=replace(spec.engine, dtype="bfloat16"))
+        assert (await registry.prepare(half, ignore)).weights.dtype == "bfloat16"
+
+
+async def test_files_that_changed_are_read_again(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(checkpoint(), tmp_path / "changing"))
+    spec = spec_of(path)
+    async with new_registry() as registry:
+        before = await play(registry, spec, PROMPT)
+        other = checkpoint("llama")
+        for name in ("config.json", "model.safetensors"):
+            shutil.copyfile(other / name, tmp_path / name)
+            os.replace(tmp_path / name, path / name)
+        assert await play(registry, spec, PROMPT) != before
+        assert names(registry) == ["changing"], "its former state is not kept beside it"
+
+
+async def test_without_memory_for_them_no_models_are_parked(checkpoint: Checkpoint) -> None:
+    async with new_registry(park_bytes=0) as registry:
+        await play(registry, spec_of(checkpoint()), PROMPT)
+        assert names(registry) == []
+
+
+async def test_the_least_recently_used_model_makes_room(checkpoint: Checkpoint) -> None:
+    specs = {name: spec_of(checkpoint(name)) for name in ("qwen3", "llama", "qwen2")}
+    async with new_registry() as registry:
+        for spec in specs.values():
+            await play(registry, spec, PROMPT)
+        sizes = {parked.model: parked.bytes for parked in registry.parked()}
+    async with new_registry(park_bytes=sum(sizes.values()) - 1) as registry:
+        for name in ("qwen3", "llama", "qwen3", "qwen2"):
+            await play(registry, specs[name], PROMPT)
+        assert names(registry) == ["qwen3", "qwen2"]
+        await play(registry, specs["qwen3"], PROMPT)
+        assert names(registry) == ["qwen2", "qwen3"]
+
+
+async def test_a_pinned_model_stays_and_what_does_not_fit_beside_it_is_not_parked(
+    checkpoint: Checkpoint,
+) -> None:
+    pinned = replace(spec_of(checkpoint()), pin=True)
+    async with new_registry() as registry:
+        await play(registry, pinned, PROMPT)
+        [parked] = registry.parked()
+    async with new_registry(park_bytes=parked.bytes) as registry:
+        await play(registry, pinned, PROMPT)
+        await play(registry, spec_of(checkpoint("llama")), PROMPT)
+        assert names(registry) == ["qwen3"]
+
+
+async def test_a_model_may_be_forgotten(checkpoint: Checkpoint) -> None:
+    spec = replace(spec_of(checkpoint()), pin=True)
+    async with new_registry() as registry:
+        first = await play(registry, spec, PROMPT)
+        registry.forget("nobody")
+        assert names(registry) == ["qwen3"]
+        registry.forget(spec.id)
+        assert names(registry) == []
+        assert await play(registry, spec, PROMPT) == first
+
+
+async def test_a_model_that_is_let_go_after_it_was_prepared_starts_all_the_same(
+    checkpoint: Checkpoint,
+) -> None:
+    spec = spec_of(checkpoint())
+    async with new_registry() as registry:
+        first = await play(registry, spec, PROMPT)
+        prepared = await registry.prepare(spec, ignore)
+        registry.forget(spec.id)
+        async with registry.start(prepared, ignore, ignore) as engine:
+            text = (await Served(registry, prepared, engine).ask(PROMPT, max_tokens=8)).text
+        assert text == first
+
+
+async def test_an_engine_that_failed_is_not_parked(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.errors import EngineFailed
+
+    spec = spec_of(checkpoint())
+    async with new_registry() as registry:
+        prepared = await registry.prepare(spec, ignore)
+        async with registry.start(prepared, ignore, ignore) as engine:
+            monkeypatch.setattr(engine._runner, "launch", lambda *_: 1 // 0)
+            with pytest.raises(EngineFailed):
+                await Served(registry, prepared, engine).ask(PROMPT)
+        assert names(registry) == []
+
+
+async def test_parked_models_make_way_for_one_that_is_wanted(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine import device
+    from hotswap.errors import InsufficientMemory
+
+    async with new_registry() as registry:
+        await play(registry, spec_of(checkpoint()), PROMPT)
+        free = 1 << 40
+        monkeypatch.setattr(device, "free_host_bytes", lambda: free if names(registry) == [] else 0)
+        await registry.prepare(spec_of(checkpoint("llama")), ignore)
+        assert names(registry) == []
+        free = 0
+        with pytest.raises(InsufficientMemory, match="the host has"):
+            await registry.prepare(spec_of(checkpoint("qwen2")), ignore)
+
+
+# -- put together from the files -----------------------------------------------------------------
+
+
+def tensors_of(skeleton: Skeleton) -> list[Tensor]:
+    from hotswap.engine.blueprint import with_tensors
+
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    with_tensors(skeleton, note)
+    return found
+
+
+async def discovered(
+    registry: TorchEngineRegistry, spec: ModelSpec
+) -> tuple[TorchPrepared, Skeleton]:
+    """The model after its first stay, when it has become a skeleton."""
+    from hotswap.engine.forward.skeleton import Skeleton
+
+    prepared = await registry.prepare(spec, ignore)
+    async with registry.start(prepared, ignore, ignore):
+        skeleton = prepared.weights.content
+        assert isinstance(skeleton, Skeleton)
+    return prepared, skeleton
+
+
+@pytest.mark.parametrize("architecture", sorted(set(READABLE) - {"qwen3_moe_normalised"}))
+async def test_a_skeleton_is_put_together_again_as_it_was(
+    checkpoint: Checkpoint, architecture: str
+) -> None:
+    import torch
+
+    from hotswap.engine.blueprint import Blueprint, map_files, stretches
+
+    async with new_registry(park_bytes=0) as registry:
+        prepared, skeleton = await discovered(registry, spec_of(checkpoint(architecture)))
+        blueprint = Blueprint.of(skeleton, prepared.files)
+        assert blueprint is not None
+        arenas = map_files(prepared.files)
+        assert sum(map(len, stretches(arenas))) == sum(f.stat().st_size for f in prepared.files)
+        again = tensors_of(blueprint.bind(arenas))
+    wanted = tensors_of(skeleton)
+    assert len(again) == len(wanted) > 10
+    for one, other in zip(wanted, again, strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert torch.equal(one, other)
+    places = {address for arena in arenas for address in (arena.data_ptr(),)}
+    assert any(
+        place <= tensor.data_ptr() < place + len(arena)
+        for tensor in again
+        for place, arena in zip(places, arenas, strict=True)
+    )
+
+
+async def test_a_known_model_is_not_read_through_transformers_again(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = [spec_of(checkpoint(name)) for name in ("qwen3", "gemma3")]
+    async with new_registry(park_bytes=0) as registry:
+        answers = [await play(registry, spec, PROMPT) for spec in specs]
+        refuse_to_read(monkeypatch)
+        assert [await play(registry, spec, PROMPT) for spec in specs] == answers
+
+
+async def test_weights_that_were_converted_are_read_again(checkpoint: Checkpoint) -> None:
+    """They are no part of any file."""
+    from hotswap.engine.blueprint import Blueprint
+
+    spec = spec_of(checkpoint(), dtype="bfloat16")
+    async with new_registry(park_bytes=0) as registry:
+        prepared, skeleton = await discovered(registry, spec)
+        assert Blueprint.of(skeleton, prepared.files) is None
+        first = await play(registry, spec, PROMPT)
+        assert await play(registry, spec, PROMPT) == first
+
+
+async def test_a_load_is_given_up_between_two_parts_of_a_file(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import anyio
+
+    from hotswap.engine import blueprint
+    from hotswap.engine import registry as module
+
+    monkeypatch.setattr(blueprint, "_CHUNK_BYTES", 4096)
+    parts: list[int] = []
+    begun = anyio.Event()
+
+    def read_in(stretch: Tensor) -> None:
+        parts.append(len(stretch))
+        if len(parts) == 3:
+            anyio.from_thread.run_sync(begun.set)
+
+    monkeypatch.setattr(module, "read_in", read_in)
+    async with new_registry() as registry, anyio.create_task_group() as tasks:
+        tasks.start_soon(registry.prepare, spec_of(checkpoint()), ignore)
+        await begun.wait()
+        tasks.cancel_scope.cancel()
+    assert 3 <= len(parts) < checkpoint().joinpath("model.safetensors").stat().st_size // 4096
+
+
+async def test_progress_grows_from_part_to_part(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine import blueprint
+
+    monkeypatch.setattr(blueprint, "_CHUNK_BYTES", 8192)
+    told: list[float] = []
+
+    def report(stage: str, done: float) -> None:
+        if stage == "reading":
+            told.append(done)
+
+    async with new_registry() as registry:
+        await registry.prepare(spec_of(checkpoint()), report)
+    assert told == sorted(told)
+    assert told[0] == 0.0
+    assert told[-1] == 1.0
+    assert len(set(told)) > 5
