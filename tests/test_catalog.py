@@ -491,6 +491,45 @@ class TestSettings:
         assert resolved(added, "named").ttl_s == 60
         assert resolved(added, str(path)).id == "named"
 
+    def test_a_background_name_needs_no_files(
+        self, folder: Path, catalog: Callable[..., Catalog], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        write_model(folder / "small")
+        running = catalog(
+            models={
+                "tasks": {"background": True, "aliases": ["titles"]},
+                "small": {"background": True, "pin": True},
+            }
+        )
+        assert ids(running) == ["small", "tasks"]
+        tasks, small = resolved(running, "titles"), resolved(running, "small")
+        assert (tasks.id, tasks.path, tasks.background) == ("tasks", None, True)
+        assert (small.path, small.background, small.pin) == (folder / "small", True, True)
+        assert not caplog.records
+
+    def test_settings_that_a_background_name_cannot_have_are_warned_about_once(
+        self, catalog: Callable[..., Catalog], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        running = catalog(models={"tasks": {"background": True, "ttl_s": 5, "max_num_seqs": 3}})
+        assert ids(running) == ids(running) == ["tasks"]
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "max_num_seqs, ttl_s has no effect" in caplog.text
+
+    def test_a_background_model_whose_files_are_missing_is_no_mere_name(
+        self, tmp_path: Path, catalog: Callable[..., Catalog]
+    ) -> None:
+        absent = str(tmp_path / "absent")
+        models = {"m": {"background": True, "path": absent}, absent: {"background": True}}
+        assert ids(catalog(models=models)) == []
+
+    def test_a_background_name_is_found_without_looking_at_the_disk(
+        self, folder: Path, catalog: Callable[..., Catalog], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        running = catalog(models={"tasks": {"background": True}})
+        assert resolved(running, "tasks").background
+        monkeypatch.setattr(running, "_look_around", lambda: pytest.fail("it looked"))
+        assert resolved(running, "tasks").background
+
     def test_settings_for_a_model_that_is_not_here_are_warned_about_once(
         self, folder: Path, catalog: Callable[..., Catalog], caplog: pytest.LogCaptureFixture
     ) -> None:

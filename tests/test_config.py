@@ -74,7 +74,7 @@ class TestFlags:
             --host ::1 --port 0 --api-key k1 k2 --admin-key a --dev-mode
             --cors-origins http://a http://b --keepalive-s 5 --drain-timeout-s 1m
             --swap-timeout-s 20 --max-queue 7 --patience-s 0 --max-wait-s 9
-            --idle-timeout-s 1h --device cuda:1 --dtype bfloat16
+            --idle-timeout-s 1h --park-memory 8GiB --device cuda:1 --dtype bfloat16
             --max-model-len 4096 --max-num-seqs 8 --kv-cache-memory 500MB
             --chat-template {template} --trust-remote-code --log-level debug
             --log-format json"""
@@ -98,6 +98,7 @@ class TestFlags:
                 patience_s=0,
                 max_wait_s=9,
                 idle_timeout_s=3600,
+                park_memory=8 * 2**30,
             ),
             catalog=CatalogConfig(
                 model="m",
@@ -127,6 +128,7 @@ class TestFlags:
             ("--model x --dtype int8", "--dtype must be one of auto, float32"),
             ("--model x --device tpu", "--device must be auto, cpu, cuda"),
             ("--model x --max-queue 0", "--max-queue must be a whole number of 1 or more"),
+            ("--model x --park-memory much", "--park-memory must be a number of bytes, such as"),
             ("--model x --idle-timeout-s 0", "--idle-timeout-s must be more than 0 seconds"),
             ("serv --model x", "no command 'serv'. Did you mean serve?"),
             ("serve x --model y", "two models are given"),
@@ -242,6 +244,8 @@ class TestFile:
             ("models: {a: {path: 1}}", "models: a: path must be"),
             ("models: {a: {max_len: 1}}", "models: a: There is no setting 'max_len'"),
             ("models: {a: {ttl_s: x}}", "models: a: ttl_s must be"),
+            ("models: {a: {pin: 1}}", "models: a: pin must be true or false"),
+            ("models: {a: {background: yes please}}", "models: a: background must be"),
         ],
     )
     def test_a_mistake_names_the_file_and_the_key(

@@ -44,6 +44,12 @@ def test_the_config_file_adds_aliases() -> None:
     assert spec.aliases == ("a", "b")
 
 
+def test_the_config_file_pins_models_and_makes_them_background_ones() -> None:
+    spec = apply_overrides(SPEC, {"pin": True, "background": True}, "config_file")
+    assert (spec.pin, spec.background) == (True, True)
+    assert (SPEC.pin, SPEC.background) == (False, False)
+
+
 def test_null_takes_back_a_limit() -> None:
     spec = apply_overrides(SPEC, {"max_model_len": 5}, "config_file")
     assert apply_overrides(spec, {"max_model_len": None}, "request").engine == SPEC.engine
@@ -84,9 +90,14 @@ def test_a_mistake_is_refused_by_name(
         ("model_dir", "device", "cpu"),
         ("request", "aliases", ["gpt-4"]),
         ("model_dir", "aliases", ["gpt-4"]),
+        ("request", "pin", True),
+        ("uploaded", "pin", False),
+        ("model_dir", "pin", True),
+        ("request", "background", True),
+        ("model_dir", "background", True),
     ],
 )
-def test_what_runs_code_or_takes_a_name_is_the_operators_alone(
+def test_what_runs_code_takes_a_name_or_keeps_memory_is_the_operators_alone(
     source: str, key: str, value: Any
 ) -> None:
     with pytest.raises(InvalidRequest, match="cannot be set by") as raised:

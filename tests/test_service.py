@@ -1,14 +1,22 @@
-"""What the listing says, and that it is only made again when it would say something else."""
+"""What the listing says, that it is only made again when it would say something else, and what
+a load would do."""
 
 from __future__ import annotations
 
+import pytest
+
 from hotswap.config import SwapRules
-from hotswap.contracts import ModelListing, ParkedModel
-from hotswap.errors import ModelLoadFailed
-from hotswap.scripted import Script, ScriptedRegistry
-from hotswap.service import SwapService
-from hotswap.swap import SwapController
-from tests.swap.house import ON_DEMAND, House, play, spec
+from hotswap.contracts import ModelListing, ModelSpec
+from hotswap.errors import (
+    CheckpointRefused,
+    DeviceLost,
+    InvalidRequest,
+    ModelLoadFailed,
+    ModelNotFound,
+    ShuttingDown,
+)
+from hotswap.scripted import MODEL_BYTES, Script
+from tests.swap.house import House, play, spec
 
 
 def statuses(listings: tuple[ModelListing, ...]) -> dict[str, str]:
@@ -31,9 +39,10 @@ def test_a_swap_is_seen_at_once() -> None:
         assert statuses(await house.service.models())["A"] == "loaded"
         await house.ask("B")
         seen = statuses(await house.service.models())
-        assert (seen["A"], seen["B"]) == ("unloaded", "loaded")
-        await house.service.unload()
-        assert set(statuses(await house.service.models()).values()) == {"unloaded"}
+        assert (seen["A"], seen["B"]) == ("sleeping", "loaded")
+        await house.service.unload(park=False)
+        seen = statuses(await house.service.models())
+        assert (seen["A"], seen["B"]) == ("sleeping", "unloaded")
 
     play(scenario)
 
@@ -78,27 +87,80 @@ def test_a_model_that_comes_to_the_catalogue_is_seen() -> None:
     play(scenario)
 
 
-def test_a_parked_model_is_seen() -> None:
-    class Parking(ScriptedRegistry):
-        held: tuple[ParkedModel, ...] = ()
-
-        def parked(self) -> tuple[ParkedModel, ...]:
-            return self.held
-
-    async def scenario(house: House) -> None:
-        registry = Parking(Script())
-        controller = SwapController(registry, house.catalog.fetch, ON_DEMAND)
-        service = SwapService(controller, registry, house.catalog, ON_DEMAND)
-        assert statuses(await service.models())["A"] == "unloaded"
-        registry.held = (ParkedModel(model="A", bytes=1),)
-        assert statuses(await service.models())["A"] == "sleeping"
-
-    play(scenario)
-
-
 def test_without_loading_on_demand_only_what_answers_is_listed() -> None:
     async def scenario(house: House) -> None:
         await house.service.load("B", {}, "request")
         assert set(statuses(await house.service.models())) == {"A", "B"}
 
     play(scenario, rules=SwapRules(on_demand=False), startup="A")
+
+
+def test_a_forecast_says_what_would_go_and_changes_nothing() -> None:
+    async def scenario(house: House) -> None:
+        first = await house.service.forecast("B", {}, "request")
+        assert (first.leaves, first.expected_s, first.already_loaded) == (None, None, False)
+        assert (first.model, first.estimate.fits) == ("B", True)
+        await house.ask("A")
+        await house.ask("B")
+        version = house.controller.desk.version
+        again = await house.service.forecast("A", {}, "request")
+        assert (again.leaves, again.already_loaded) == ("B", False)
+        assert again.expected_s == pytest.approx(1.1, abs=0.01)
+        there = await house.service.forecast("B", {}, "request")
+        assert (there.leaves, there.already_loaded) == (None, True)
+        anew = await house.service.forecast("B", {"max_model_len": 64}, "request")
+        assert (anew.leaves, anew.already_loaded) == ("B", False)
+        assert house.controller.desk.version == version
+
+    assert play(scenario).registry.started == ["A", "B"]
+
+
+def test_a_forecast_without_a_name_is_of_the_startup_model() -> None:
+    async def scenario(house: House) -> None:
+        assert (await house.service.forecast(None, {}, "request")).model == "C"
+
+    play(scenario, startup="C")
+
+
+def test_a_model_that_would_not_fit_is_foreseen() -> None:
+    async def scenario(house: House) -> None:
+        estimate = (await house.service.forecast("A", {}, "request")).estimate
+        assert (estimate.fits, estimate.reason) == (False, "The device is too small.")
+
+    play(scenario, script=Script(device_bytes=MODEL_BYTES))
+
+
+def test_a_forecast_fails_as_the_load_would() -> None:
+    async def scenario(house: House) -> None:
+        with pytest.raises(ModelNotFound):
+            await house.service.forecast("nonsense", {}, "request")
+        with pytest.raises(ModelNotFound, match="started without a model"):
+            await house.service.forecast(None, {}, "request")
+        with pytest.raises(InvalidRequest):
+            await house.service.forecast("A", {"max_len": 1}, "request")
+        house.registry.script.prepare_errors["A"] = CheckpointRefused("a shard is missing")
+        with pytest.raises(CheckpointRefused):
+            await house.service.forecast("A", {}, "request")
+        house.controller.stop_admitting()
+        with pytest.raises(ShuttingDown):
+            await house.service.forecast("B", {}, "request")
+
+    play(scenario)
+
+
+def test_nothing_is_foreseen_for_a_lost_device() -> None:
+    async def scenario(house: House) -> None:
+        house.registry.script.start_errors["A"] = DeviceLost("gone")
+        assert (await house.ask("A")).error is not None
+        with pytest.raises(DeviceLost):
+            await house.service.forecast("B", {}, "request")
+
+    play(scenario)
+
+
+def test_what_a_model_takes_is_not_known_before_it_is_downloaded() -> None:
+    async def scenario(house: House) -> None:
+        with pytest.raises(InvalidRequest, match="downloaded"):
+            await house.service.forecast("remote", {}, "request")
+
+    assert play(scenario, models=(ModelSpec(id="remote", path=None),)).catalog.fetched == []

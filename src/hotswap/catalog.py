@@ -36,13 +36,17 @@ _REPOSITORY = re.compile(
 )
 
 
+_OF_MERE_NAMES = frozenset({"aliases", "background"})
+"""The settings of a name without files; all others are about a model's own answers."""
+
+
 @dataclass(slots=True)
 class _Entry:
     """A model and the names that mean it."""
 
     id: str
     directory: ModelDir | None
-    """None: a Hub repository that is not here yet."""
+    """None: a Hub repository that is not here yet, or a mere name for background requests."""
     repo_id: str | None = None
     revision: str | None = None
     aliases: list[str] = field(default_factory=list)
@@ -167,6 +171,8 @@ class Catalog:
         """Whether nothing about ``entry`` has changed on disk. Every request asks for its model,
         and looking at 50 of them takes 2 ms."""
         directory = entry.directory
+        if directory is None and entry.repo_id is None:
+            return True  # there is nothing on the disk that a mere name could mean
         if directory is None or self._look_at(str(directory.path)) is not directory:
             return False
         if entry.repo_id is None or entry.revision is not None:
@@ -261,16 +267,20 @@ class Catalog:
         for name, directory in in_cache:
             survey.add(name, directory, repo_id=name)
         for name, settings in self._config.models.items():
+            if survey.named(name) is None and _is_mere_name(name, settings):
+                survey.put(_Entry(name, None))
+                if idle := sorted(settings.keys() - _OF_MERE_NAMES):
+                    self._complain(name, f"{', '.join(idle)} has no effect on a name without files")
             if not survey.configure(name, settings):
-                self._complain(name)
+                self._complain(name, "there is no such model here")
         survey.specs = tuple(self._spec(entry, strict=False) for entry in survey.entries)
         return survey
 
-    def _complain(self, name: str) -> None:
+    def _complain(self, name: str, reason: str) -> None:
         """Once: the model may be put there later, and then is configured."""
         if name not in self._complained:
             self._complained.add(name)
-            log.warning("`models:` has settings for %r, and there is no such model here", name)
+            log.warning("`models:` has settings for %r, and %s", name, reason)
 
     def _add_startup(self, survey: _Survey, in_dirs: Mapping[str, ModelDir]) -> None:
         name, id = self._config.model, self.startup
@@ -410,6 +420,12 @@ def _laid_over(
 
 def _wrong_settings(spec: ModelSpec, error: InvalidRequest) -> CheckpointRefused:
     return CheckpointRefused(f"{spec.id} has wrong settings: {error.message}")
+
+
+def _is_mere_name(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether an entry of ``models:`` that no files belong to is meant so: a name under which
+    background requests come."""
+    return bool(settings.get("background")) and "path" not in settings and not _is_path(name)
 
 
 def _is_path(name: str) -> bool:

@@ -75,6 +75,8 @@ class SwapRules:
     """After waiting this long a request is no longer passed by later ones of another model."""
     idle_timeout_s: float | None = None
     """None: a model stays until another one is wanted."""
+    park_memory: int | None = None
+    """Bytes of host memory for models that left the device; None: a share of what is available."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,7 @@ class CatalogConfig:
     scan_hub_cache: bool = True
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Per model: ``path`` (a directory or Hub repository), aliases, engine settings, request
-    defaults and ``ttl_s``."""
+    defaults, ``ttl_s``, ``pin`` and ``background``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

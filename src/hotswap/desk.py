@@ -81,17 +81,28 @@ class Verdict(Generic[T]):
         return self.granted
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """By whom a request wants to be answered: by one model, or by whichever is there."""
+
+    spec: ModelSpec
+    """Where any model will do: the one to bring if there is none."""
+    is_any: bool = False
+
+
 @dataclass(eq=False)
 class Waiter:
     """A request in the queue."""
 
     spec: ModelSpec
     since: float
+    is_any: bool = False
     verdict: Verdict[Residency] = field(default_factory=Verdict)
 
     @property
-    def model(self) -> str:
-        return self.spec.id
+    def model(self) -> str | None:
+        """None: any will do."""
+        return None if self.is_any else self.spec.id
 
 
 @dataclass(eq=False)
@@ -101,11 +112,16 @@ class LoadWish:
     spec: ModelSpec
     verdict: Verdict[LoadReport] = field(default_factory=Verdict)
 
+    @property
+    def model(self) -> str | None:
+        return self.spec.id
+
 
 @dataclass(eq=False)
 class UnloadWish:
     drain_timeout_s: float
     mode: UnloadMode
+    park: bool
     verdict: Verdict[UnloadReport] = field(default_factory=Verdict)
 
 
@@ -180,8 +196,8 @@ class Desk:
 
     # -- requests
 
-    def join(self, spec: ModelSpec) -> Waiter:
-        waiter = Waiter(spec, anyio.current_time())
+    def join(self, target: Target) -> Waiter:
+        waiter = Waiter(target.spec, anyio.current_time(), target.is_any)
         self.queue.append(waiter)
         return waiter
 
@@ -190,18 +206,18 @@ class Desk:
             self.queue.remove(waiter)
 
     def admit(self, stay: Residency) -> None:
-        """Let in whoever waits for the resident model, as one batch."""
-        for waiter in [waiter for waiter in self.queue if waiter.model == stay.spec.id]:
+        """Let in whoever waits for the resident model or for any, as one batch."""
+        for waiter in [one for one in self.queue if one.model in (None, stay.spec.id)]:
             self.queue.remove(waiter)
             stay.leases += 1
             waiter.verdict.grant(stay)
 
-    def refuse(self, which: Callable[[ModelSpec], bool], error: HotswapError) -> None:
-        """Send away whoever waits for such a model, requests and operators alike."""
-        for waiter in [waiter for waiter in self.queue if which(waiter.spec)]:
+    def refuse(self, which: Callable[[Waiter | LoadWish], bool], error: HotswapError) -> None:
+        """Send such waiters away, requests and operators alike."""
+        for waiter in [waiter for waiter in self.queue if which(waiter)]:
             self.queue.remove(waiter)
             waiter.verdict.refuse(error)
-        for wish in [wish for wish in self.load_wishes if which(wish.spec)]:
+        for wish in [wish for wish in self.load_wishes if which(wish)]:
             self.load_wishes.remove(wish)
             wish.verdict.refuse(error)
         self.ring()
@@ -225,6 +241,10 @@ class Desk:
             self.wish_load(spec)
 
     # -- what models are wanted
+
+    def takers_of_any(self) -> list[Waiter]:
+        """Who would be answered by any model, the oldest first."""
+        return [waiter for waiter in self.queue if waiter.is_any]
 
     def wanted(self) -> list[ModelSpec]:
         return [*(one.spec for one in self.queue), *(one.spec for one in self.load_wishes)]

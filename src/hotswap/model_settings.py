@@ -17,6 +17,8 @@ Source = Literal["request", "uploaded", "config_file", "model_dir"]
 _SPEC_KINDS: Mapping[str, Kind] = {
     "aliases": values.several(values.text(metavar="NAME")),
     "ttl_s": values.optional(values.duration_s()),
+    "pin": values.boolean(),
+    "background": values.boolean(),
 }
 SAMPLING_KINDS: Mapping[str, Kind] = {
     "temperature": values.optional(values.number(0, 100)),
@@ -31,10 +33,12 @@ SAMPLING_KINDS: Mapping[str, Kind] = {
 _SETTABLE = ENGINE_KINDS.keys() | _SPEC_KINDS.keys() | {"sampling"}
 
 # A request can come from anybody who may infer, a model's own file from anybody on the Hub:
-# neither may run code, move to another device, or take a name that means another model.
+# neither may run code, move to another device, take a name that means another model, keep host
+# memory for good, or have its requests answered by others.
+_OPERATORS = frozenset({"trust_remote_code", "device", "aliases", "pin", "background"})
 _REFUSED: Mapping[str, frozenset[str]] = {
-    "request": frozenset({"trust_remote_code", "chat_template", "device", "aliases"}),
-    "model_dir": frozenset({"trust_remote_code", "device", "aliases"}),
+    "request": _OPERATORS | {"chat_template"},
+    "model_dir": _OPERATORS,
     "config_file": frozenset(),
 }
 
@@ -42,8 +46,8 @@ _REFUSED: Mapping[str, frozenset[str]] = {
 def apply_overrides(spec: ModelSpec, overrides: Mapping[str, Any], source: str) -> ModelSpec:
     """``spec`` with ``overrides`` on top, each noted in ``applied`` with its source.
 
-    Keys are the fields of `EngineConfig`, ``aliases``, ``ttl_s``, and ``sampling``: a
-    mapping of request defaults.
+    Keys are the fields of `EngineConfig`, ``aliases``, ``ttl_s``, ``pin``, ``background``, and
+    ``sampling``: a mapping of request defaults.
 
     Args:
         source: "request", "uploaded", "config_file" or "model_dir".

@@ -221,6 +221,14 @@ OPTIONS: tuple[Option, ...] = (
         "unload a model after so long without a request",
         default="never",
     ),
+    Option(
+        "park-memory",
+        "swap.park_memory",
+        values.optional(values.size_bytes()),
+        SWAPPING,
+        "host memory for models that left the device, so that they come back quickly; 0 keeps none",
+        default="a share of what is available",
+    ),
     _engine("device", "device to run on"),
     _engine("dtype", "number format of the weights; auto is the checkpoint's own"),
     _engine(

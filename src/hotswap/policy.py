@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Protocol
 
 from hotswap.config import SwapRules
@@ -15,7 +16,8 @@ class Waiting(Protocol):
     """A queued request."""
 
     @property
-    def model(self) -> str: ...
+    def model(self) -> str | None:
+        """None: it takes any, and so never is a reason to change."""
 
     @property
     def since(self) -> float: ...
@@ -39,12 +41,14 @@ def successor(
     at once; a busy one still takes requests for ``patience_s`` after that waiter came, which
     turns an alternating load into groups, but never for longer than ``max_wait_s``.
     """
-    others = [waiter for waiter in queue if waiter.model != resident]
+    others = [
+        (one.since, one.model) for one in queue if one.model is not None and one.model != resident
+    ]
     if not others:
         return None
-    oldest = min(others, key=lambda waiter: waiter.since)
+    since, model = min(others, key=itemgetter(0))
     patience_s = min(rules.patience_s, rules.max_wait_s) if leases else 0.0
-    return Successor(oldest.model, oldest.since + patience_s)
+    return Successor(model, since + patience_s)
 
 
 @dataclass(frozen=True, slots=True)

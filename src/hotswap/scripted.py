@@ -20,6 +20,7 @@ from anyio import Event
 from hotswap.contracts import (
     AppliedSetting,
     EngineStats,
+    Estimate,
     Finished,
     GenerationEvent,
     GenerationRequest,
@@ -52,6 +53,8 @@ class Script:
     token_s: float = 0.1
     tokens: int = 5
     """Tokens of an answer whose request sets no ``max_tokens``."""
+    device_bytes: int = 10 * MODEL_BYTES
+    """What an estimate says is free."""
     render_errors: dict[str, HotswapError] = field(default_factory=dict)
     prepare_errors: dict[str, HotswapError] = field(default_factory=dict)
     start_errors: dict[str, HotswapError] = field(default_factory=dict)
@@ -177,6 +180,7 @@ class ScriptedRegistry:
         self.engines: list[ScriptedEngine] = []
         self._current: ScriptedEngine | None = None
         self._memory: MemoryReport | None = None
+        self._parked: dict[str, ParkedModel] = {}
 
     @property
     def current(self) -> ScriptedEngine | None:
@@ -218,6 +222,7 @@ class ScriptedRegistry:
         self.engines.append(engine)
         self.started.append(engine.model)
         self._current = engine
+        self._parked.pop(engine.model, None)
         try:
             yield engine
         finally:
@@ -229,11 +234,29 @@ class ScriptedRegistry:
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(self.script.stop_s)
             engine.alive = False
+            self._parked[engine.model] = ParkedModel(model=engine.model, bytes=MODEL_BYTES)
             if error := self.script.stop_errors.get(prepared.spec.id):
                 raise error
 
     def parked(self) -> tuple[ParkedModel, ...]:
-        return ()
+        """Every model that left the device, until it comes back or is forgotten."""
+        return tuple(self._parked.values())
+
+    def forget(self, model: str) -> None:
+        self._parked.pop(model, None)
+
+    async def estimate(self, spec: ModelSpec) -> Estimate:
+        if error := self.script.prepare_errors.get(spec.id):
+            raise error
+        need = 2 * MODEL_BYTES
+        return Estimate(
+            weights_bytes=MODEL_BYTES,
+            kv_bytes=MODEL_BYTES,
+            device_free_bytes=self.script.device_bytes,
+            host_free_bytes=self.script.device_bytes,
+            fits=need <= self.script.device_bytes,
+            reason=None if need <= self.script.device_bytes else "The device is too small.",
+        )
 
 
 class ScriptedCatalog:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from hotswap.contracts import (
     Generation,
     GenerationRequest,
     LoadFailure,
+    LoadForecast,
     LoadReport,
     ModelCatalog,
     ModelListing,
@@ -25,7 +26,8 @@ from hotswap.contracts import (
     UnloadMode,
     UnloadReport,
 )
-from hotswap.errors import ModelLoadFailed, ModelNotFound
+from hotswap.desk import Target, is_same_load
+from hotswap.errors import HotswapError, InvalidRequest, ModelLoadFailed, ModelNotFound
 from hotswap.swap import SwapController
 
 RESIDENT_NAMES = frozenset({None, "", "default", "current"})
@@ -55,42 +57,66 @@ class SwapService:
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Generation]:
         """See `ModelService.generate`."""
-        spec = await self._resolve(request.model)
-        self._controller.check_admittance(spec)
+        target = await self._resolve(request.model)
+        self._controller.check_admittance(target)
         # Before the queue: a request that must fail never costs a swap. A model that is still to
         # be downloaded has no tokenizer yet; there, after it.
+        spec = self._expected_for(target)
         rendered = await self._render(spec, request) if spec.path is not None else None
-        async with self._controller.lease(spec, request.keep_alive_s) as engine:
-            if rendered is None:
-                rendered = await self._render(self._controller.resident or spec, request)
-            async with engine.generate(rendered) as generation:
+        async with self._controller.lease(target, request.keep_alive_s) as stay:
+            if rendered is None or (target.is_any and not is_same_load(spec, stay.spec)):
+                rendered = await self._render(stay.spec, request)
+            async with stay.engine.generate(rendered) as generation:
                 yield generation
 
-    async def _resolve(self, name: str | None) -> ModelSpec:
+    async def _resolve(self, name: str | None) -> Target:
         if name is None or name in RESIDENT_NAMES:
-            return await self._resident_or_startup()
+            return await self._any()
         resident = self._controller.resident
         # Before the disk is asked: the resident model answers even if its files are gone.
         if resident is not None and name in (resident.id, *resident.aliases):
-            return resident
+            return Target(resident)
         spec = await self._catalog.resolve(name)
         if resident is not None and spec.id == resident.id:
-            return resident
+            return Target(resident)
+        if spec.background:
+            return await self._any()
         if not self._rules.on_demand and spec.id not in self._served_ids():
             raise _not_served(name)
-        return spec
+        return Target(spec)
 
-    async def _resident_or_startup(self) -> ModelSpec:
-        # During a swap "the resident one" is the one to come: the request must not bring the
-        # old one back.
-        coming, resident = self._controller.coming, self._controller.resident
-        if coming is not None and self._controller.phase is not SwapPhase.READY:
-            return coming
-        if resident is not None:
-            return resident
-        if self._catalog.startup is None:
-            raise ModelNotFound("No model is loaded and none was named: set `model`.")
-        return await self._catalog.resolve(self._catalog.startup)
+    async def _any(self) -> Target:
+        """Whichever model is there when the request's turn comes; if there is none then, the one
+        that is there now or sleeps, else the start-up one."""
+        present = self._controller.resident or self._controller.asleep
+        if present is not None:
+            return Target(present, is_any=True)
+        ids = [self._catalog.startup, self._controller.last_resident]
+        if not self._rules.on_demand:
+            ids.reverse()
+        coming = self._controller.coming
+        try:
+            return Target(await self._first_of(ids), is_any=True)
+        except HotswapError:
+            if coming is None:
+                raise
+            return Target(coming, is_any=True)
+
+    async def _first_of(self, ids: Sequence[str | None]) -> ModelSpec:
+        for id in ids:
+            if id is not None:
+                return await self._catalog.resolve(id)
+        raise ModelNotFound("No model is loaded and none was named: set `model`.")
+
+    def _expected_for(self, target: Target) -> ModelSpec:
+        """The model that will answer, as things stand."""
+        return self._present() or target.spec if target.is_any else target.spec
+
+    def _present(self) -> ModelSpec | None:
+        """The resident model; during a swap, the one to come."""
+        coming = self._controller.coming
+        swaps = coming is not None and self._controller.phase is not SwapPhase.READY
+        return coming if swaps else self._controller.resident
 
     def _served_ids(self) -> set[str]:
         """The models that answer while loading on demand is off."""
@@ -109,18 +135,58 @@ class SwapService:
 
     async def load(self, name: str | None, overrides: Mapping[str, Any], source: str) -> LoadReport:
         """See `ModelService.load`."""
-        spec = await self._named_or_startup(name)
+        spec = await self._loadable(name)
         return await self._controller.load(self._catalog.override(spec, overrides, source))
+
+    async def forecast(
+        self, name: str | None, overrides: Mapping[str, Any], source: str
+    ) -> LoadForecast:
+        """See `ModelService.forecast`."""
+        spec = self._catalog.override(await self._loadable(name), overrides, source)
+        self._controller.check_open()
+        if spec.path is None:
+            raise InvalidRequest(
+                f"What {spec.id!r} would take is not known before it is downloaded.", param="model"
+            )
+        estimate = await self._registry.estimate(spec)
+        resident = self._controller.resident
+        stays = resident is not None and is_same_load(resident, spec)
+        return LoadForecast(
+            model=spec.id,
+            already_loaded=stays,
+            leaves=None if resident is None or stays else resident.id,
+            expected_s=self._controller.expected_load_s(spec.id),
+            estimate=estimate,
+        )
 
     async def request_load(self, name: str) -> None:
         """See `ModelService.request_load`."""
-        self._controller.begin_load(await self._catalog.resolve(name))
+        self._controller.begin_load(await self._loadable(name))
 
-    async def _named_or_startup(self, name: str | None) -> ModelSpec:
-        name = name or self._catalog.startup
-        if name is None:
+    async def _loadable(self, name: str | None) -> ModelSpec:
+        """The model of that name, or the start-up one."""
+        startup = self._catalog.startup
+        if not name and startup is None:
             raise ModelNotFound("The server was started without a model: name one.")
-        return await self._catalog.resolve(name)
+        spec = await self._catalog.resolve(name or startup or "")
+        if spec.background and spec.path is None and spec.id != startup:
+            raise InvalidRequest(
+                f"{spec.id!r} is only a name for whichever model is loaded: no files belong to it.",
+                param="model",
+            )
+        return spec
+
+    async def sleep(self, *, park: bool, mode: UnloadMode = "drain") -> UnloadReport:
+        """See `ModelService.sleep`."""
+        return await self._controller.sleep(mode, park=park)
+
+    async def wake_up(self) -> LoadReport:
+        """See `ModelService.wake_up`."""
+        controller = self._controller
+        spec = self._present() or controller.asleep
+        if spec is None:
+            spec = await self._first_of((controller.last_resident, self._catalog.startup))
+        return await controller.load(spec)
 
     async def unload(
         self,
@@ -128,10 +194,11 @@ class SwapService:
         *,
         drain_timeout_s: float | None = None,
         mode: UnloadMode = "drain",
+        park: bool = True,
     ) -> UnloadReport:
         """See `ModelService.unload`."""
         model = None if name is None else (await self._catalog.resolve(name)).id
-        return await self._controller.unload(model, drain_timeout_s, mode)
+        return await self._controller.unload(model, drain_timeout_s, mode, park=park)
 
     # -- what everybody may see
 
@@ -196,7 +263,7 @@ class _Facts:
     sleeping: frozenset[str]
 
     def lists(self, spec: ModelSpec) -> bool:
-        return self.served is None or spec.id in self.served
+        return self.served is None or spec.id in self.served or spec.background
 
 
 def _listings(facts: _Facts) -> tuple[ModelListing, ...]:

@@ -38,7 +38,7 @@ from hotswap.contracts import (
     UnloadMode,
     UnloadReport,
 )
-from hotswap.desk import Desk, LoadWish, Residency, UnloadWish, Waiter, is_same_load
+from hotswap.desk import Desk, LoadWish, Residency, Target, UnloadWish, Waiter, is_same_load
 from hotswap.downloads import Downloads, Fetch
 from hotswap.errors import (
     DeviceLost,
@@ -115,6 +115,7 @@ class SwapController:
         self._load_seconds: dict[str, float] = {}
         self._last_resident: str | None = None
         self._unloaded_by_hand = False
+        self._asleep: ModelSpec | None = None
         self._closing = False
         self._crashes: list[float] = []
         self._last_error: str | None = None
@@ -156,8 +157,17 @@ class SwapController:
         """Id of the model that is or was the last one on the device."""
         return self._last_resident
 
+    @property
+    def asleep(self) -> ModelSpec | None:
+        """The model that was put to sleep, until one is on the device again."""
+        return self._asleep
+
     def is_resident(self, model: str) -> bool:
         return self._residency is not None and self._residency.spec.id == model
+
+    def expected_load_s(self, model: str) -> float | None:
+        """As long as its last load took; None: it has not been loaded yet."""
+        return self._load_seconds.get(model)
 
     def progress_of(self, model: str) -> Progress | None:
         """How far a model is that is being downloaded or loaded."""
@@ -170,54 +180,62 @@ class SwapController:
 
     @asynccontextmanager
     async def lease(
-        self, spec: ModelSpec, keep_alive_s: float | None = None
-    ) -> AsyncIterator[Engine]:
-        """Wait until the model is resident, and keep it so for as long as the block lasts.
+        self, target: Target, keep_alive_s: float | None = None
+    ) -> AsyncIterator[Residency]:
+        """Wait until such a model is resident, and keep it so for as long as the block lasts.
 
         Raises:
             ModelLoadFailed, InsufficientMemory, ModelLoading, SwapInProgress, ModelUnloaded,
             Overloaded, ShuttingDown, DeviceLost
         """
-        stay = await self._wait_for(spec)
+        stay = await self._wait_for(target)
         if self._rules.on_demand and keep_alive_s is not None:
             stay.idle_limit_s = keep_alive_s
         try:
-            yield stay.engine
+            yield stay
         finally:
             self._release(stay)
 
-    def check_admittance(self, spec: ModelSpec) -> None:
-        """Raise now what a request for this model would be refused with anyway."""
-        self._check_open()
+    def check_admittance(self, target: Target) -> None:
+        """Raise now what such a request would be refused with anyway."""
+        self.check_open()
         if self._unloaded_by_hand and not self._rules.on_demand:
             raise ModelUnloaded("The model was unloaded; load it with POST /v1/load_model.")
-        if self._waiting_before(spec.id) >= self._rules.max_queue:
+        if self._waiting_before(target) >= self._rules.max_queue:
             raise Overloaded(f"The queue is full ({self._rules.max_queue} requests wait).")
-        if not self.is_resident(spec.id):
-            self.desk.failures.check(spec.id, anyio.current_time())
+        there = not self._is_vacant() if target.is_any else self.is_resident(target.spec.id)
+        if not there:
+            self.desk.failures.check(target.spec.id, anyio.current_time())
 
     def note_failure(self, spec: ModelSpec, error: HotswapError) -> None:
         """A model turned out to be unusable before anybody queued for it."""
         if not self.is_resident(spec.id):
             self.desk.failures.note(spec.id, error, anyio.current_time())
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raises: ShuttingDown, DeviceLost: nothing is served or loaded any more."""
         if self._closing:
             raise ShuttingDown("The server is shutting down.")
         if self._phase is SwapPhase.FAILED:
             raise DeviceLost("The device is lost; the server must be restarted.")
 
-    def _waiting_before(self, model: str) -> int:
+    def _waiting_before(self, target: Target) -> int:
         """Requests in front of a new one: in the engine if it would be let in at once."""
         stay = self._residency
-        if stay is not None and stay.spec.id == model and self._is_open(stay):
-            return stay.engine.stats().waiting
-        return len(self.desk.queue)
+        if stay is None or not self._is_open(stay):
+            return len(self.desk.queue)
+        suits = target.is_any or stay.spec.id == target.spec.id
+        return stay.engine.stats().waiting if suits else len(self.desk.queue)
 
-    async def _wait_for(self, spec: ModelSpec) -> Residency:
-        self.check_admittance(spec)
-        waiter = self.desk.join(spec)
-        self._begin_download(spec)
+    def _is_vacant(self) -> bool:
+        """Whether no model is on the device, nor on its way there."""
+        return self._residency is None and self._load is None
+
+    async def _wait_for(self, target: Target) -> Residency:
+        self.check_admittance(target)
+        waiter = self.desk.join(target)
+        if not target.is_any or self._is_vacant():
+            self._begin_download(target.spec)
         self._admit()
         self.desk.ring()
         try:
@@ -227,8 +245,16 @@ class SwapController:
             self._leave(waiter)
             raise
         self._leave(waiter)
-        self.desk.keep_loading(spec)
-        raise ModelLoading(f"The model {spec.id!r} is still loading; try again.")
+        self._keep_loading(waiter)
+        name = "" if waiter.model is None else f" {waiter.model!r}"
+        raise ModelLoading(f"The model{name} is still loading; try again.")
+
+    def _keep_loading(self, waiter: Waiter) -> None:
+        """The load that a request gave up waiting for goes on."""
+        if not waiter.is_any:
+            self.desk.keep_loading(waiter.spec)
+        elif self._residency is None:
+            self.desk.keep_loading(self._load.spec if self._load is not None else waiter.spec)
 
     def _leave(self, waiter: Waiter) -> None:
         self.desk.leave(waiter)
@@ -270,15 +296,25 @@ class SwapController:
             self._wish_load(spec)
 
     def _wish_load(self, spec: ModelSpec) -> LoadWish:
-        self._check_open()
+        self.check_open()
         self._unloaded_by_hand = False
         wish = self.desk.wish_load(spec)
         self._begin_download(spec)
         self._admit()
         return wish
 
+    async def sleep(self, mode: UnloadMode, *, park: bool) -> UnloadReport:
+        """See `ModelService.sleep`."""
+        spec = self.resident or self.coming
+        report = await self.unload(None, None, mode, park=park)
+        if spec is not None and spec.id == report.model:
+            self._asleep = spec
+        if self._asleep is not None and not park:
+            self._registry.forget(self._asleep.id)  # it may have slept more lightly before
+        return report
+
     async def unload(
-        self, model: str | None, drain_timeout_s: float | None, mode: UnloadMode
+        self, model: str | None, drain_timeout_s: float | None, mode: UnloadMode, *, park: bool
     ) -> UnloadReport:
         """See `ModelService.unload`."""
         if model is not None and not self.is_resident(model):
@@ -289,7 +325,7 @@ class SwapController:
         if self._residency is None:
             return UnloadReport(model=None)
         timeout = self._rules.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
-        wish = self.desk.unload_wish = UnloadWish(timeout, mode)
+        wish = self.desk.unload_wish = UnloadWish(timeout, mode, park)
         error = ModelUnloaded("The model is being unloaded.")
         self.desk.refuse(_is(self._residency.spec.id), error)
         return await wish.verdict.wait()
@@ -300,8 +336,17 @@ class SwapController:
             raise NotLoaded(f"The model {model!r} is not loaded.")
         if self._load is not None and self._load.spec.id == model:
             self._load.cancel()
-        self.desk.refuse(_is(model), ModelUnloaded(f"Loading {model!r} was cancelled."))
+        error = ModelUnloaded(f"Loading {model!r} was cancelled.")
+        self.desk.refuse(self._waits_for(model), error)
         return UnloadReport(model=model)
+
+    def _waits_for(self, model: str) -> Callable[[Waiter | LoadWish], bool]:
+        """Who waits for a model that will not come: also those whom any would suit, where no
+        other one is there, on its way, or comes back."""
+        coming = self._load
+        others = coming is not None and (coming.spec.id != model or coming.fallback is not None)
+        alone = self._residency is None and not others
+        return lambda one: one.spec.id == model and (alone or one.model is not None)
 
     # -- what everybody may see
 
@@ -310,7 +355,8 @@ class SwapController:
         stay = self._residency
         waiting: dict[str, int] = {}
         for waiter in self.desk.queue:
-            waiting[waiter.model] = waiting.get(waiter.model, 0) + 1
+            model = waiter.model or "current"
+            waiting[model] = waiting.get(model, 0) + 1
         reason = self._unserviceable_reason()
         return SwapSnapshot(
             version=self.desk.version,
@@ -375,8 +421,20 @@ class SwapController:
         self._load = None
         self._settle_unload(UnloadReport(model=None))
         self._set_phase(SwapPhase.EMPTY)
+        self._send_takers_of_any_home()
         await self.desk.until(lambda: self._closing or self._next() is not None)
         return None if self._closing else await self._prepare_next()
+
+    def _send_takers_of_any_home(self) -> None:
+        """Nothing is there and nothing on its way: those whom any model would suit now wait for
+        the one that they would bring themselves, if that may be tried."""
+        for waiter in self.desk.takers_of_any():
+            try:
+                self.desk.failures.check(waiter.spec.id, anyio.current_time())
+                self._begin_download(waiter.spec)
+            except HotswapError as error:
+                self.desk.leave(waiter)
+                waiter.verdict.refuse(error)
 
     async def _play(self, load: _Load) -> _Load | None:
         """Have a model on the device until another one is due; returns what comes next."""
@@ -428,6 +486,7 @@ class SwapController:
         self._loads += 1
         self._swaps += self._last_resident not in (None, spec.id)
         self._last_resident = spec.id
+        self._asleep = None
         self._timings = load.timings
         load.fallback = None  # it is not needed any more, and its weights take host memory
         self._load = None
@@ -436,7 +495,7 @@ class SwapController:
         self.desk.grant_loads(spec, _load_report(spec, previous, seconds, load.timings))
         if not self._rules.on_demand:
             error = ModelUnloaded(f"{spec.id!r} was loaded in place of this model.")
-            for model in {waiter.model for waiter in self.desk.queue} - {spec.id}:
+            for model in {waiter.model for waiter in self.desk.queue} - {spec.id, None}:
                 self.desk.refuse(_is(model), error)
         logger.info("%s %r in %.2f s", "restored" if load.restoring else "loaded", spec.id, seconds)
         return stay
@@ -473,12 +532,16 @@ class SwapController:
                 return _Next(wish.spec, leave_at=-math.inf)
         stay = self._residency
         resident, leases = (stay.spec.id, stay.leases) if stay else (None, 0)
+        waiting_for_any = [] if stay else self.desk.takers_of_any()
+        if waiting_for_any and self._load is not None:
+            return _Next(self._load.spec, leave_at=-math.inf)  # what is on its way suits them
         local = [waiter for waiter in self.desk.queue if waiter.spec.path is not None]
         choice = successor(local, resident, leases, self._rules)
-        if choice is None:
-            return None
-        spec = next(waiter.spec for waiter in local if waiter.model == choice.model)
-        return _Next(spec, choice.leave_at)
+        if choice is not None:
+            spec = next(waiter.spec for waiter in local if waiter.model == choice.model)
+            return _Next(spec, choice.leave_at)
+        own = [waiter.spec for waiter in waiting_for_any if waiter.spec.path is not None]
+        return _Next(own[0], leave_at=-math.inf) if own else None
 
     def _is_wanted(self, load: _Load) -> bool:
         wanted = self._next()
@@ -606,6 +669,8 @@ class SwapController:
             total_time_s=stay.drained_s + teardown_s,
             memory=self._registry.memory,
         )
+        if self.desk.unload_wish is not None and not self.desk.unload_wish.park:
+            self._registry.forget(stay.spec.id)
         self._settle_unload(report)
         if upcoming is not None:
             upcoming.timings["teardown"] = teardown_s
@@ -613,6 +678,8 @@ class SwapController:
             return upcoming
         self._unloads += 1
         self._unloaded_by_hand = asked and not self.desk.load_wishes
+        if self._unloaded_by_hand and not self._rules.on_demand:
+            self.desk.refuse(_anything, ModelUnloaded("The model was unloaded."))
         failure = stay.engine.failure
         if isinstance(failure, DeviceLost):
             self._lose_device(failure)
@@ -638,10 +705,11 @@ class SwapController:
             error = EngineFailed("The engine failed again and again.")
             self._load_failed(_Load(spec, self._new_meter(spec)), error)
             return None
+        load = self._load = _Load(spec, self._new_meter(spec), prepared=prepared)
         wanted = self._next()
         if self._closing or (wanted is not None and not is_same_load(wanted.spec, spec)):
             return None
-        return _Load(spec, self._new_meter(spec), prepared=prepared)
+        return load
 
     def _begin_download(self, spec: ModelSpec) -> None:
         if spec.path is None:
@@ -656,7 +724,8 @@ class SwapController:
         model = load.spec.id
         known = self._told(error, f"{model!r} could not be loaded: internal error.")
         logger.warning("loading %r failed: %s", model, known)
-        self.desk.refuse(lambda spec: is_same_load(spec, load.spec), known)
+        waits = self._waits_for(model)
+        self.desk.refuse(lambda one: waits(one) and is_same_load(one.spec, load.spec), known)
         staying = load.fallback.spec.id if load.fallback else None
         own = any(setting.source in _A_LOADS_OWN for setting in load.spec.applied.values())
         if own or self.is_resident(model) or staying == model:
@@ -699,11 +768,11 @@ class SwapController:
         self.desk.ring()
 
 
-def _is(model: str) -> Callable[[ModelSpec], bool]:
-    return lambda spec: spec.id == model
+def _is(model: str | None) -> Callable[[Waiter | LoadWish], bool]:
+    return lambda one: one.model == model
 
 
-def _anything(_: ModelSpec) -> bool:
+def _anything(_: Waiter | LoadWish) -> bool:
     return True
 
 

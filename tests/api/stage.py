@@ -17,9 +17,11 @@ from starlette.types import ASGIApp, Message, Scope
 from hotswap.api.app import create_app
 from hotswap.config import ServerConfig, Settings
 from hotswap.contracts import (
+    Estimate,
     Finished,
     GenerationEvent,
     GenerationRequest,
+    LoadForecast,
     LoadReport,
     ModelListing,
     SwapPhase,
@@ -115,6 +117,21 @@ class ScriptedService:
             config_applied={"max_model_len": {"value": 64, "source": "request"}},
         )
     )
+    forecast_result: LoadForecast | Exception = field(
+        default_factory=lambda: LoadForecast(
+            model="hotswap/sums",
+            already_loaded=False,
+            leaves="hotswap/tales",
+            expected_s=1.5,
+            estimate=Estimate(
+                weights_bytes=700,
+                kv_bytes=200,
+                device_free_bytes=1000,
+                host_free_bytes=5000,
+                fits=True,
+            ),
+        )
+    )
     unload_result: UnloadReport | Exception = field(
         default_factory=lambda: UnloadReport(model="hotswap/sums", total_time_s=1.284)
     )
@@ -196,9 +213,24 @@ class ScriptedService:
         *,
         drain_timeout_s: float | None = None,
         mode: UnloadMode = "drain",
+        park: bool = True,
     ) -> UnloadReport:
-        self.orders.append(("unload", name, drain_timeout_s, mode))
+        self.orders.append(("unload", name, drain_timeout_s, mode, park))
         return _or_raise(self.unload_result)
+
+    async def forecast(
+        self, name: str | None, overrides: Mapping[str, Any], source: str
+    ) -> LoadForecast:
+        self.orders.append(("forecast", name, dict(overrides), source))
+        return _or_raise(self.forecast_result)
+
+    async def sleep(self, *, park: bool, mode: UnloadMode = "drain") -> UnloadReport:
+        self.orders.append(("sleep", park, mode))
+        return _or_raise(self.unload_result)
+
+    async def wake_up(self) -> LoadReport:
+        self.orders.append(("wake_up",))
+        return _or_raise(self.load_result)
 
 
 def service_with(**fields: Any) -> ScriptedService:

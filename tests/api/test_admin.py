@@ -13,6 +13,8 @@ from hotswap.api import uploads
 from hotswap.config import parse_yaml
 from hotswap.contracts import (
     EngineStats,
+    Estimate,
+    LoadForecast,
     MemoryReport,
     Progress,
     SwapPhase,
@@ -44,6 +46,9 @@ ENGINE = EngineStats(
     last_progress=0.0,
     alive=True,
     details={"device": "cuda:0"},
+)
+SMALL = Estimate(
+    weights_bytes=7, kv_bytes=2, device_free_bytes=1, host_free_bytes=9, fits=False, reason="no"
 )
 
 
@@ -211,13 +216,125 @@ def test_an_upload_without_a_boundary_is_refused(kind: str) -> None:
     assert ask(app_of(), "POST", LOAD, raw, {"Content-Type": kind}).status == 400
 
 
-def test_a_dry_run_loads_nothing() -> None:
+@pytest.mark.parametrize("written", ["true", "True", "1"])
+def test_a_dry_run_says_what_a_load_would_do(written: str) -> None:
     service = ScriptedService()
-    exchange = ask(app_of(service), "POST", f"{LOAD}?dry_run=true", {"model": "m"})
-    assert exchange.status == 400
-    assert exchange.error["param"] == "dry_run"
+    body = {"model": "m", "config": {"max_model_len": 64}}
+    exchange = ask(app_of(service), "POST", f"{LOAD}?dry_run={written}", body)
+    assert exchange.status == 200
+    assert exchange.json == {
+        "status": "info",
+        "message": "Model would fit; hotswap/tales would go.",
+        "dry_run": True,
+        "model": "hotswap/sums",
+        "already_loaded": False,
+        "fits": True,
+        "reason": None,
+        "leaves": "hotswap/tales",
+        "expected_s": 1.5,
+        "weights_bytes": 700,
+        "kv_bytes": 200,
+        "device_free_bytes": 1000,
+        "host_free_bytes": 5000,
+    }
+    assert service.orders == [("forecast", "m", {"max_model_len": 64}, "request")]
+
+
+def test_a_dry_run_takes_an_uploaded_file() -> None:
+    service = ScriptedService()
+    raw = form(field("config", "max_model_len: 64\n", "c.yaml"))
+    assert ask(app_of(service), "POST", f"{LOAD}?dry_run=true", raw, BOUNDARY).status == 200
+    assert service.orders == [("forecast", None, {"max_model_len": 64}, "uploaded")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"already_loaded": True}, "Model is already loaded."),
+        ({"leaves": None}, "Model would fit."),
+        ({"estimate": SMALL}, "Model would not fit."),
+    ],
+)
+def test_a_dry_run_says_it_in_words(changes: dict[str, Any], message: str) -> None:
+    service = ScriptedService()
+    assert isinstance(service.forecast_result, LoadForecast)
+    service.forecast_result = replace(service.forecast_result, **changes)
+    answer = ask(app_of(service), "POST", f"{LOAD}?dry_run=true").json
+    assert answer["message"] == message
+    assert answer["fits"] == service.forecast_result.estimate.fits
+
+
+def test_what_is_no_dry_run_loads_and_what_is_neither_is_refused() -> None:
+    for written in ("false", "0"):
+        service = ScriptedService()
+        assert ask(app_of(service), "POST", f"{LOAD}?dry_run={written}").status == 200
+        assert [order[0] for order in service.orders] == ["load"]
+    service = ScriptedService()
+    exchange = ask(app_of(service), "POST", f"{LOAD}?dry_run=maybe")
+    assert (exchange.status, exchange.error["param"]) == (400, "dry_run")
     assert service.orders == []
-    assert ask(app_of(service), "POST", f"{LOAD}?dry_run=false").status == 200
+
+
+def test_a_dry_run_fails_as_the_load_would() -> None:
+    service = ScriptedService(forecast_result=ModelNotFound("none"))
+    exchange = ask(app_of(service), "POST", f"{LOAD}?dry_run=true", {"model": "x"})
+    assert (exchange.status, exchange.error["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("query", "order"),
+    [
+        ("", (True, "drain")),
+        ("?level=1", (True, "drain")),
+        ("?level=2", (False, "drain")),
+        ("?level=2&mode=abort", (False, "abort")),
+        ("?mode=wait", (True, "drain")),
+    ],
+)
+def test_sleep_answers_as_vllms_does(query: str, order: tuple[bool, str]) -> None:
+    service = ScriptedService()
+    exchange = ask(app_of(service), "POST", f"/sleep{query}")
+    assert (exchange.status, exchange.body) == (200, b"")
+    assert service.orders == [("sleep", *order)]
+
+
+def test_wake_up_answers_when_the_model_serves() -> None:
+    service = ScriptedService()
+    exchange = ask(app_of(service), "POST", "/wake_up")
+    assert (exchange.status, exchange.body) == (200, b"")
+    assert service.orders == [("wake_up",)]
+
+
+@pytest.mark.parametrize(
+    ("target", "param"),
+    [
+        ("/sleep?level=3", "level"),
+        ("/sleep?level=x", "level"),
+        ("/sleep?level=", "level"),
+        ("/sleep?mode=keep", "mode"),
+        ("/sleep?model=m", "model"),
+        ("/wake_up?tags=weights", "tags"),
+    ],
+)
+def test_what_they_cannot_do_is_refused_by_name(target: str, param: str) -> None:
+    service = ScriptedService()
+    exchange = ask(app_of(service), "POST", target)
+    assert (exchange.status, exchange.error["param"]) == (400, param)
+    assert service.orders == []
+
+
+def test_sleep_and_wake_up_fail_as_unload_and_load_do() -> None:
+    service = ScriptedService(
+        unload_result=SwapInProgress("busy"), load_result=ModelLoadFailed("broke")
+    )
+    assert ask(app_of(service), "POST", "/sleep").error["code"] == "swap_in_progress"
+    assert ask(app_of(service), "POST", "/wake_up").error["code"] == "model_load_failed"
+
+
+@pytest.mark.parametrize("phase", list(SwapPhase))
+def test_it_sleeps_while_no_model_is_there_or_on_its_way(phase: SwapPhase) -> None:
+    answer = ask(app_of(service_with(phase=phase)), "GET", "/is_sleeping")
+    assert (answer.status, answer.json) == (200, {"is_sleeping": phase is SwapPhase.EMPTY})
 
 
 @pytest.mark.parametrize("route", [LOAD, UNLOAD])
@@ -250,10 +367,11 @@ def test_a_load_that_fails_says_why(error: Exception, status: int, code: str) ->
 @pytest.mark.parametrize(
     ("body", "order"),
     [
-        (b"", (None, None, "drain")),
-        ({}, (None, None, "drain")),
-        ({"drain_timeout_s": 1.5, "mode": "abort"}, (None, 1.5, "abort")),
-        ({"model": "m", "mode": None}, ("m", None, "drain")),
+        (b"", (None, None, "drain", True)),
+        ({}, (None, None, "drain", True)),
+        ({"drain_timeout_s": 1.5, "mode": "abort"}, (None, 1.5, "abort", True)),
+        ({"model": "m", "mode": None, "park": None}, ("m", None, "drain", True)),
+        ({"park": False}, (None, None, "drain", False)),
     ],
 )
 def test_unload_model_takes_its_options(body: Any, order: tuple[Any, ...]) -> None:
@@ -268,6 +386,7 @@ def test_unload_model_takes_its_options(body: Any, order: tuple[Any, ...]) -> No
         ({"drain_timeout_s": -1}, "drain_timeout_s"),
         ({"drain_timeout_s": "1"}, "drain_timeout_s"),
         ({"mode": "kill"}, "mode"),
+        ({"park": "no"}, "park"),
         ({"model": 5}, "model"),
         ({"force": True}, "force"),
         (b"[]", None),
@@ -360,7 +479,7 @@ def test_models_unload(result: Any, status: int) -> None:
     service = ScriptedService(unload_result=result)
     exchange = ask(app_of(service), "POST", "/models/unload", {"model": "m"})
     assert exchange.status == status
-    assert service.orders == [("unload", "m", None, "drain")]
+    assert service.orders == [("unload", "m", None, "drain", True)]
     if status == 200:
         assert exchange.json == {"success": True}
 

@@ -21,8 +21,10 @@ MANAGEMENT = [
     ("POST", "/v1/unload_model"),
     ("POST", "/models/load"),
     ("POST", "/models/unload"),
-    ("GET", "/models/sse"),
+    ("POST", "/sleep"),
+    ("POST", "/wake_up"),
 ]
+MANAGEMENT_READS = [("GET", "/is_sleeping"), ("GET", "/models/sse")]
 NOWHERE = [
     ("GET", "/nowhere"),
     ("GET", "/health/"),
@@ -58,7 +60,7 @@ def knock(app: ASGIApp, method: str, path: str, headers: dict[str, str]) -> Exch
     return ask(app, method, path, body_of(path), headers)
 
 
-@pytest.mark.parametrize(("method", "path"), [*INFERENCE, *MANAGEMENT, *NOWHERE])
+@pytest.mark.parametrize(("method", "path"), [*INFERENCE, *MANAGEMENT, *MANAGEMENT_READS, *NOWHERE])
 def test_without_a_key_nothing_is_to_be_learned(method: str, path: str) -> None:
     service = ScriptedService()
     app = app_of(service, api_keys=("key", "other"), admin_key="boss")
@@ -100,7 +102,7 @@ def test_a_key_may_hold_any_character() -> None:
     assert anyio.run(exchange.run, app).status == 200
 
 
-@pytest.mark.parametrize(("method", "path"), MANAGEMENT[:-1])
+@pytest.mark.parametrize(("method", "path"), MANAGEMENT)
 @pytest.mark.parametrize(
     ("api_keys", "headers", "status"),
     [
@@ -123,7 +125,7 @@ def test_only_the_admin_key_opens_management(
         assert exchange.error["code"] in ("not_permitted", "invalid_api_key")
 
 
-@pytest.mark.parametrize(("method", "path"), MANAGEMENT[:-1])
+@pytest.mark.parametrize(("method", "path"), [*MANAGEMENT, ("GET", "/is_sleeping")])
 @pytest.mark.parametrize(("api_keys", "headers"), [((), {}), (("key",), {"x-api-key": "key"})])
 def test_dev_mode_opens_management_to_who_may_infer(
     method: str, path: str, api_keys: tuple[str, ...], headers: dict[str, str]
@@ -132,12 +134,19 @@ def test_dev_mode_opens_management_to_who_may_infer(
     assert knock(app, method, path, headers).status == 200
 
 
-@pytest.mark.parametrize(("method", "path"), MANAGEMENT)
+@pytest.mark.parametrize(("method", "path"), [*MANAGEMENT, *MANAGEMENT_READS])
 def test_management_does_not_exist_unless_it_was_asked_for(method: str, path: str) -> None:
     exchange = knock(app_of(dev_mode=False), method, path, {})
     assert exchange.status == 404
     assert exchange.error["code"] == "not_found"
     assert "--dev-mode or --admin-key" in exchange.error["message"]
+
+
+@pytest.mark.parametrize(("method", "path"), MANAGEMENT_READS)
+def test_what_only_reads_needs_the_admin_key_too(method: str, path: str) -> None:
+    app = app_of(admin_key="boss", dev_mode=False)
+    exchange = knock(app, method, path, {})
+    assert (exchange.status, exchange.error["code"]) == (401, "invalid_api_key")
 
 
 def test_other_unknown_routes_tell_nothing_of_management() -> None:

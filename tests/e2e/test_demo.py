@@ -56,9 +56,9 @@ def test_a_sum_a_story_and_a_sum_again(demo: Server) -> None:
     assert "dragon" in story.lower()
     assert reason == "stop"
     assert len(story.split()) > 30
-    assert statuses(client) == {SUMS: "unloaded", TALES: "loaded"}
+    assert statuses(client) == {SUMS: "sleeping", TALES: "loaded"}
     assert "72" in ask(client, SUMS, "What is 45 + 27?")
-    assert statuses(client) == {SUMS: "loaded", TALES: "unloaded"}
+    assert statuses(client) == {SUMS: "loaded", TALES: "sleeping"}
 
 
 def test_a_running_story_is_not_cut_by_a_request_for_another_model(demo: Server) -> None:

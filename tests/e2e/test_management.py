@@ -240,3 +240,31 @@ def test_keys_open_what_they_are_for(tmp_path: Path) -> None:
         assert http.post("/v1/unload_model").status_code == 401
         assert http.post("/v1/unload_model", headers=admin).status_code == 200
         assert all("-key" not in line for line in server.lines)
+
+
+def test_a_dry_run_says_what_would_go_and_changes_nothing(http: httpx2.Client) -> None:
+    answer = http.post("/v1/load_model?dry_run=true", json={"model": TALES})
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["model"], body["leaves"], body["fits"]) == (TALES, SUMS, True)
+    assert 0 < body["weights_bytes"] < 16 << 20
+    assert body["device_free_bytes"] > body["weights_bytes"] + body["kv_bytes"]
+    assert loaded(http) == SUMS
+
+
+def test_sleeping_and_waking_up(http: httpx2.Client) -> None:
+    http.post("/v1/load_model", json={"model": TALES, "max_model_len": 128})
+    for level, status in ((1, "sleeping"), (2, "unloaded")):
+        slept = http.post(f"/sleep?level={level}")
+        assert (slept.status_code, slept.content) == (200, b"")
+        assert http.get("/is_sleeping").json() == {"is_sleeping": True}
+        listed = {
+            model["id"]: model["status"]["value"] for model in http.get("/v1/models").json()["data"]
+        }
+        assert listed[TALES] == status
+        refused = http.post("/v1/chat/completions", json=question())
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unloaded")
+        assert http.post("/wake_up").status_code == 200
+        assert http.get("/is_sleeping").json() == {"is_sleeping": False}
+        assert http.get("/status").json()["resident"]["engine"]["max_model_len"] == 128
+        assert http.post("/v1/chat/completions", json=question()).json()["model"] == TALES

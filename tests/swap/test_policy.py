@@ -24,7 +24,7 @@ RULES = SwapRules(patience_s=5.0, max_wait_s=20.0)
 
 @dataclass(frozen=True)
 class W:
-    model: str
+    model: str | None
     since: float
 
 
@@ -41,6 +41,9 @@ class W:
         ([W("C", 97), W("B", 98)], "A", 1, Successor("C", 102)),
         ([W("B", 98), W("C", 97)], "A", 1, Successor("C", 102)),
         ([W("B", 50)], "A", 1, Successor("B", 55)),
+        ([W(None, 50)], "A", 1, None),
+        ([W(None, 50)], None, 0, None),
+        ([W(None, 50), W("B", 98)], "A", 1, Successor("B", 103)),
     ],
 )
 def test_the_successor_is_the_model_of_the_oldest_waiter(
@@ -55,7 +58,8 @@ def test_patience_never_exceeds_the_longest_wait() -> None:
 
 
 waiters = st.lists(
-    st.builds(W, st.sampled_from("ABC"), st.floats(0, 100, allow_nan=False)), max_size=12
+    st.builds(W, st.sampled_from(["A", "B", "C", None]), st.floats(0, 100, allow_nan=False)),
+    max_size=12,
 )
 
 
@@ -65,7 +69,7 @@ def test_nobody_is_passed_for_longer_than_the_longest_wait(
 ) -> None:
     choice = successor(queue, resident, leases, RULES)
     if choice is not None:
-        oldest = min(waiter.since for waiter in queue if waiter.model != resident)
+        oldest = min(waiter.since for waiter in queue if waiter.model not in (None, resident))
         assert oldest <= choice.leave_at <= oldest + RULES.max_wait_s
 
 

@@ -694,7 +694,7 @@ def test_the_listing_tells_the_truth_throughout_a_swap() -> None:
             nursery.start_soon(house.ask, "B")
             await house.until(lambda: house.controller.snapshot().progress is not None)
             assert await statuses() == {"A": "loaded", "B": "loading", "C": "unloaded"}
-        assert await statuses() == {"A": "unloaded", "B": "loaded", "C": "unloaded"}
+        assert await statuses() == {"A": "sleeping", "B": "loaded", "C": "unloaded"}
 
     play(scenario)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import anyio
 from msgspec import Struct
@@ -20,15 +21,19 @@ from hotswap.api.listing import status_event
 from hotswap.api.sse import EventStream, comment, while_connected
 from hotswap.api.uploads import read_upload
 from hotswap.contracts import (
+    LoadForecast,
     LoadReport,
     MemoryReport,
     ModelListing,
     ModelService,
     SwapPhase,
     SwapSnapshot,
+    UnloadMode,
     UnloadReport,
 )
 from hotswap.errors import InvalidRequest
+
+Choice = TypeVar("Choice")
 
 SURVEY_PAUSE_S = 1.0
 """Least time between two looks at the disk for the feed."""
@@ -56,6 +61,13 @@ class UnloadOrder(Struct, forbid_unknown_fields=True):
     model: str | None = None
     drain_timeout_s: float | None = None
     mode: Literal["drain", "abort"] | None = None
+    park: bool | None = None
+
+
+_TRUTH = {"false": False, "true": True, "0": False, "1": True}
+_SLEEP_LEVELS = {"1": True, "2": False}
+"""Whether a model that sleeps so is kept in host memory."""
+_SLEEP_MODES: Mapping[str, UnloadMode] = {"wait": "drain", "abort": "abort"}
 
 
 class ManagementRoutes:
@@ -63,10 +75,14 @@ class ManagementRoutes:
         self._service = service
 
     async def load_model(self, request: Request) -> Response:
-        """``/v1/load_model`` in its five forms; answers when the model serves."""
+        """``/v1/load_model`` in its five forms; answers when the model serves, or with
+        ``?dry_run=true`` at once what would happen."""
         _check_query(request, "dry_run")
-        _refuse_dry_run(request)
+        is_dry_run = _choice(request, "dry_run", _TRUTH)
         order = await _read_load(request)
+        if is_dry_run:
+            forecast = await self._service.forecast(order.model, order.config, order.source)
+            return json_response(_forecast_answer(forecast))
         report = await self._service.load(order.model, order.config, order.source)
         return json_response(_load_answer(report))
 
@@ -82,6 +98,7 @@ class ManagementRoutes:
             order.model or None,
             drain_timeout_s=order.drain_timeout_s,
             mode=order.mode or "drain",
+            park=order.park is not False,
         )
         return json_response(_unload_answer(report, device))
 
@@ -94,6 +111,28 @@ class ManagementRoutes:
         """``/models/unload``: also takes back a load that goes on."""
         await self._service.unload(await _read_name(request))
         return json_response({"success": True})
+
+    async def sleep(self, request: Request) -> Response:
+        """``/sleep``: 200 without a body, as vLLM's. Running answers end first, unless
+        ``mode=abort``."""
+        _check_query(request, "level", "mode", elsewhere="")
+        park = _choice(request, "level", _SLEEP_LEVELS)
+        mode = _choice(request, "mode", _SLEEP_MODES)
+        await read_body(request.receive, request.scope)
+        await self._service.sleep(park=park, mode=mode)
+        return Response()
+
+    async def wake_up(self, request: Request) -> Response:
+        """``/wake_up``: 200 without a body once the model serves."""
+        _check_query(request, elsewhere="")
+        await read_body(request.receive, request.scope)
+        await self._service.wake_up()
+        return Response()
+
+    async def is_sleeping(self, request: Request) -> Response:
+        """``/is_sleeping``: whether no model is on the device, nor on its way there."""
+        _check_query(request, elsewhere="")
+        return json_response({"is_sleeping": self._service.snapshot().phase is SwapPhase.EMPTY})
 
 
 class ModelEvents:
@@ -156,17 +195,21 @@ def _changes(listings: tuple[ModelListing, ...], told: dict[str, bytes]) -> byte
     return b"".join(fresh)
 
 
-def _check_query(request: Request, *known: str) -> None:
+def _check_query(request: Request, *known: str, elsewhere: str = ", put it in the body") -> None:
     """Refuse what would be ignored: ``?model=m`` must not load the start-up model."""
     for name in request.query_params:
         if name not in known:
             shown = name[:200]
-            raise InvalidRequest(f"{shown}: not a query parameter, put it in the body", param=shown)
+            raise InvalidRequest(f"{shown}: not a query parameter{elsewhere}", param=shown)
 
 
-def _refuse_dry_run(request: Request) -> None:
-    if request.query_params.get("dry_run", "false").lower() not in ("false", "0"):
-        raise InvalidRequest("dry_run: not supported yet", param="dry_run")
+def _choice(request: Request, name: str, meanings: Mapping[str, Choice]) -> Choice:
+    """What a query parameter means; where it is not given, the first of ``meanings``."""
+    written = request.query_params.get(name, next(iter(meanings))).lower()
+    if written not in meanings:
+        known = ", ".join(meanings)
+        raise InvalidRequest(f"{name}: must be one of {known}", param=name)
+    return meanings[written]
 
 
 async def _read_load(request: Request) -> LoadOrder:
@@ -207,6 +250,34 @@ def _load_answer(report: LoadReport) -> dict[str, Any]:
         "previous_model": report.previous_model,
         "timings": report.timings,
     }
+
+
+def _forecast_answer(forecast: LoadForecast) -> dict[str, Any]:
+    estimate = forecast.estimate
+    return {
+        "status": "info",
+        "message": _forecast_sentence(forecast),
+        "dry_run": True,
+        "model": forecast.model,
+        "already_loaded": forecast.already_loaded,
+        "fits": estimate.fits,
+        "reason": estimate.reason,
+        "leaves": forecast.leaves,
+        "expected_s": forecast.expected_s,
+        "weights_bytes": estimate.weights_bytes,
+        "kv_bytes": estimate.kv_bytes,
+        "device_free_bytes": estimate.device_free_bytes,
+        "host_free_bytes": estimate.host_free_bytes,
+    }
+
+
+def _forecast_sentence(forecast: LoadForecast) -> str:
+    if forecast.already_loaded:
+        return "Model is already loaded."
+    if not forecast.estimate.fits:
+        return "Model would not fit."
+    goes = f"; {forecast.leaves} would go" if forecast.leaves else ""
+    return f"Model would fit{goes}."
 
 
 def _unload_answer(report: UnloadReport, device: str) -> dict[str, Any]:

@@ -94,6 +94,9 @@ def _management_routes(service: ModelService, server: ServerConfig) -> list[Rout
         Route("/models/load", management.request_load, methods=["POST"], middleware=guard),
         Route("/models/unload", management.request_unload, methods=["POST"], middleware=guard),
         Route("/models/sse", events, methods=["GET"], middleware=guard),
+        Route("/sleep", management.sleep, methods=["POST"], middleware=guard),
+        Route("/wake_up", management.wake_up, methods=["POST"], middleware=guard),
+        Route("/is_sleeping", management.is_sleeping, methods=["GET"], middleware=guard),
     ]
 
 

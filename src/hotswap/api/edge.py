@@ -26,7 +26,16 @@ _access = logging.getLogger("hotswap.access")
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SEND_DEADLINE_S = 60.0
 MANAGEMENT_PATHS = frozenset(
-    ("/v1/load_model", "/v1/unload_model", "/models/load", "/models/unload", "/models/sse")
+    (
+        "/v1/load_model",
+        "/v1/unload_model",
+        "/models/load",
+        "/models/unload",
+        "/models/sse",
+        "/sleep",
+        "/wake_up",
+        "/is_sleeping",
+    )
 )
 
 

@@ -153,6 +153,8 @@ def _describe_model(spec: ModelSpec) -> dict[str, Any]:
         "sampling": spec.sampling,
         "applied": spec.applied,
         "ttl_s": spec.ttl_s,
+        "pin": spec.pin,
+        "background": spec.background,
         "max_position_embeddings": spec.max_position_embeddings,
         "created_unix": spec.created_unix,
     }
