@@ -224,6 +224,9 @@ class EngineStats:
     """Monotonic time of the last finished step, or of the engine's start."""
     alive: bool
     """The engine's driving thread runs."""
+    first_token: float | None = None
+    """Monotonic time of the first token; None: there has been none."""
+    last_token: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -434,7 +437,11 @@ class SwapSnapshot:
     serviceable: bool
     """A request could be served now or by loading a model on demand."""
     timings: Mapping[str, float]
-    """Seconds per phase of the last load."""
+    """Seconds per phase of the last load, in their order: "queued" until it was begun, "prepare",
+    "patience" with who still came for the model before it, "drain" and "teardown" of that one,
+    "start", "warm_up" (finding out how to run it), "first_token" of a model that was waited for.
+    "gap" is no phase but the silence between two models: from the last token of the one before, or
+    from when this one was wanted, if that was later, until it could answer."""
     memory: MemoryReport | None
     unserviceable_reason: str | None = None
     """Why not ``serviceable``, in a short sentence; None where it is."""

@@ -36,9 +36,13 @@ class Residency:
 
     prepared: PreparedModel
     engine: Engine
+    arrived: float
+    """When it could first answer."""
     idle_since: float
     idle_limit_s: float | None
     """Seconds without a lease after which the model is let go; None or negative: never."""
+    awaited: bool = False
+    """Somebody waited for it when it arrived."""
     leases: int = 0
     drained_s: float = 0.0
     """How long its answers took to end, once it had to leave."""
@@ -110,6 +114,7 @@ class LoadWish:
     """An operator's load, or one that outlived the requests it was begun for."""
 
     spec: ModelSpec
+    since: float
     verdict: Verdict[LoadReport] = field(default_factory=Verdict)
 
     @property
@@ -225,7 +230,7 @@ class Desk:
     # -- operators
 
     def wish_load(self, spec: ModelSpec) -> LoadWish:
-        wish = LoadWish(spec)
+        wish = LoadWish(spec, anyio.current_time())
         self.load_wishes.append(wish)
         self.ring()
         return wish

@@ -109,6 +109,7 @@ class ScriptedEngine:
         self.steps = 0
         self.served = 0
         self.last_progress = anyio.current_time()
+        self.first_token: float | None = None
         self._script = script
         self._changed = changed
         self._failure: HotswapError | None = None
@@ -145,6 +146,7 @@ class ScriptedEngine:
             raise self._ended
         self.steps += 1
         self.last_progress = anyio.current_time()
+        self.first_token = self.first_token or self.last_progress
 
     def abort(self, error: HotswapError) -> None:
         self._ended = error
@@ -165,6 +167,8 @@ class ScriptedEngine:
             steps=self.steps,
             tokens=self.steps,
             last_progress=self.last_progress,
+            first_token=self.first_token,
+            last_token=self.last_progress if self.steps else None,
             alive=self.alive and self._failure is None,
         )
 

@@ -86,6 +86,10 @@ class _Load:
     restoring: bool = False
     """This one is what was gone back to."""
     timings: dict[str, float] = field(default_factory=dict)
+    wanted_at: float = math.inf
+    """Since when somebody has waited for it."""
+    silent_since: float = math.inf
+    """When the model before it gave its last token; infinite: there is none before it."""
     _cancelled: bool = False
 
     def cancel(self) -> None:
@@ -373,10 +377,18 @@ class SwapController:
             swaps=self._swaps,
             unloads=self._unloads,
             serviceable=reason is None,
-            timings=dict(self._timings),
+            timings=self._shown_timings(stay),
             memory=self._registry.memory,
             unserviceable_reason=reason,
         )
+
+    def _shown_timings(self, stay: Residency | None) -> dict[str, float]:
+        """The first token comes when the load has been told already."""
+        timings = dict(self._timings)
+        first = stay.engine.stats().first_token if stay is not None else None
+        if stay is not None and stay.awaited and first is not None:
+            timings["first_token"] = max(0.0, first - stay.arrived)
+        return timings
 
     def _shown_progress(self) -> Progress | None:
         coming = [self._load.spec.id] if self._load is not None else []
@@ -449,7 +461,9 @@ class SwapController:
         report = self.desk.report_to(load.meter)
         try:
             async with self._registry.start(load.prepared, report, self.desk.ring) as engine:
-                load.timings["start"] = anyio.current_time() - begun
+                warm_up = float(engine.stats().details.get("warm_up_s", 0.0))
+                load.timings["start"] = anyio.current_time() - begun - warm_up
+                load.timings["warm_up"] = warm_up
                 if load.is_cancelled():
                     return self._back(load)
                 stay = self._arrive(load, engine)
@@ -480,13 +494,16 @@ class SwapController:
         now = anyio.current_time()
         spec = load.prepared.spec
         limit = self._rules.idle_timeout_s if spec.ttl_s is None else spec.ttl_s
-        stay = self._residency = Residency(load.prepared, engine, now, limit)
+        stay = self._residency = Residency(load.prepared, engine, now, now, limit)
+        stay.awaited = any(waiter.model in (spec.id, None) for waiter in self.desk.queue)
         seconds = self._load_seconds[spec.id] = now - load.meter.started
         previous = load.fallback.spec.id if load.fallback is not None else None
         self._loads += 1
         self._swaps += self._last_resident not in (None, spec.id)
         self._last_resident = spec.id
         self._asleep = None
+        if load.silent_since < math.inf:
+            load.timings["gap"] = now - max(load.silent_since, load.wanted_at)
         self._timings = load.timings
         load.fallback = None  # it is not needed any more, and its weights take host memory
         self._load = None
@@ -553,6 +570,10 @@ class SwapController:
             and not load.is_cancelled()
         )
 
+    def _wanted_at(self, spec: ModelSpec, now: float) -> float:
+        waiting: list[Waiter | LoadWish] = [*self.desk.queue, *self.desk.load_wishes]
+        return min((one.since for one in waiting if is_same_load(one.spec, spec)), default=now)
+
     async def _prepare_next(self) -> _Load | None:
         """Bring the next model to host memory, for as long as somebody wants it.
 
@@ -563,8 +584,9 @@ class SwapController:
         if wanted is None:
             return None
         meter = self._downloads.take_meter(wanted.spec.id) or self._new_meter(wanted.spec)
-        load = self._load = _Load(wanted.spec, meter)
         begun = anyio.current_time()
+        load = self._load = _Load(wanted.spec, meter, wanted_at=self._wanted_at(wanted.spec, begun))
+        load.timings["queued"] = begun - load.wanted_at
         if self._residency is None:
             self._set_phase(SwapPhase.LOADING)
         prepare = partial(self._registry.prepare, load.spec, self.desk.report_to(meter))
@@ -581,10 +603,12 @@ class SwapController:
 
     async def _make_way(self, stay: Residency, load: _Load) -> bool:
         """Drain the resident model for a prepared one. False: it stays after all."""
+        prepared_at = anyio.current_time()
         await self.desk.until(
             lambda: not self._is_wanted(load) or anyio.current_time() >= self._leave_at(),
             deadline=self._leave_at,
         )
+        load.timings["patience"] = anyio.current_time() - prepared_at
         if self._is_wanted(load):
             self._set_phase(SwapPhase.DRAINING)
             begun = anyio.current_time()
@@ -672,8 +696,11 @@ class SwapController:
         if self.desk.unload_wish is not None and not self.desk.unload_wish.park:
             self._registry.forget(stay.spec.id)
         self._settle_unload(report)
+        self._timings = self._shown_timings(stay)
         if upcoming is not None:
             upcoming.timings["teardown"] = teardown_s
+            last = stay.engine.stats().last_token
+            upcoming.silent_since = -math.inf if last is None else last
             upcoming.fallback = None if asked else stay.prepared
             return upcoming
         self._unloads += 1

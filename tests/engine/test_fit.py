@@ -53,7 +53,7 @@ async def test_bytes_are_those_of_the_headers_and_of_the_configuration(
 async def test_of_a_model_that_has_run_they_are_what_was_measured(checkpoint: Checkpoint) -> None:
     from hotswap.engine.registry import TorchEngineRegistry
 
-    # All of Falcon's heads share one of keys and values, which its configuration says in its own way.
+    # All of Falcon's heads share one of keys and values: its configuration says so elsewhere.
     for name, is_as_guessed in (("qwen3", True), ("gpt2", True), ("falcon", False)):
         spec = spec_of(checkpoint(name))
         async with TorchEngineRegistry() as registry:

@@ -521,3 +521,22 @@ async def test_a_refused_checkpoint_leaves_no_frames_of_the_loader(
     assert "read_weights" in frames
     assert "_read" not in frames
     assert caught.value.__context__ is None
+
+
+async def test_what_holds_memory_after_a_teardown_is_told(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+
+    from hotswap.engine import device
+
+    held: list[Any] = []
+    used = device.used_bytes
+    monkeypatch.setattr(device, "used_bytes", lambda d: used(d) + sum(t.nbytes for t in held))
+    async with new_registry() as registry:
+        prepared = await registry.prepare(spec_of(checkpoint()), ignore)
+        async with registry.start(prepared, ignore, ignore):
+            held.append(torch.zeros(33 << 20, 3, dtype=torch.uint8))
+        assert registry.memory is not None
+        assert registry.memory.leaked_bytes >= 3 * 33 << 20
+    assert f"[{33 << 20}, 3] of torch.uint8" in caplog.text

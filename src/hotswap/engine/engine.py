@@ -111,6 +111,8 @@ class TorchEngine:
         self._steps = 0
         self._tokens = 0
         self._last_progress = time.monotonic()
+        self._first_token: float | None = None
+        self._last_token: float | None = None
 
     @property
     def failure(self) -> HotswapError | None:
@@ -128,6 +130,8 @@ class TorchEngine:
             tokens=self._tokens,
             last_progress=self._last_progress,
             alive=self._alive,
+            first_token=self._first_token,
+            last_token=self._last_token,
             details={
                 **self._details,
                 "running_sequences": running_sequences,
@@ -323,7 +327,11 @@ class TorchEngine:
         return launched
 
     def _collect(self, launched: Launched, post: Post) -> None:
-        for sequence, draw in launched.results():
+        results = launched.results()
+        if results:
+            self._last_token = time.monotonic()
+            self._first_token = self._first_token or self._last_token
+        for sequence, draw in results:
             if sequence.id not in self._sequences:  # it ended, or its client left, meanwhile
                 continue
             self._tokens += 1

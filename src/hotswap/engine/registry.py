@@ -258,6 +258,13 @@ class TorchEngineRegistry:
             lost = DeviceLost("The device could not be freed.")
             raise lost from without_frames(error)
         self._memory = use.report(_rested_bytes(rested))
+        if self._memory.leaked_bytes:
+            _log.warning(
+                "%r left %d bytes behind; the largest tensors alive: %s",
+                stage.prepared.spec.id,
+                self._memory.leaked_bytes,
+                await to_thread.run_sync(devices.largest_tensors, use.device),
+            )
         if parks:
             self._park.put(replace(stage.prepared, rested=rested))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -128,6 +129,7 @@ class Stage:
         self._sampler: Draws | None = None
         self._scheduler: Scheduler | None = None
         self._max_model_len = 0
+        self._warm_up_s = 0.0
 
     def enter(self, known: Known | None) -> Known:
         """Put the model on the device and find out how to run it.
@@ -156,7 +158,9 @@ class Stage:
     def _discover(self) -> Known:
         weights = self.prepared.weights
         self._placement = Placement(weights, self._device)
+        begun = time.monotonic()
         self._forward, verdict = choose(self._placement)
+        self._warm_up_s = time.monotonic() - begun
         pool = self._reserve(self._forward.chunked, verdict)
         self._forward.reserve(pool.count)
         self._get_ready(self._forward, pool)
@@ -182,6 +186,7 @@ class Stage:
 
     def _resume(self, rested: Rested) -> None:
         self._forward, self._scheduler = rested.forward, rested.scheduler
+        self._scheduler.reused_tokens = 0
         self._max_model_len = rested.max_model_len
         rested.forward.wake()
 
@@ -204,6 +209,7 @@ class Stage:
                 "step_tokens": self._scheduler.limits.token_budget,
                 "step_tokens_beside": self._scheduler.limits.token_budget_beside,
                 "weights_bytes": self.prepared.weights.bytes,
+                "warm_up_s": self._warm_up_s,
             },
             changed=changed,
             ahead=isinstance(self._forward, RecordedForward),

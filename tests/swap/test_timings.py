@@ -1,0 +1,98 @@
+"""Where the time of a swap goes, in virtual time."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from hotswap.scripted import Script
+from tests.swap.house import House, play
+
+
+def script(house: House) -> Script:
+    house.registry.script.token_s = 0.5
+    house.registry.script.prepare_s = 3.0
+    house.registry.script.start_s = 0.2
+    house.registry.script.stop_s = 0.4
+    return house.registry.script
+
+
+def test_the_phases_of_a_swap_add_up_to_the_wait_for_the_first_token() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        script(house)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "A", 20)  # ten seconds
+            await house.until(lambda: house.controller.snapshot().leases == 1)
+            await trio.sleep(1.0)
+            nursery.start_soon(house.ask, "B", 3)
+        timings = house.controller.snapshot().timings
+        assert list(timings) == [
+            *("queued", "prepare", "patience", "drain"),
+            *("teardown", "start", "warm_up", "gap", "first_token"),
+        ]
+        assert timings["queued"] == pytest.approx(0.0, abs=1e-6)
+        assert timings["prepare"] == pytest.approx(3.0)
+        assert timings["teardown"] == pytest.approx(0.4)
+        assert timings["start"] == pytest.approx(0.2)
+        assert timings["warm_up"] == 0.0
+        assert timings["first_token"] == pytest.approx(0.5)
+        phases = sum(seconds for phase, seconds in timings.items() if phase != "gap")
+        assert phases == pytest.approx(10.0 - 1.0 + 0.4 + 0.2 + 0.5, abs=0.02)
+        assert house.answers[-1].text.startswith("B 0")
+
+    play(scenario)
+
+
+def test_the_gap_is_from_the_last_token_of_the_old_model_until_the_new_one_could_answer() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        script(house)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "A", 20)
+            await house.until(lambda: house.controller.snapshot().leases == 1)
+            nursery.start_soon(house.ask, "B", 3)
+        assert house.controller.snapshot().timings["gap"] == pytest.approx(0.4 + 0.2)
+
+    play(scenario)
+
+
+def test_the_gap_after_an_idle_model_is_from_when_the_new_one_was_wanted() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        script(house)
+        await trio.sleep(100.0)
+        await house.ask("B")
+        assert house.controller.snapshot().timings["gap"] == pytest.approx(3.0 + 0.4 + 0.2)
+
+    play(scenario)
+
+
+def test_without_a_model_before_it_there_is_no_gap() -> None:
+    async def scenario(house: House) -> None:
+        script(house)
+        report = await house.service.load("A", {}, "request")
+        assert list(report.timings) == ["queued", "prepare", "start", "warm_up"]
+        await trio.sleep(7.0)
+        await house.ask("A")
+        assert "first_token" not in house.controller.snapshot().timings, "nobody waited for it"
+
+    play(scenario)
+
+
+def test_a_request_that_waits_for_another_model_s_load_is_queued() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        script(house)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "B", 1)
+            await house.until(lambda: house.controller.coming is not None)
+            await trio.sleep(1.0)
+            nursery.start_soon(house.ask, "C", 1)
+        timings = house.controller.snapshot().timings
+        assert house.controller.resident is not None
+        assert house.controller.resident.id == "C"
+        assert timings["queued"] >= 2.0
+        assert sum(timings[p] for p in ("prepare", "start")) == pytest.approx(3.2)
+
+    play(scenario)
