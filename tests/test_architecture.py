@@ -32,6 +32,7 @@ FLOORS: dict[str, int] = {
     "engine": 3,
     "model_dir": 3,
     "console": 3,
+    "late": 3,
     "desk": 4,
     "downloads": 4,
     "swap": 4,

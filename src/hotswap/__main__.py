@@ -14,15 +14,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve as the command line says, until told to stop.
 
     Returns:
-        The exit code: 2 if the server could not be started as asked, 130 after Ctrl-C while it
-        starts.
+        The exit code: 2 if the server could not be started as asked, 130 after Ctrl-C before it
+        serves.
     """
     try:
         settings = load_settings(sys.argv[1:] if argv is None else argv)
         for warning in warnings_about(settings):
             print_warning(warning)
         settle_threads()
-        # Only here: it imports torch, and --help must not wait for that.
+        # Only here: --help need not wait for what serves.
         from hotswap.server import run  # noqa: PLC0415
 
         return run(settings)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import cast
 
 import anyio
@@ -20,10 +20,11 @@ from hypercorn.typing import ASGIFramework
 from hotswap import __version__, console, logs
 from hotswap.api.app import create_app
 from hotswap.catalog import Catalog
-from hotswap.config import ConfigError, Settings
-from hotswap.contracts import EngineRegistry
+from hotswap.config import ConfigError, Settings, SwapRules
+from hotswap.contracts import EngineRegistry, ModelSpec
 from hotswap.errors import HotswapError, ModelUnloaded, ShuttingDown
 from hotswap.hub import Hub
+from hotswap.late import LateRegistry, import_under_way, imported, load_libtorch
 from hotswap.service import SwapService
 from hotswap.swap import ABORT_GRACE_S, SwapController
 from hotswap.watchdog import Watchdog
@@ -43,16 +44,20 @@ def run(settings: Settings) -> int:
     """Serve until told to stop.
 
     Returns:
-        The exit code: 0 after an orderly stop, 2 when the start-up model cannot be loaded.
+        The exit code: 0 after an orderly stop, 2 when torch cannot be imported or the start-up
+        model cannot be loaded.
 
     Raises:
         ConfigError: the address cannot be listened on, or the start-up model does not exist.
     """
     logs.configure(settings.server.log_level, settings.server.log_format)
-    # First of all: a port in use is known before seconds are spent on importing torch.
+    # First of all: a port in use is known before anything else is begun.
     listener = listen(settings.server.host, settings.server.port)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    return anyio.run(_serve, settings, listener)
+    exit_code = anyio.run(_serve, settings, listener)
+    if import_under_way():
+        _leave_at_once(exit_code)
+    return exit_code
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -76,23 +81,23 @@ def listen(host: str, port: int) -> socket.socket:
 
 async def _serve(settings: Settings, listener: socket.socket) -> int:
     catalog = Catalog(settings.catalog, settings.engine, Hub())
-    await catalog.startup_spec()  # a mistyped name is told before torch is imported
-    logger.info("starting hotswap %s", __version__)
-    async with _engine_registry() as registry:
-        return await _Server(settings, listener, catalog, registry).run()
+    startup = await catalog.startup_spec()  # a mistyped name is told before anything is served
+    logger.info("starting hotswap %s at %s", __version__, _url(listener))
+    return await _Server(settings, listener, catalog, startup).run()
 
 
-@asynccontextmanager
-async def _engine_registry() -> AsyncIterator[EngineRegistry]:
-    # torch takes seconds to import, and --help must not wait for it.
+def _import_engines(
+    rules: SwapRules,
+) -> Callable[[], AbstractAsyncContextManager[EngineRegistry]]:
+    """What makes the registry. Takes seconds, and --help must not wait for it."""
+    load_libtorch()
+    from hotswap.engine.device import torch_device  # noqa: PLC0415
+    from hotswap.engine.native.code import compiled_on_disk, native_forward  # noqa: PLC0415
     from hotswap.engine.registry import TorchEngineRegistry  # noqa: PLC0415
 
-    async with TorchEngineRegistry() as registry:
-        # What the libraries are made of stays for good. Looking through it for garbage, which
-        # Python does every few seconds of work, took 200 ms with all answers standing still.
-        gc.collect()
-        gc.freeze()
-        yield registry
+    if torch_device("auto").type == "cpu" and compiled_on_disk():
+        native_forward()  # or the first load would import Numba, and leave it unfrozen
+    return partial(TorchEngineRegistry, park_bytes=rules.park_memory)
 
 
 class _Server:
@@ -103,10 +108,11 @@ class _Server:
         settings: Settings,
         listener: socket.socket,
         catalog: Catalog,
-        registry: EngineRegistry,
+        startup: ModelSpec | None,
     ) -> None:
         self._settings = settings
-        self._catalog = catalog
+        self._startup = startup
+        registry = self._registry = LateRegistry()
         self._controller = SwapController(registry, catalog.fetch, settings.swap)
         self._service = SwapService(self._controller, registry, catalog, settings.swap)
         self._watchdog = Watchdog(lambda: registry.current)
@@ -116,13 +122,27 @@ class _Server:
         self._exit_code = 0
 
     async def run(self) -> int:
-        """Serve until a signal, or until the start-up model turns out to be unusable."""
-        with self._watchdog:
-            async with self._controller.running(), anyio.create_task_group() as tasks:
-                tasks.start_soon(self._heed_signals)
-                tasks.start_soon(self._start_up)
-                tasks.start_soon(self._listen, tasks.cancel_scope)
+        """Serve until a signal, or until the engines or the start-up model turn out to be
+        unusable."""
+        async with AsyncExitStack() as engines:
+            with self._watchdog:
+                async with self._controller.running(), anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._heed_signals)
+                    tasks.start_soon(self._bring_engines, engines)
+                    tasks.start_soon(self._start_up)  # the load is wished for by the first probe
+                    tasks.start_soon(self._listen, tasks.cancel_scope)
         return self._exit_code
+
+    async def _bring_engines(self, until_end: AsyncExitStack) -> None:
+        """Import torch while the server answers already; requests wait for it."""
+        try:
+            make_registry = await imported(partial(_import_engines, self._settings.swap))
+        except Exception as error:
+            logger.exception("importing the engines failed")
+            console.print_error(f"the engines cannot be imported: {error!r}")
+            self._stop(UNUSABLE)
+            return
+        self._registry.arrive(await until_end.enter_async_context(make_registry()))
 
     async def _listen(self, everything: anyio.CancelScope) -> None:
         # In a task of its own: Hypercorn cancels the task it runs in when it stops, and leaves
@@ -150,8 +170,7 @@ class _Server:
             async for received in signals:
                 if self._stopping.is_set():
                     logger.warning("second signal: leaving at once")
-                    logging.shutdown()
-                    os._exit(FORCED_EXIT)
+                    _leave_at_once(FORCED_EXIT)
                 running = self._service.snapshot().leases
                 logger.info(
                     "received %s; %d running answers end first (a second time: leave at once)",
@@ -163,20 +182,23 @@ class _Server:
     def _stop(self, exit_code: int = 0) -> None:
         self._exit_code = exit_code
         self._controller.stop_admitting()
+        self._registry.refuse(ShuttingDown("The server is shutting down."))
         self._stopping.set()
 
     async def _start_up(self) -> None:
         """Load the start-up model, show how far it is, and say what there is to do then."""
-        if self._catalog.startup is not None:
+        if self._startup is not None:
             try:
                 async with self._progress_shown():
-                    await self._service.load(None, {}, "startup")
+                    await self._controller.load(self._startup)
             except (ModelUnloaded, ShuttingDown) as error:
                 logger.info("the start-up model is not loaded: %s", error)
             except HotswapError as error:
-                console.print_error(f"{self._catalog.startup}: {error.message}")
+                console.print_error(f"{self._startup.id}: {error.message}")
                 self._stop(UNUSABLE)
                 return
+        with suppress(ShuttingDown):
+            await self._registry.arrival()
         if self._stopping.is_set():
             return
         models = await self._service.models()
@@ -207,3 +229,9 @@ class _Server:
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _leave_at_once(exit_code: int) -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(exit_code)

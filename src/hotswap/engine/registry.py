@@ -33,7 +33,7 @@ from hotswap.engine.device import Device, without_frames
 from hotswap.engine.engine import TorchEngine
 from hotswap.engine.fit import estimate, too_large
 from hotswap.engine.front import Front, Fronts, SharedFronts, fits, local_path
-from hotswap.engine.native.code import compiled_on_disk, loops_compiled, native_forward
+from hotswap.engine.native.code import loops_compiled
 from hotswap.engine.park import Park
 from hotswap.engine.preflight import WeightFiles, check_weights
 from hotswap.engine.stage import Known, LoadKey, Rested, Stage, TorchPrepared
@@ -81,8 +81,6 @@ class TorchEngineRegistry:
         self._memory: MemoryReport | None = None
 
     async def __aenter__(self) -> Self:
-        if devices.torch_device("auto").type == "cpu" and compiled_on_disk():
-            native_forward()  # imported before there are models, see `hotswap.server`
         return self
 
     async def __aexit__(
