@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from hotswap.contracts import ModelSpec
     from hotswap.engine.forward.skeleton import Skeleton
+    from hotswap.engine.park import Parked
     from hotswap.engine.registry import TorchEngineRegistry
     from hotswap.engine.stage import TorchPrepared
 
@@ -26,6 +27,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.anyio]
 
 Checkpoint = Callable[..., Path]
 PROMPT = list(range(3, 40))
+LONG = list(range(3, 103))
 
 
 def new_registry(**options: Any) -> TorchEngineRegistry:
@@ -37,6 +39,11 @@ def new_registry(**options: Any) -> TorchEngineRegistry:
 async def play(registry: TorchEngineRegistry, spec: ModelSpec, prompt: list[int]) -> str:
     """Have the model on the device, ask it, and take it off again."""
     prepared = await registry.prepare(spec, ignore)
+    async with registry.start(prepared, ignore, ignore) as engine:
+        return (await Served(registry, prepared, engine).ask(prompt, max_tokens=8)).text
+
+
+async def start(registry: TorchEngineRegistry, prepared: TorchPrepared, prompt: list[int]) -> str:
     async with registry.start(prepared, ignore, ignore) as engine:
         return (await Served(registry, prepared, engine).ask(prompt, max_tokens=8)).text
 
@@ -177,49 +184,216 @@ async def test_a_model_may_be_forgotten(checkpoint: Checkpoint) -> None:
         assert await play(registry, spec, PROMPT) == first
 
 
+@pytest.mark.parametrize("plays", [0, 1])
 async def test_a_model_that_is_let_go_after_it_was_prepared_starts_all_the_same(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint, plays: int
 ) -> None:
+    """Also if it has been on the device with what it had left behind."""
     spec = spec_of(checkpoint())
     async with new_registry() as registry:
-        first = await play(registry, spec, PROMPT)
+        first = await play(registry, spec, LONG)
         prepared = await registry.prepare(spec, ignore)
+        for _ in range(plays):
+            async with registry.start(prepared, ignore, ignore):
+                pass
         registry.forget(spec.id)
-        async with registry.start(prepared, ignore, ignore) as engine:
-            text = (await Served(registry, prepared, engine).ask(PROMPT, max_tokens=8)).text
-        assert text == first
+        assert await start(registry, prepared, LONG) == first
 
 
-async def test_an_engine_that_failed_is_not_parked(
+async def test_what_an_engine_that_failed_leaves_behind_is_not_used_again(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hotswap.errors import EngineFailed
 
     spec = spec_of(checkpoint())
     async with new_registry() as registry:
+        first = await play(registry, spec, LONG)
         prepared = await registry.prepare(spec, ignore)
         async with registry.start(prepared, ignore, ignore) as engine:
             monkeypatch.setattr(engine._runner, "launch", lambda *_: 1 // 0)
             with pytest.raises(EngineFailed):
-                await Served(registry, prepared, engine).ask(PROMPT)
+                await Served(registry, prepared, engine).ask(LONG)
         assert names(registry) == []
+        assert await start(registry, prepared, LONG) == first
 
 
-async def test_parked_models_make_way_for_one_that_is_wanted(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from hotswap.engine import device
-    from hotswap.errors import InsufficientMemory
+async def test_an_engine_that_fails_while_it_is_left_is_not_parked(checkpoint: Checkpoint) -> None:
+    from hotswap.errors import EngineFailed
 
     async with new_registry() as registry:
-        await play(registry, spec_of(checkpoint()), PROMPT)
-        free = 1 << 40
-        monkeypatch.setattr(device, "free_host_bytes", lambda: free if names(registry) == [] else 0)
-        await registry.prepare(spec_of(checkpoint("llama")), ignore)
+        prepared = await registry.prepare(spec_of(checkpoint()), ignore)
+        async with registry.start(prepared, ignore, ignore) as engine:
+            engine._wishes.put(lambda: engine._fail(EngineFailed("at the last moment")))
         assert names(registry) == []
-        free = 0
+
+
+async def test_a_start_that_is_cancelled_leaves_the_model_parked(checkpoint: Checkpoint) -> None:
+    import anyio
+
+    spec = spec_of(checkpoint())
+    async with new_registry() as registry:
+        first = await play(registry, spec, LONG)
+        prepared = await registry.prepare(spec, ignore)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            async with registry.start(prepared, ignore, ignore):
+                pytest.fail("it was cancelled")
+        assert names(registry) == ["qwen3"]
+        assert await start(registry, prepared, LONG) == first
+
+
+async def test_a_parked_model_starts_when_more_models_were_seen_than_are_known(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine import registry as module
+
+    monkeypatch.setattr(module, "_KNOWN_MODELS", 1)
+    spec = spec_of(checkpoint())
+    async with new_registry() as registry:
+        first = await play(registry, spec, PROMPT)
+        await play(registry, spec_of(checkpoint("llama")), PROMPT)
+        assert await play(registry, spec, PROMPT) == first
+
+
+async def test_a_model_that_had_no_room_once_starts_when_there_is_some(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine.stage import Stage
+    from hotswap.errors import InsufficientMemory
+
+    def short(*_: object) -> None:
+        raise InsufficientMemory("for the moment")
+
+    spec = spec_of(checkpoint())
+    async with new_registry(park_bytes=0) as registry:
+        prepared = await registry.prepare(spec, ignore)
+        first = await start(registry, prepared, PROMPT)
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(Stage, "_reserve", short)
+            with pytest.raises(InsufficientMemory):
+                await start(registry, prepared, PROMPT)
+        assert await start(registry, prepared, PROMPT) == first
+
+
+async def test_with_other_settings_the_former_pool_is_let_go(checkpoint: Checkpoint) -> None:
+    spec = spec_of(checkpoint())
+    async with new_registry() as registry:
+        await play(registry, spec, PROMPT)
+        parked = registry._park.find(spec.id, (await registry.prepare(spec, ignore)).key)
+        assert parked is not None
+        assert parked.rested is not None
+        pool = parked.rested.forward.pool
+        assert pool.token_bytes > 0
+        other = replace(spec, engine=replace(spec.engine, max_num_seqs=3))
+        async with registry.start(await registry.prepare(other, ignore), ignore, ignore):
+            assert pool.token_bytes == 0
+
+
+async def test_two_names_of_one_directory_are_parked_side_by_side(checkpoint: Checkpoint) -> None:
+    spec = replace(spec_of(checkpoint()), pin=True)
+    async with new_registry() as registry:
+        await play(registry, spec, PROMPT)
+        await play(registry, replace(spec, id="test/other", pin=False), PROMPT)
+        assert names(registry) == ["qwen3", "other"]
+
+
+async def test_parked_models_make_way_for_one_that_is_wanted_if_that_helps(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they give back is their own memory, not the weights that are mapped."""
+    from hotswap.engine import device
+    from hotswap.engine.fit import HOST_RESERVE_BYTES
+    from hotswap.errors import InsufficientMemory
+
+    wanted = spec_of(checkpoint("qwen2"))
+    async with new_registry() as registry:
+        need = (await registry.estimate(wanted)).weights_bytes + HOST_RESERVE_BYTES
+        await play(registry, spec_of(checkpoint()), LONG)
+        await play(registry, spec_of(checkpoint("llama"), dtype="bfloat16"), LONG)  # converted
+        mapped, converted = (registry._park._models[p.model] for p in registry.parked())
+        assert 0 < mapped.private_bytes < converted.private_bytes
+
+        def free() -> int:
+            gone = sum(p.private_bytes for p in (mapped, converted) if _is_gone(p))
+            return need - missing + gone
+
+        def _is_gone(parked: Parked) -> bool:
+            return parked not in registry._park._models.values()
+
+        monkeypatch.setattr(device, "free_host_bytes", free)
+        missing = mapped.private_bytes + converted.private_bytes + 1
         with pytest.raises(InsufficientMemory, match="the host has"):
-            await registry.prepare(spec_of(checkpoint("qwen2")), ignore)
+            await registry.prepare(wanted, ignore)
+        assert names(registry) == ["qwen3", "llama"], "it would not have been enough"
+        missing = mapped.private_bytes
+        await registry.prepare(wanted, ignore)
+        assert names(registry) == ["llama"]
+
+
+def parked(name: str, size: int, *, pin: bool = False) -> Any:
+    """As much of a parked model as the park looks at."""
+    from types import SimpleNamespace as Some
+
+    from hotswap.engine.park import Parked
+
+    prepared = Some(spec=Some(id=name, pin=pin), key=name, weights=Some(bytes=size, mapped=True))
+    return Parked(cast("Any", prepared), None)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "pinned", "left"),
+    [
+        ((3, 3, 3), "", "abc"),
+        ((3, 3, 6), "", "bc"),
+        ((3, 3, 10), "", "c"),
+        ((3, 3, 11), "", "ab"),
+        ((3, 3, 6), "a", "ac"),
+        ((3, 3, 8), "a", "ab"),
+        ((6, 3, 5), "ac", "ab"),
+    ],
+)
+def test_the_park_keeps_what_fits(sizes: tuple[int, ...], pinned: str, left: str) -> None:
+    from hotswap.engine.park import Park
+
+    park, gone = Park(), list[str]()
+    for name, size in zip("abc", sizes, strict=True):
+        going = park.put(parked(name, size, pin=name in pinned), 10)
+        gone += [one.prepared.spec.id for one in going]
+    assert [reading.model for reading in park.readings()] == list(left)
+    assert sorted(gone) == sorted(set("abc") - set(left))
+
+
+async def test_files_that_go_after_they_were_read_do_no_harm(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(checkpoint(), tmp_path / "going"))
+    async with new_registry() as registry:
+        prepared = await registry.prepare(spec_of(path), ignore)
+        (path / "model.safetensors").unlink()
+        assert await start(registry, prepared, PROMPT)
+
+
+@pytest.mark.parametrize("what", ["gone", "replaced"])
+async def test_files_that_change_while_they_are_read_are_refused(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    from hotswap.engine import registry as module
+    from hotswap.engine.blueprint import map_files
+    from hotswap.errors import CheckpointRefused
+
+    path = Path(shutil.copytree(checkpoint(), tmp_path / "changing"))
+    file = path / "model.safetensors"
+
+    def meanwhile(files: Sequence[Path]) -> Any:
+        file.unlink()
+        if what == "replaced":
+            shutil.copyfile(checkpoint() / file.name, file)
+        return map_files(files)
+
+    monkeypatch.setattr(module, "map_files", meanwhile)
+    async with new_registry() as registry:
+        with pytest.raises(CheckpointRefused, match="changed"):
+            await registry.prepare(spec_of(path), ignore)
 
 
 # -- put together from the files -----------------------------------------------------------------
@@ -271,12 +445,13 @@ async def test_a_skeleton_is_put_together_again_as_it_was(
     for one, other in zip(wanted, again, strict=True):
         assert (one.dtype, one.shape) == (other.dtype, other.shape)
         assert torch.equal(one, other)
-    places = {address for arena in arenas for address in (arena.data_ptr(),)}
-    assert any(
-        place <= tensor.data_ptr() < place + len(arena)
+    mapped = [
+        tensor
         for tensor in again
-        for place, arena in zip(places, arenas, strict=True)
-    )
+        for arena in arenas
+        if arena.data_ptr() <= tensor.data_ptr() < arena.data_ptr() + len(arena)
+    ]
+    assert len(mapped) == len(blueprint.places) > 10
 
 
 async def test_a_known_model_is_not_read_through_transformers_again(

@@ -74,7 +74,7 @@ class BlockPool:
             remembered: unused blocks that may keep their content; None: all.
             remembered_once: as many of them may be of short sequences and have been asked for by
                 nobody since they were computed, apart from those of the newest sequence; None: all.
-            worth_vacating: free blocks that `vacate_with` is told of, at least.
+            worth_vacating: as many free blocks are worth telling of.
         """
         self.count = count
         self._most_unused = count if remembered is None else remembered
@@ -194,16 +194,19 @@ class BlockPool:
             self._forget(next(iter(self._unused_once)))
         while len(self._unused) > self._most_unused:
             self._forget(next(iter(self._unused)))
-        if not self.used and len(self._to_vacate) >= self._worth_vacating:
-            self._tell_vacant()
 
     def vacate_with(self, vacate: Callable[[Sequence[Run]], None]) -> None:
-        """Have ``vacate`` told of free blocks that have been in use since it was last told, when no
-        block is in use and there are enough of them."""
+        """Have ``vacate`` told of free blocks."""
         self._vacate = vacate
 
+    def settle(self) -> None:
+        """Nothing more is to be done for now: where no block is in use, and it is worth while, tell
+        of free blocks that have been in use since this was last told."""
+        if not self.used and len(self._to_vacate) >= self._worth_vacating:
+            self.vacate()
+
     def vacate(self) -> None:
-        """Tell of all free blocks that have been in use, however few they are."""
+        """As `settle`, however few they are."""
         if self._to_vacate:
             self._tell_vacant()
 
@@ -263,8 +266,11 @@ class BlockPool:
         self._to_vacate.add(block)
 
     def _tell_vacant(self) -> None:
+        # With their free neighbours: two small blocks may share a page.
+        beside = {block + step for block in self._to_vacate for step in (-1, 1)}
+        free = {b for b in beside if 0 <= b < self.count and self._map[b] == _FREE[0]}
         vacant = BlockTable()
-        vacant.extend(sorted(self._to_vacate))
+        vacant.extend(sorted(self._to_vacate | free))
         self._to_vacate.clear()
         if self._vacate is not None:
             self._vacate(vacant.runs)

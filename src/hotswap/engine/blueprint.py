@@ -20,7 +20,7 @@ from torch import Tensor
 from hotswap.engine.forward.linear import Linear
 from hotswap.engine.forward.skeleton import Skeleton
 
-_COPIES_BYTES = 64 << 20
+_COPIES_BYTES = 16 << 20
 """Of tensors that are no part of a file, but made of what is: kept with the blueprint. A model with
 more of them has been converted."""
 _CHUNK_BYTES = 64 << 20
@@ -62,18 +62,17 @@ class Blueprint:
             address = tensor.data_ptr()
             index = bisect_right(starts, address) - 1
             start, end, file, offset = mapped[index] if index >= 0 else (0, 0, 0, 0)
-            if not (tensor.is_contiguous() and address + tensor.nbytes <= end):
+            place = Place(file, offset + address - start)
+            fits = address + tensor.nbytes <= end and not place.offset % tensor.element_size()
+            if not (tensor.is_contiguous() and fits):
                 copies += tensor.nbytes
                 return tensor
             stripped = torch.empty_like(tensor, device="meta")
-            places[id(stripped)] = Place(file, offset + address - start)
+            places[id(stripped)] = place
             return stripped
 
         made = with_tensors(skeleton, strip)
-        aligned = all(
-            place.offset % skeleton.embedding.element_size() == 0 for place in places.values()
-        )
-        if not places or not aligned or copies > _COPIES_BYTES:
+        if not places or copies > _COPIES_BYTES:
             return None
         return cls(tuple(files), made, places)
 
@@ -154,7 +153,8 @@ def _mapped(files: Sequence[Path]) -> Iterator[tuple[int, int, int, int]]:
     addresses; see proc_pid_maps(5)."""
     if not sys.platform.startswith("linux"):
         return
-    numbers = {_identity(file): number for number, file in enumerate(files)}
+    there = [(number, file) for number, file in enumerate(files) if file.exists()]
+    numbers = {_identity(file): number for number, file in there}
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, _, offset, device, inode = line.split(maxsplit=5)[:5]
         major, minor = (int(part, 16) for part in device.split(":"))

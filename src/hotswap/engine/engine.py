@@ -309,6 +309,8 @@ class TorchEngine:
             self._recover(error, post)
         self._last_progress = time.monotonic()
         self._send(post)
+        if not self._busy:  # only now: nobody is to wait for it
+            self._scheduler.pool.settle()
 
     def _launch(self, after: Launched | None, post: Post) -> Launched | None:
         """None: those on their way are the last tokens of all answers."""

@@ -62,11 +62,16 @@ def too_large(files: WeightFiles, device: torch.device, host: int, free: int) ->
         host: free bytes of the host.
         free: free bytes of the device, once the resident model has left.
     """
-    if files.bytes + HOST_RESERVE_BYTES > host:
+    if missing_bytes(files, host):
         return f"The weights take {_gib(files.bytes)} and the host has {_gib(host)} free."
     if device.type == "cuda" and files.bytes > free:
         return f"The weights take {_gib(files.bytes)} and the device has {_gib(free)} free."
     return None
+
+
+def missing_bytes(files: WeightFiles, host: int) -> int:
+    """Of host memory, for the weights; ``host``: what is free."""
+    return max(0, files.bytes + HOST_RESERVE_BYTES - host)
 
 
 def _token_bytes(config: Any, dtype: str) -> int:

@@ -7,71 +7,87 @@ keys and values of ended answers with it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from hotswap.contracts import ParkedModel
-from hotswap.engine.stage import LoadKey, TorchPrepared
+from hotswap.engine.stage import LoadKey, Rested, TorchPrepared
 
 
-class Park:
-    """Runs on the event loop."""
-
-    def __init__(self, budget: Callable[[], int], let_go: Callable[[TorchPrepared], None]) -> None:
-        """
-        Args:
-            budget: bytes that may be parked.
-            let_go: called with each model that is not parked any more, unless it was taken.
-        """
-        self._budget = budget
-        self._let_go = let_go
-        self._parked: OrderedDict[LoadKey, TorchPrepared] = OrderedDict()
+@dataclass(frozen=True, slots=True)
+class Parked:
+    prepared: TorchPrepared
+    rested: Rested | None
 
     @property
     def bytes(self) -> int:
-        return sum(_bytes(model) for model in self._parked.values())
+        return self.prepared.weights.bytes + self._rested_bytes
 
-    def models(self) -> Sequence[ParkedModel]:
+    @property
+    def private_bytes(self) -> int:
+        """What comes back when it goes: mapped weights are the system's to take anyway."""
+        weights = self.prepared.weights
+        return self._rested_bytes + (0 if weights.mapped else weights.bytes)
+
+    @property
+    def _rested_bytes(self) -> int:
+        return 0 if self.rested is None else self.rested.bytes
+
+    def let_go(self) -> None:
+        """From any thread; giving memory back may take a tenth of a second."""
+        if self.rested is not None:
+            self.rested.close()
+
+
+class Park:
+    """Belongs to the event loop. Who takes a model out, or is handed one that goes, uses it or
+    lets go of it."""
+
+    def __init__(self) -> None:
+        self._models: OrderedDict[str, Parked] = OrderedDict()
+
+    def readings(self) -> Sequence[ParkedModel]:
         return tuple(
-            ParkedModel(model=model.spec.id, bytes=_bytes(model)) for model in self._parked.values()
+            ParkedModel(model=model, bytes=parked.bytes) for model, parked in self._models.items()
         )
 
-    def find(self, key: LoadKey) -> TorchPrepared | None:
-        return self._parked.get(key)
+    def find(self, model: str, key: LoadKey) -> Parked | None:
+        """It stays where it is."""
+        parked = self._models.get(model)
+        return parked if parked is not None and parked.prepared.key == key else None
 
-    def take(self, key: LoadKey) -> TorchPrepared | None:
-        """No longer parked: it is about to be used."""
-        return self._parked.pop(key, None)
+    def take(self, model: str) -> Parked | None:
+        return self._models.pop(model, None)
 
-    def put(self, model: TorchPrepared) -> None:
-        """Park a model, if it fits beside those that are pinned; a former state of it goes."""
-        for key, other in list(self._parked.items()):
-            if other.spec.id == model.spec.id:
-                self._remove(key)
-        self._parked[model.key] = model
-        self._make_room(self._budget())
+    def put(self, parked: Parked, budget: int) -> list[Parked]:
+        """Park a model, if it fits into ``budget`` bytes beside those that are pinned.
 
-    def forget(self, model: str) -> None:
-        for key, other in list(self._parked.items()):
-            if other.spec.id == model:
-                self._remove(key)
+        Returns:
+            Those that go: a former state of it, those it needs the room of, or the model itself.
+        """
+        spec = parked.prepared.spec
+        former = self.take(spec.id)
+        gone = [] if former is None else [former]
+        pinned = sum(other.bytes for other in self._models.values() if other.prepared.spec.pin)
+        if pinned + parked.bytes > budget:
+            return [*gone, parked]
+        self._models[spec.id] = parked
+        while sum(other.bytes for other in self._models.values()) > budget:
+            gone.append(self._models.pop(next(self._unpinned(but=spec.id))))
+        return gone
 
-    def give_up_oldest(self) -> bool:
-        """For the sake of something more important. False: there is none, or all are pinned."""
-        oldest = next((key for key, model in self._parked.items() if not model.spec.pin), None)
-        if oldest is None:
-            return False
-        self._remove(oldest)
-        return True
+    def make_room(self, missing: int) -> list[Parked]:
+        """Those that go so that ``missing`` bytes come back; nobody if all were not enough."""
+        gone, names = 0, []
+        for name in self._unpinned():
+            if gone >= missing:
+                break
+            names.append(name)
+            gone += self._models[name].private_bytes
+        return [self._models.pop(name) for name in names] if gone >= missing else []
 
-    def _make_room(self, budget: int) -> None:
-        while self.bytes > budget and self.give_up_oldest():
-            pass
-        if self.bytes > budget and self._parked:  # too many are pinned
-            self._remove(next(reversed(self._parked)))
-
-    def _remove(self, key: LoadKey) -> None:
-        self._let_go(self._parked.pop(key))
-
-
-def _bytes(model: TorchPrepared) -> int:
-    return model.weights.bytes + (0 if model.rested is None else model.rested.bytes)
+    def _unpinned(self, but: str | None = None) -> Iterator[str]:
+        """In the order in which they go."""
+        for name, parked in self._models.items():
+            if not parked.prepared.spec.pin and name != but:
+                yield name

@@ -31,15 +31,15 @@ from hotswap.engine import device as devices
 from hotswap.engine.blueprint import map_files, read_in, stretches
 from hotswap.engine.device import Device, without_frames
 from hotswap.engine.engine import TorchEngine
-from hotswap.engine.fit import estimate, too_large
+from hotswap.engine.fit import estimate, missing_bytes, too_large
 from hotswap.engine.front import Front, Fronts, SharedFronts, fits, local_path
 from hotswap.engine.native.code import loops_compiled
-from hotswap.engine.park import Park
+from hotswap.engine.park import Park, Parked
 from hotswap.engine.preflight import WeightFiles, check_weights
-from hotswap.engine.stage import Known, LoadKey, Rested, Stage, TorchPrepared
+from hotswap.engine.stage import LoadKey, Rested, Stage, TorchPrepared
 from hotswap.engine.text import PromptRenderer, RenderedRequest
-from hotswap.engine.weights import HostWeights, read_weights
-from hotswap.errors import DeviceLost, InsufficientMemory, ModelLoadFailed
+from hotswap.engine.weights import HostWeights, Known, read_weights
+from hotswap.errors import CheckpointRefused, DeviceLost, InsufficientMemory, ModelLoadFailed
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class TorchEngineRegistry:
         the first one is parked."""
         self._hung_s = hung_s
         self._park_bytes = park_bytes
-        self._park = Park(self._park_budget, self._let_go)
+        self._park = Park()
         self._hangs = False
         self._device = Device()
         self._fronts = SharedFronts(Fronts())
@@ -110,10 +110,12 @@ class TorchEngineRegistry:
         return self._memory
 
     def parked(self) -> Sequence[ParkedModel]:
-        return self._park.models()
+        return self._park.readings()
 
     def forget(self, model: str) -> None:
-        self._park.forget(model)
+        parked = self._park.take(model)
+        if parked is not None:
+            _let_go([parked])
 
     async def render(self, spec: ModelSpec, request: GenerationRequest) -> RenderedRequest:
         """See `hotswap.contracts.EngineRegistry.render`. For the model on the device nothing is
@@ -153,11 +155,11 @@ class TorchEngineRegistry:
         front = await self._fronts.get(spec)
         files = await to_thread.run_sync(check_weights, path, abandon_on_cancel=True)
         key = _load_key(spec, device, path, files)
-        parked = self._park.find(key)
+        parked = self._park.find(spec.id, key)
         if parked is not None:
             report("reading", 1.0)
-            return replace(parked, spec=spec, front=front)
-        self._refuse_too_large(files, device)
+            return replace(parked.prepared, spec=spec, front=front)
+        await self._make_room(files, device)
         if device.type == "cpu":  # not on the device thread: it may have to compile
             await loops_compiled()
         report("checking", 1.0)
@@ -168,24 +170,35 @@ class TorchEngineRegistry:
     async def _weights(
         self, spec: ModelSpec, front: Front, files: WeightFiles, key: LoadKey, report: Report
     ) -> HostWeights:
-        """First into the page cache, which can be given up at any time; then what is made of it."""
-        arenas = await to_thread.run_sync(map_files, files.files, abandon_on_cancel=True)
-        done, total = 0, sum(map(len, arenas))
-        for stretch in stretches(arenas):
-            report("reading", done / total)
-            await to_thread.run_sync(read_in, stretch, abandon_on_cancel=True)
-            done += len(stretch)
-        known = self._known.get(key)
-        if known is not None and known.blueprint is not None:
-            return await to_thread.run_sync(known.rebuilt, arenas, abandon_on_cancel=True)
+        """First into the page cache, which can be given up at any time; then what is made of it.
+
+        Raises:
+            CheckpointRefused, InsufficientMemory
+        """
+        device, path, known = devices.torch_device(spec.engine.device), local_path(spec), None
         abandoned = threading.Event()
         try:
-            return await to_thread.run_sync(
-                partial(read_weights, local_path(spec), front, spec.engine, abandoned),
-                abandon_on_cancel=True,
-            )
+            arenas = await to_thread.run_sync(map_files, files.files, abandon_on_cancel=True)
+            done, total = 0, sum(map(len, arenas))
+            for stretch in stretches(arenas):
+                report("reading", done / total)
+                await to_thread.run_sync(read_in, stretch, abandon_on_cancel=True)
+                done += len(stretch)
+            known = self._known.get(key)
+            if known is not None and known.blueprint is not None:
+                read: Callable[[], HostWeights] = partial(known.rebuilt, arenas)
+            else:
+                read = partial(read_weights, path, front, spec.engine, abandoned)
+            weights = await to_thread.run_sync(read, abandon_on_cancel=True)
+            now = await to_thread.run_sync(_load_key, spec, device, path, files)
+        except OSError:
+            now = None
         finally:
             abandoned.set()
+        if now != key:
+            raise CheckpointRefused("The files of the model changed while they were read.")
+        weights.known = known
+        return weights
 
     @asynccontextmanager
     async def start(
@@ -201,20 +214,19 @@ class TorchEngineRegistry:
         if self._on_stage:
             raise ModelLoadFailed("Another model is on the device.")
         device = devices.torch_device(prepared.spec.engine.device)
-        # It may have been parked since it was prepared, and then it is the better one.
-        parked = self._park.take(prepared.key)
-        if parked is not None:
-            prepared = replace(prepared, rested=parked.rested)
-        stage = Stage(prepared, device)
+        prepared, rested = await self._unparked(prepared)
+        stage = Stage(prepared, device, rested)
         baseline = devices.used_bytes(device)
-        use = _Use(device, baseline - _rested_bytes(prepared.rested), before=baseline)
+        use = _Use(device, baseline - _bytes_of(rested), before=baseline)
         self._on_stage = True
         try:
             async with self._cleared(stage, use):
                 report("starting", 0.0)
                 # Not to be cut: what is half on the device could not be taken off.
                 with anyio.CancelScope(shield=True):
-                    await self._enter(stage)
+                    await self._device.call(stage.enter)
+                use.entered = True
+                self._remember(stage.prepared)
                 await anyio.lowlevel.checkpoint_if_cancelled()
                 report("starting", 1.0)
                 async with self._driven(stage, changed) as engine:
@@ -222,7 +234,7 @@ class TorchEngineRegistry:
                         yield engine
                     finally:
                         use.before = devices.used_bytes(device)
-                        use.worked = engine.failure is None
+                        use.engine = engine
         finally:
             self._on_stage = False
 
@@ -255,16 +267,16 @@ class TorchEngineRegistry:
             _log.exception("What was on the device could not be taken off")
             lost = DeviceLost("The device could not be freed.")
             raise lost from without_frames(error)
-        self._memory = use.report(_rested_bytes(rested))
-        if self._memory.leaked_bytes:
+        memory = self._memory = use.report(_bytes_of(rested))
+        if parks:
+            _let_go(self._park.put(Parked(stage.prepared, rested), self._park_budget()))
+        if memory.leaked_bytes:
             _log.warning(
                 "%r left %d bytes behind; the largest tensors alive: %s",
                 stage.prepared.spec.id,
-                self._memory.leaked_bytes,
+                memory.leaked_bytes,
                 await to_thread.run_sync(devices.largest_tensors, use.device),
             )
-        if parks:
-            self._park.put(replace(stage.prepared, rested=rested))
 
     async def _ended(self, job: Future[T]) -> T:
         """Wait for a job that should be over soon.
@@ -279,10 +291,26 @@ class TorchEngineRegistry:
         _log.error("The device thread has not answered for %g s and is given up", self._hung_s)
         raise DeviceLost("The device does not answer any more.")
 
-    async def _enter(self, stage: Stage) -> None:
-        key = stage.prepared.key
-        found = await self._device.call(partial(stage.enter, self._known.pop(key, None)))
-        self._known[key] = found
+    async def _unparked(self, prepared: TorchPrepared) -> tuple[TorchPrepared, Rested | None]:
+        """The model and what it left behind, if it is parked still: else that has been used since,
+        or is gone."""
+        spec = prepared.spec
+        parked = self._park.find(spec.id, prepared.key)
+        if parked is None:
+            return prepared, None
+        self._park.take(spec.id)
+        prepared = replace(prepared, weights=parked.prepared.weights)
+        rested = parked.rested
+        if rested is not None and rested.engine != spec.engine:  # good for other settings only
+            await to_thread.run_sync(parked.let_go)
+            rested = None
+        return prepared, rested
+
+    def _remember(self, prepared: TorchPrepared) -> None:
+        known = prepared.weights.known
+        assert known is not None, "the model has been on the device"
+        self._known.pop(prepared.key, None)
+        self._known[prepared.key] = known
         while len(self._known) > _KNOWN_MODELS:
             del self._known[next(iter(self._known))]
 
@@ -322,23 +350,18 @@ class TorchEngineRegistry:
             self._park_bytes = int(devices.free_host_bytes() * _PARK_SHARE)
         return self._park_bytes
 
-    def _let_go(self, model: TorchPrepared) -> None:
-        """Of a model that is not parked any more."""
-        rested = model.rested
-        if rested is not None and not rested.closed:
-            rested.closed = True
-            self._device.submit(rested.close)
-
-    def _refuse_too_large(self, files: WeightFiles, device: torch.device) -> None:
+    async def _make_room(self, files: WeightFiles, device: torch.device) -> None:
         """Parked models give way to one that somebody wants.
 
         Raises:
             InsufficientMemory
         """
-        free = devices.total_bytes(device)
-        refusal = too_large(files, device, devices.free_host_bytes(), free)
-        while refusal is not None and self._park.give_up_oldest():
-            refusal = too_large(files, device, devices.free_host_bytes(), free)
+        total = devices.total_bytes(device)
+        missing = missing_bytes(files, devices.free_host_bytes())
+        if missing:
+            for parked in self._park.make_room(missing):
+                await to_thread.run_sync(parked.let_go)
+        refusal = too_large(files, device, devices.free_host_bytes(), total)
         if refusal is not None:
             raise InsufficientMemory(refusal)
 
@@ -364,8 +387,14 @@ class _Use:
     baseline: int
     """Without what the model itself has left behind the last time."""
     before: int
-    worked: bool = False
-    """Its engine ran, and did not fail."""
+    entered: bool = False
+    """The model was put there."""
+    engine: TorchEngine | None = None
+    """That was driven."""
+
+    @property
+    def worked(self) -> bool:
+        return self.entered and (self.engine is None or self.engine.failure is None)
 
     def report(self, rested: int) -> MemoryReport:
         """``rested``: what it leaves behind now."""
@@ -387,8 +416,14 @@ def _cut_key(front: Front, spec: ModelSpec) -> tuple[Any, ...]:
     return front.key, engine.device, engine.dtype, engine.kv_cache_memory
 
 
-def _rested_bytes(rested: Rested | None) -> int:
-    return 0 if rested is None or rested.closed else rested.bytes
+def _bytes_of(rested: Rested | None) -> int:
+    return 0 if rested is None else rested.bytes
+
+
+def _let_go(models: Sequence[Parked]) -> None:
+    """Their memory comes back in a moment, and nobody waits for it."""
+    for parked in models:
+        threading.Thread(target=parked.let_go, name="letting-go").start()
 
 
 def _load_key(spec: ModelSpec, device: torch.device, path: Path, files: WeightFiles) -> LoadKey:

@@ -16,12 +16,12 @@ import torch
 from hotswap.contracts import EngineConfig, ModelSpec
 from hotswap.engine import device as devices
 from hotswap.engine.blocks import BlockPool, Run
-from hotswap.engine.blueprint import Arena, Blueprint
+from hotswap.engine.blueprint import Blueprint
 from hotswap.engine.device import is_out_of_memory
 from hotswap.engine.engine import TorchEngine, is_device_lost
 from hotswap.engine.forward.base import Forward
 from hotswap.engine.forward.cached import CachedForward
-from hotswap.engine.forward.choice import PooledForward, Verdict, choose, made
+from hotswap.engine.forward.choice import PooledForward, choose, made
 from hotswap.engine.forward.lean import LeanForward
 from hotswap.engine.forward.recorded import RecordedForward, StepSampler
 from hotswap.engine.front import Front
@@ -30,7 +30,7 @@ from hotswap.engine.kv_pool import KVPool
 from hotswap.engine.runner import ModelRunner
 from hotswap.engine.sampler import Draws, sampler_on
 from hotswap.engine.scheduler import KVBudget, Scheduler, SchedulerLimits
-from hotswap.engine.weights import HostWeights, Placement
+from hotswap.engine.weights import HostWeights, Known, Placement, Verdict
 from hotswap.errors import (
     CheckpointRefused,
     DeviceLost,
@@ -68,23 +68,6 @@ LoadKey = tuple[Any, ...]
 """Names the weights' files (where they lie, how large, since when) and what is made of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What was found out about a checkpoint; stays true as long as its files do."""
-
-    verdict: Verdict
-    blueprint: Blueprint | None
-    """None: it has to be read anew each time."""
-    bare: HostWeights | None
-    """The weights without what they hold, of a model with a blueprint."""
-
-    def rebuilt(self, arenas: Sequence[Arena]) -> HostWeights:
-        """The weights of a model with a blueprint, in ``arenas``."""
-        assert self.blueprint is not None
-        assert self.bare is not None
-        return replace(self.bare, content=self.blueprint.bind(arenas))
-
-
 @dataclass(eq=False, slots=True)
 class Rested:
     """What a model on the CPU leaves behind: its forward, with the keys and values that are
@@ -94,7 +77,7 @@ class Rested:
     scheduler: Scheduler
     max_model_len: int
     engine: EngineConfig
-    closed: bool = False
+    """The settings that it was made with, and is good for."""
 
     @property
     def bytes(self) -> int:
@@ -102,7 +85,7 @@ class Rested:
         return self.scheduler.remembered_bytes
 
     def close(self) -> None:
-        """On the device thread."""
+        """From any thread: none of its own is left."""
         self.forward.close()
 
 
@@ -115,14 +98,17 @@ class TorchPrepared:
     weights: HostWeights
     key: LoadKey
     files: tuple[Path, ...]
-    rested: Rested | None = None
 
 
 class Stage:
     """`enter` and `leave` run on the device thread, `build` on the event loop between them."""
 
-    def __init__(self, prepared: TorchPrepared, device: torch.device) -> None:
+    def __init__(
+        self, prepared: TorchPrepared, device: torch.device, rested: Rested | None = None
+    ) -> None:
+        """``rested``: what the model goes on with; it is the stage's from now on."""
         self.prepared = prepared
+        self._remains = rested
         self._device = device
         self._placement: Placement | None = None
         self._forward: Forward | None = None
@@ -131,31 +117,30 @@ class Stage:
         self._max_model_len = 0
         self._warm_up_s = 0.0
 
-    def enter(self, known: Known | None) -> Known:
-        """Put the model on the device and find out how to run it.
+    def enter(self) -> None:
+        """Put the model on the device and find out how to run it, if that is not known.
 
         Raises:
             CheckpointRefused: it does not compute.
             InsufficientMemory: also when the context asked for has no room.
             DeviceLost
         """
-        rested = self.prepared.rested
+        known = self.prepared.weights.known
         try:
             devices.use_threads_for(self.prepared.weights.bytes)
             self._sampler = sampler_on(self._device)
             if known is None:
-                known = self._discover()
-            elif rested is not None and self._fits(rested):
-                self._resume(rested)
+                self._discover()
+            elif self._remains is not None:
+                self._resume(self._remains)
             else:
                 self._repeat(known)
         except HotswapError:
             raise
         except Exception as error:  # whatever a model's forward can raise
             raise _as_ours(error, self.prepared.spec.id) from None
-        return known
 
-    def _discover(self) -> Known:
+    def _discover(self) -> None:
         weights = self.prepared.weights
         self._placement = Placement(weights, self._device)
         begun = time.monotonic()
@@ -172,7 +157,7 @@ class Stage:
                 blueprint = Blueprint.of(self._forward.skeleton, self.prepared.files)
         devices.trim_heap()
         bare = None if blueprint is None else replace(weights, content=blueprint.skeleton)
-        return Known(verdict, blueprint, bare)
+        weights.known = Known(verdict, blueprint, bare)
 
     def _repeat(self, known: Known) -> None:
         self._placement = Placement(self.prepared.weights, self._device)
@@ -180,9 +165,6 @@ class Stage:
         pool = self._reserve(chunked, known.verdict)
         self._forward = made(self._placement, known.verdict, pool.count)
         self._get_ready(self._forward, pool)
-
-    def _fits(self, rested: Rested) -> bool:
-        return not rested.closed and rested.engine == self.prepared.spec.engine
 
     def _resume(self, rested: Rested) -> None:
         self._forward, self._scheduler = rested.forward, rested.scheduler
@@ -226,9 +208,11 @@ class Stage:
             steps.callback(devices.release_cached, self._device)
             if self._placement is not None:
                 steps.callback(self._placement.leave)
+            if self._remains is not None and self._forward is None:
+                steps.callback(self._remains.close)
             if self._forward is not None and rested is None:
                 steps.callback(self._forward.close)
-            self._forward = self._placement = self._scheduler = self._sampler = None
+            self._remains = self._forward = self._placement = self._scheduler = self._sampler = None
         return rested
 
     def _rested(self) -> Rested | None:
@@ -258,7 +242,7 @@ class Stage:
         return pool
 
     def _get_ready(self, forward: Forward, pool: BlockPool) -> None:
-        if isinstance(forward, PooledForward):
+        if self._device.type == "cpu" and isinstance(forward, PooledForward):
             pool.vacate_with(partial(_vacate, forward.pool))
         if isinstance(forward, RecordedForward):
             forward.record(

@@ -6,7 +6,8 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hotswap.contracts import EngineConfig
+from hotswap.engine.blueprint import Arena, Blueprint
 from hotswap.engine.device import without_frames
 from hotswap.engine.forward.skeleton import Skeleton
 from hotswap.engine.front import Front
@@ -32,6 +34,19 @@ _DTYPES = {
 _loading = threading.Lock()
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was found out about a model; stays true as long as its files do."""
+
+    tier: str
+    token_bytes: int
+    """Of keys and values, per token of a sequence."""
+    fixed_bytes: int
+    """Of state per sequence, whatever its length."""
+    native: bool = False
+    """Its newest tokens are computed by `hotswap.engine.native`."""
+
+
 @dataclass(slots=True)
 class HostWeights:
     """A model in host memory, ready to be placed any number of times: as transformers has it, or
@@ -42,6 +57,30 @@ class HostWeights:
     dtype: str
     vocab: int
     """Ids below it may be fed to the model."""
+    known: Known | None = None
+    """What was found out about them, once they have been on a device."""
+
+    @property
+    def mapped(self) -> bool:
+        """They are known to lie in the checkpoint's files, and take no memory of their own."""
+        return self.known is not None and self.known.blueprint is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was found out about a checkpoint; stays true as long as its files do."""
+
+    verdict: Verdict
+    blueprint: Blueprint | None
+    """None: it has to be read anew each time."""
+    bare: HostWeights | None
+    """The weights without what they hold, of a model with a blueprint."""
+
+    def rebuilt(self, arenas: Sequence[Arena]) -> HostWeights:
+        """The weights of a model with a blueprint, in ``arenas``."""
+        assert self.blueprint is not None
+        assert self.bare is not None
+        return replace(self.bare, content=self.blueprint.bind(arenas), known=self)
 
 
 class LoadAbandoned(Exception):

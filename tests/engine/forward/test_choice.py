@@ -11,8 +11,7 @@ import pytest
 from hotswap.errors import CheckpointRefused
 
 if TYPE_CHECKING:
-    from hotswap.engine.forward.choice import Verdict
-    from hotswap.engine.weights import Placement
+    from hotswap.engine.weights import Placement, Verdict
 
 pytestmark = pytest.mark.torch
 

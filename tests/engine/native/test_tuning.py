@@ -75,7 +75,16 @@ def test_another_number_of_threads_is_measured_by_itself(measured: list[Tuning])
     assert len(measured) == 2
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"matrices_from": "x", "prompt_tokens": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", "[" * 100_000),
+        '{"matrices_from": "x", "prompt_tokens": 1}',
+        '{"matrices_from": Infinity, "prompt_tokens": 1}',
+        '{"matrices_from": 1, "prompt_tokens": 1e30}',
+        '{"matrices_from": 0, "prompt_tokens": 1}',
+    ],
+)
 def test_what_cannot_be_read_is_measured_again(
     measured: list[Tuning], tmp_path: Path, text: str
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from hotswap.engine.forward.reading import read
 from hotswap.engine.forward.recorded import RecordedForward
 from hotswap.engine.kv_pool import KVPool
 from hotswap.engine.native.code import native_forward
-from hotswap.engine.weights import Placement
+from hotswap.engine.weights import Placement, Verdict
 from hotswap.errors import CheckpointRefused
 
 _log = logging.getLogger(__name__)
@@ -36,19 +35,6 @@ _STEPS = (
     ((_PIECES, 11, 12),),
 )
 _LENGTHS = {_WHOLE: 8, _PIECES: 12}
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What was found out about a model; stays true as long as its files do."""
-
-    tier: str
-    token_bytes: int
-    """Of keys and values, per token of a sequence."""
-    fixed_bytes: int
-    """Of state per sequence, whatever its length."""
-    native: bool = False
-    """Its newest tokens are computed by `hotswap.engine.native`."""
 
 
 class _Tables:

@@ -102,7 +102,7 @@ class Description:
 
     def use_matrices_from(self, tokens: int) -> None:
         """In steps of so many tokens or more, where it can be."""
-        self.model[0]["matrices_from"] = tokens if self.has_matrices else MOST_TOKENS + 1
+        self.matrices_from = tokens if self.has_matrices else MOST_TOKENS + 1
 
     def fill(self, segments: Sequence[Segment], ids: Sequence[int] | None) -> tuple[int, int]:
         """Take a batch in. How many tokens it has, and how many of them have logits."""

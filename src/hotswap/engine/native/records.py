@@ -110,7 +110,6 @@ MODEL = np.dtype(
         ("scratch_bytes", WORD),  # of each
         ("scores", WORD),  # float32 numbers that scratch has room for, per head
         ("workers", WORD),
-        ("matrices_from", WORD),  # tokens in a step, from which on the processor's are used
-        ("shapes", WORD),  # of those; then room to keep the former ones
+        ("shapes", WORD),  # of the processor's matrices; then room to keep the former ones
     ]
 )

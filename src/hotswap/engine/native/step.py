@@ -47,9 +47,10 @@ from hotswap.engine.native.records import (
     ROW,
 )
 
-STEP, ROWS, SAMPLED, STOP, WORKERS = 0, 8, 16, 24, 32
-"""Control words: number of the step, tokens in it, those with logits, whether to go home; from the
-last one on one for each worker, 1 while it sleeps. Each has a cache line to itself."""
+STEP, ROWS, SAMPLED, STOP, MATRICES, WORKERS = 0, 8, 16, 24, 32, 40
+"""Control words: number of the step, tokens in it, those with logits, whether to go home, whether
+the processor's matrices are used; from the last one on one for each worker, 1 while it sleeps. Each
+has a cache line to itself."""
 LINE = 8
 """Words of a cache line."""
 COUNT_BITS = 32
@@ -316,7 +317,7 @@ _ARRAYS = (
 )
 _LEAD = numba.void(*(numba.int64,) * 5, *_ARRAYS)
 _FOLLOW = numba.int64(*(numba.int64,) * 5, *_ARRAYS)
-_BEGIN = numba.int64(*(numba.int64,) * 6)
+_BEGIN = numba.int64(*(numba.int64,) * 7)
 
 
 @inlined
@@ -435,7 +436,7 @@ def _run_tiles(worker, number, words, control, model, phases, pieces, layers, ro
 
 @inlined
 def _run_either(worker, number, words, control, model, phases, pieces, layers, rows, stretches):
-    if load_word(control + 8 * ROWS) >= model[0].matrices_from:
+    if load_word(control + 8 * MATRICES) == 1:
         _run_tiles(worker, number, words, control, model, phases, pieces, layers, rows, stretches)
     else:
         _run_vectors(worker, number, words, control, model, phases, pieces, layers, rows, stretches)
@@ -458,7 +459,9 @@ def _likeliest(phase, tokens, out):
 
 
 @compiled(_BEGIN)
-def begin(words: int, control: int, tokens: int, sampled: int, workers: int, phases: int) -> int:
+def begin(
+    words: int, control: int, tokens: int, sampled: int, matrices: int, workers: int, phases: int
+) -> int:
     """Have all pieces of a new step waiting, of so many tokens, some of them with logits; its
     number."""
     number = load_word(control + 8 * STEP) + 1
@@ -468,6 +471,7 @@ def begin(words: int, control: int, tokens: int, sampled: int, workers: int, pha
         store_word(words + 8 * LINE * i, number << COUNT_BITS)
     store_word(control + 8 * ROWS, tokens)
     store_word(control + 8 * SAMPLED, sampled)
+    store_word(control + 8 * MATRICES, matrices)
     store_word(control + 8 * STEP, number)
     return number
 

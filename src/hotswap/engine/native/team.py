@@ -46,9 +46,9 @@ class Team:
     def run(self, tokens: int, sampled: int) -> None:
         """One step."""
         words, control, arrays = self._words, self._control, self._description.arrays
-        number = step.begin(
-            words, control, tokens, sampled, 1 + len(self._calls), len(self._description.phases)
-        )
+        matrices = int(tokens >= self._description.matrices_from)
+        workers, phases = 1 + len(self._calls), len(self._description.phases)
+        number = step.begin(words, control, tokens, sampled, matrices, workers, phases)
         for worker, call in enumerate(self._calls, 1):
             if step.wake(control, worker):
                 call.release()

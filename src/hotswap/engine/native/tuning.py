@@ -47,7 +47,8 @@ class Tuning:
 
 
 def tuning_of(skeleton: Skeleton, threads: int) -> Tuning:
-    """Raises: UnsupportedForward; the loops do not know something that the skeleton has."""
+    """Raises: UnsupportedForward; where nothing is known: the loops do not know something that the
+    skeleton has."""
     place = cache_dir() / f"tuning-{_shape(skeleton, threads)}.json"
     known = _read(place)
     if known is None:
@@ -61,20 +62,24 @@ def _shape(skeleton: Skeleton, threads: int) -> str:
     weights = [list(weight.shape) for layer in skeleton.layers[:1] for weight in _weights(layer)]
     attention = skeleton.layers[0].attention
     heads = attention.heads, attention.groups, attention.size
-    described = weights, heads, len(skeleton.layers), str(skeleton.embedding.dtype), threads
+    kind = str(skeleton.embedding.dtype), torch.__version__
+    described = weights, heads, len(skeleton.layers), *kind, threads
     return hashlib.sha256(repr(described).encode()).hexdigest()[:16]
 
 
 def _read(place: Path) -> Tuning | None:
-    """None: there is none, or it has been tampered with."""
+    """None: there is none, or it makes no sense."""
     try:
         numbers = json.loads(place.read_text())
-        return Tuning(int(numbers["matrices_from"]), int(numbers["prompt_tokens"]))
+        known = Tuning(int(numbers["matrices_from"]), int(numbers["prompt_tokens"]))
+        if not (1 <= known.matrices_from <= _NEVER and 0 <= known.prompt_tokens <= MOST_TOKENS):
+            raise ValueError("out of range")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         _log.warning("%s is measured again: %r", place, error)
         return None
+    return known
 
 
 def _write(place: Path, tuning: Tuning) -> None:
