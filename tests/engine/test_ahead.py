@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -186,9 +187,11 @@ async def test_out_of_memory_between_two_steps_costs_one_request(
     async with ahead(checkpoint()) as served:
         wanted = (await served.ask(PROMPTS[0], **short)).text
         forward = served.engine._runner.forward
-        works, broken = forward.logits, list[int]()
+        works, broken, both_came = forward.logits, list[int](), threading.Event()
 
         def short_once(segments: Any, ids: Any) -> Any:
+            if len(segments[0].ids) == 1:
+                assert both_came.wait(30)
             if len(segments) == 2 and ids is not None and not broken:
                 broken.append(1)
                 raise MemoryError
@@ -207,6 +210,9 @@ async def test_out_of_memory_between_two_steps_costs_one_request(
         async with anyio.create_task_group() as group:
             group.start_soon(small)
             group.start_soon(large)
+            while served.engine.stats().running + served.engine.stats().waiting < 2:
+                await anyio.sleep(0.001)
+            both_came.set()
     assert broken
     assert got == [wanted]
 

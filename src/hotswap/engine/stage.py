@@ -220,7 +220,7 @@ class Stage:
         forward, scheduler = self._forward, self._scheduler
         if self._device.type != "cpu" or scheduler is None or scheduler.pool.used:
             return None
-        if not isinstance(forward, LeanForward):
+        if not isinstance(forward, LeanForward) or isinstance(forward, RecordedForward):
             return None
         forward.rest()
         scheduler.pool.vacate()
