@@ -14,7 +14,7 @@ WORDS = (
     *("token", "stream", "buffer", "byte", "encode", "decode"),
 )
 """Each one token of the checkpoints' tokenizer."""
-_TEMPLATE_TOKENS = 10
+TEMPLATE_TOKENS = 10
 """What the chat template puts around a message."""
 
 
@@ -27,7 +27,7 @@ class Prompts:
 
     def text(self) -> str:
         """A message of so many tokens in its template."""
-        return " ".join(self._random.choices(WORDS, k=self.tokens - _TEMPLATE_TOKENS))
+        return " ".join(self._random.choices(WORDS, k=self.tokens - TEMPLATE_TOKENS))
 
     def ids(self) -> list[int]:
         """As long a prompt without HTTP."""

@@ -26,20 +26,11 @@ from bench import servers
 from bench.checkpoints import DEFAULT_MODELS, SHAPES, TOKEN_IDS, checkpoint
 from bench.client import BadAnswer, Connection, Streamed, stream_chat
 from bench.figures import Figure, Noise, Report, Wanted, about_this_run, judge
+from bench.prompts import TEMPLATE_TOKENS, WORDS
 from bench.rounds import rounds, turn, warm_up
 from bench.servers import Server
 from bench.worker import Worker
 
-_WORDS = (
-    *("import", "module", "class", "return", "value", "list", "dict", "string", "number", "file"),
-    *("path", "open", "read", "write", "close", "line", "text", "data", "name", "type", "object"),
-    *("method", "call", "function", "argument", "default", "result", "error", "raise", "test"),
-    *("case", "index", "key", "item", "loop", "while", "range", "print", "format", "parse"),
-    *("token", "stream", "buffer", "byte", "encode", "decode"),
-)
-"""Each one token of the checkpoints' tokenizer."""
-_TEMPLATE_TOKENS = 10
-"""What the chat template puts around a message."""
 _ALONE = "engine alone"
 _PROBE_PAUSE_S = 0.01
 
@@ -195,7 +186,7 @@ class Bench:
 
     def text(self, tokens: int) -> str:
         """A message that no server has seen, of so many tokens in its template."""
-        return " ".join(self._random.choices(_WORDS, k=tokens - _TEMPLATE_TOKENS))
+        return " ".join(self._random.choices(WORDS, k=tokens - TEMPLATE_TOKENS))
 
     def _ids(self, tokens: int) -> list[int]:
         """As long a prompt for an engine."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -45,31 +46,47 @@ def post(text: str) -> Any:
     return made
 
 
+class Receiver:
+    """An engine, as far as its postbox is concerned."""
+
+    def __init__(self, loop: Loop) -> None:
+        from hotswap.engine.generation import Postbox
+
+        self.outbox = Postbox(cast(asyncio.AbstractEventLoop, loop), self.receive)
+        self.taken: list[GenerationEvent] = []
+
+    def receive(self) -> None:
+        for one in self.outbox.take():
+            self.taken.extend(one.events[7])
+
+
 def test_a_stalled_loop_is_called_once_for_all_posts() -> None:
-    from hotswap.engine.generation import Postbox
-
-    loop, taken = Loop(), list[GenerationEvent]()
-
-    def receive() -> None:
-        for one in outbox.take():
-            taken.extend(one.events[7])
-
-    outbox = Postbox(cast(asyncio.AbstractEventLoop, loop), receive)
+    loop = Loop()
+    receiver = Receiver(loop)
     for text in "abc":
-        outbox.put(post(text))
+        receiver.outbox.put(post(text))
     assert len(loop.calls) == 1
     loop.calls.pop()()
-    assert taken == [delta("a"), delta("b"), delta("c")]
-    outbox.put(post("d"))
+    assert receiver.taken == [delta("a"), delta("b"), delta("c")]
+    receiver.outbox.put(post("d"))
     loop.calls.pop()()
-    assert taken[3:] == [delta("d")]
+    assert receiver.taken[3:] == [delta("d")]
+
+
+def test_a_postbox_does_not_keep_its_receiver_alive() -> None:
+    loop = Loop()
+    receiver = Receiver(loop)
+    outbox, gone = receiver.outbox, weakref.ref(receiver)
+    del receiver
+    assert gone() is None
+    outbox.put(post("a"))
+    assert loop.calls == []
 
 
 def test_a_post_that_comes_while_others_are_taken_is_taken_too() -> None:
-    from hotswap.engine.generation import Postbox
-
     loop = Loop()
-    outbox = Postbox(cast(asyncio.AbstractEventLoop, loop), lambda: None)
+    receiver = Receiver(loop)
+    outbox = receiver.outbox
     outbox.put(post("a"))
     taking = outbox.take()
     next(taking)

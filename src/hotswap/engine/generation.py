@@ -7,6 +7,7 @@ import copy
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from weakref import WeakMethod
 
 from hotswap.contracts import Finished, GenerationEvent
 from hotswap.engine.sequence import Sequence
@@ -94,8 +95,10 @@ class Postbox:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, receive: Callable[[], None]) -> None:
+        """``receive``: a method of the postbox's owner, whom it does not keep alive: memory is to
+        come back when an engine is left, and not when garbage is next collected."""
         self._loop = loop
-        self._receive = receive
+        self._receive = WeakMethod(receive)
         self._posts: deque[Post] = deque()
         self._called = False
 
@@ -104,7 +107,9 @@ class Postbox:
         self._posts.append(post)
         if not self._called:
             self._called = True
-            self._loop.call_soon_threadsafe(self._receive)
+            receive = self._receive()
+            if receive is not None:
+                self._loop.call_soon_threadsafe(receive)
 
     def take(self) -> Iterator[Post]:
         """On the event loop: all that has come, in order."""
