@@ -493,12 +493,33 @@ async def test_a_load_is_given_up_between_two_parts_of_a_file(
         if len(parts) == 3:
             anyio.from_thread.run_sync(begun.set)
 
-    monkeypatch.setattr(module, "read_in", read_in)
+    monkeypatch.setattr(module, "cache", read_in)
     async with new_registry() as registry, anyio.create_task_group() as tasks:
         tasks.start_soon(registry.prepare, spec_of(checkpoint()), ignore)
         await begun.wait()
         tasks.cancel_scope.cancel()
     assert 3 <= len(parts) < checkpoint().joinpath("model.safetensors").stat().st_size // 4096
+
+
+def test_what_is_in_memory_already_is_not_mapped_for_it(tmp_path: Path) -> None:
+    from hotswap.engine import blueprint
+
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(3 << 20))
+    [arena] = blueprint.map_files([file])
+    assert blueprint._is_cached(arena)
+    assert blueprint._is_cached(arena[4097:12_345])
+    mapped = smaps_of(file)
+    blueprint.cache(arena)
+    assert smaps_of(file) == mapped < 3 << 10
+    blueprint.read_in(arena)
+    assert smaps_of(file) >= 3 << 10
+
+
+def smaps_of(file: Path) -> int:
+    """KiB of it that this process has mapped."""
+    parts = Path("/proc/self/smaps").read_text().split(str(file))
+    return sum(int(part.split("Rss:")[1].split()[0]) for part in parts[1:])
 
 
 async def test_progress_grows_from_part_to_part(

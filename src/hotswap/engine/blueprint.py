@@ -120,14 +120,35 @@ def read_in(stretch: Arena) -> None:
     """
     if not sys.platform.startswith("linux"):
         return
-    address = stretch.data_ptr()
-    first = address - address % mmap.PAGESIZE
+    first, size = _pages(stretch)
     libc = ctypes.CDLL(None, use_errno=True)
-    size = ctypes.c_size_t(address + len(stretch) - first)
-    if libc.madvise(ctypes.c_void_p(first), size, _POPULATE_READ):
+    if libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _POPULATE_READ):
         error = ctypes.get_errno()
         if error != errno.EINVAL:
             raise OSError(error, os.strerror(error))
+
+
+def cache(stretch: Arena) -> None:
+    """As `read_in`, of what is to be mapped elsewhere: what the system has in memory stays where it
+    is."""
+    if not (sys.platform.startswith("linux") and _is_cached(stretch)):
+        read_in(stretch)
+
+
+def _is_cached(stretch: Arena) -> bool:
+    """See mincore(2)."""
+    first, size = _pages(stretch)
+    pages = -(-size // mmap.PAGESIZE)
+    resident = (ctypes.c_ubyte * pages)()
+    failed = ctypes.CDLL(None).mincore(ctypes.c_void_p(first), ctypes.c_size_t(size), resident)
+    return not failed and bytes(resident).count(0) == 0
+
+
+def _pages(stretch: Arena) -> tuple[int, int]:
+    """Address of the first page, and bytes from there to the end."""
+    address = stretch.data_ptr()
+    first = address - address % mmap.PAGESIZE
+    return first, address + len(stretch) - first
 
 
 def with_tensors(node: Skeleton, change: Callable[[Tensor], Tensor]) -> Skeleton:

@@ -28,7 +28,7 @@ from hotswap.contracts import (
     Report,
 )
 from hotswap.engine import device as devices
-from hotswap.engine.blueprint import map_files, read_in, stretches
+from hotswap.engine.blueprint import cache, map_files, read_in, stretches
 from hotswap.engine.device import Device, without_frames
 from hotswap.engine.engine import TorchEngine
 from hotswap.engine.fit import estimate, missing_bytes, too_large
@@ -179,13 +179,15 @@ class TorchEngineRegistry:
         abandoned = threading.Event()
         try:
             arenas = await to_thread.run_sync(map_files, files.files, abandon_on_cancel=True)
+            known = self._known.get(key)
+            stays = known is not None and known.blueprint is not None
             done, total = 0, sum(map(len, arenas))
             for stretch in stretches(arenas):
                 report("reading", done / total)
-                await to_thread.run_sync(read_in, stretch, abandon_on_cancel=True)
+                bring = read_in if stays else cache
+                await to_thread.run_sync(bring, stretch, abandon_on_cancel=True)
                 done += len(stretch)
-            known = self._known.get(key)
-            if known is not None and known.blueprint is not None:
+            if known is not None and stays:
                 read: Callable[[], HostWeights] = partial(known.rebuilt, arenas)
             else:
                 read = partial(read_weights, path, front, spec.engine, abandoned)
