@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GAP = "gap"
-"""Not a phase but a span over some: from the old model's last token to the new one's first."""
-BEFORE_GAP = "drain"
-"""The gap begins where this phase ends."""
+"""Not a phase but a span over some: until the new model could answer."""
+AFTER_GAP = "first_token"
+"""The gap ends where this phase begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ def gap_bar(timings: Mapping[str, float]) -> Bar | None:
     """The gap under the phases; None where the server told none."""
     if GAP not in timings:
         return None
-    ends = {bar.name: bar.begin_s + bar.length_s for bar in phase_bars(timings)}
-    return Bar(GAP, ends.get(BEFORE_GAP, 0.0), timings[GAP])
+    before = [bar.length_s for bar in phase_bars(timings) if bar.name != AFTER_GAP]
+    return Bar(GAP, sum(before) - timings[GAP], timings[GAP])
 
 
 def plot(rows: Sequence[Row], title: str, file: Path) -> None:
@@ -77,6 +77,6 @@ def plot(rows: Sequence[Row], title: str, file: Path) -> None:
     axes.set_xlabel("ms since the request")
     axes.set_title(title)
     axes.margins(y=0.01)
-    canvas.legend(loc="outside lower center", ncols=len(colours) + 1)
+    canvas.legend(loc="outside lower center", ncols=(len(colours) + 2) // 2)
     file.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(file, format="png", dpi=100)
