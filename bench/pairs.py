@@ -161,7 +161,7 @@ class HotswapPair(ServedPair):
             new = group.create_task(self.ask(new_model))
         self.resident = new_model
         answered = old.result()
-        if not answered.first < answered.last < new.result().first:
+        if answered.last >= new.result().first:
             raise BadAnswer("the answers of the two models overlap")
         if new.result().began > answered.last:
             raise BadAnswer("the old model had answered before the new one was asked for")
