@@ -55,6 +55,7 @@ ONLY_IN = {
     "huggingface_hub": {"hub"},
     "starlette": {"api", "server"},
     "hypercorn": {"server"},
+    "prometheus_client": {"api"},
 }
 
 

@@ -415,6 +415,16 @@ class LoadFailure:
     """Monotonic time at which a request may try again."""
 
 
+class UnloadReason(StrEnum):
+    """Why a model left the device with no other one in its place."""
+
+    REQUEST = "request"
+    IDLE = "idle"
+    FAILURE = "failure"
+    """Its engine failed."""
+    SHUTDOWN = "shutdown"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwapSnapshot:
     """The whole state of the swap floor at one moment; feeds every status page."""
@@ -433,7 +443,9 @@ class SwapSnapshot:
     engine: EngineStats | None
     loads: int
     swaps: int
-    unloads: int
+    unloads_by_reason: Mapping[UnloadReason, int]
+    tokens: int
+    """That all engines so far have drawn."""
     serviceable: bool
     """A request could be served now or by loading a model on demand."""
     timings: Mapping[str, float]
@@ -442,9 +454,15 @@ class SwapSnapshot:
     "start", "warm_up" (finding out how to run it), "first_token" of a model that was waited for.
     "gap" is no phase but the silence between two models: from the last token of the one before, or
     from when this one was wanted, if that was later, until it could answer."""
+    phase_seconds: Mapping[str, float]
+    """``timings`` added up over all loads so far that brought a model."""
     memory: MemoryReport | None
     unserviceable_reason: str | None = None
     """Why not ``serviceable``, in a short sentence; None where it is."""
+
+    @property
+    def unloads(self) -> int:
+        return sum(self.unloads_by_reason.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ from hotswap.contracts import (
     SwapPhase,
     SwapSnapshot,
     UnloadMode,
+    UnloadReason,
     UnloadReport,
 )
 from hotswap.desk import Desk, LoadWish, Residency, Target, UnloadWish, Waiter, is_same_load
@@ -90,6 +91,8 @@ class _Load:
     """Since when somebody has waited for it."""
     silent_since: float = math.inf
     """When the model before it gave its last token; infinite: there is none before it."""
+    was_parked: bool = False
+    """When it was begun."""
     _cancelled: bool = False
 
     def cancel(self) -> None:
@@ -116,7 +119,8 @@ class SwapController:
         self._phase = SwapPhase.EMPTY
         self._residency: Residency | None = None
         self._load: _Load | None = None
-        self._load_seconds: dict[str, float] = {}
+        self._load_seconds: dict[tuple[str, bool], float] = {}
+        """By model, and whether it was parked."""
         self._last_resident: str | None = None
         self._unloaded_by_hand = False
         self._asleep: ModelSpec | None = None
@@ -124,7 +128,11 @@ class SwapController:
         self._crashes: list[float] = []
         self._last_error: str | None = None
         self._timings: Mapping[str, float] = {}
-        self._loads = self._swaps = self._unloads = 0
+        self._loads = self._swaps = 0
+        self._unloads = dict.fromkeys(UnloadReason, 0)
+        # Of the stays that have ended; what the resident model has so far comes on top.
+        self._past_tokens = 0
+        self._past_seconds: Mapping[str, float] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -170,8 +178,11 @@ class SwapController:
         return self._residency is not None and self._residency.spec.id == model
 
     def expected_load_s(self, model: str) -> float | None:
-        """As long as its last load took; None: it has not been loaded yet."""
-        return self._load_seconds.get(model)
+        """As long as its last load took, if possible from where it is now, parked or not; None: it
+        has not been loaded yet."""
+        parked = self._is_parked(model)
+        known = self._load_seconds.get((model, parked))
+        return self._load_seconds.get((model, not parked)) if known is None else known
 
     def progress_of(self, model: str) -> Progress | None:
         """How far a model is that is being downloaded or loaded."""
@@ -362,6 +373,8 @@ class SwapController:
             model = waiter.model or "current"
             waiting[model] = waiting.get(model, 0) + 1
         reason = self._unserviceable_reason()
+        engine = stay.engine.stats() if stay else None
+        timings = self._shown_timings(stay)
         return SwapSnapshot(
             version=self.desk.version,
             phase=self._phase,
@@ -372,12 +385,14 @@ class SwapController:
             parked=tuple(self._registry.parked()),
             failures=self.desk.failures.readings(),
             last_error=self._last_error,
-            engine=stay.engine.stats() if stay else None,
+            engine=engine,
             loads=self._loads,
             swaps=self._swaps,
-            unloads=self._unloads,
+            unloads_by_reason=dict(self._unloads),
+            tokens=self._past_tokens + (engine.tokens if engine else 0),
             serviceable=reason is None,
-            timings=self._shown_timings(stay),
+            timings=timings,
+            phase_seconds=_added(self._past_seconds, timings) if stay else self._past_seconds,
             memory=self._registry.memory,
             unserviceable_reason=reason,
         )
@@ -478,8 +493,16 @@ class SwapController:
             self._lose_device(error)
             return None
         finally:
+            if stay is not None:
+                self._add_up(stay)
             self._residency = None
         return self._depart(stay, left, upcoming)
+
+    def _add_up(self, stay: Residency) -> None:
+        """Keep what a stay that ends has counted."""
+        self._timings = self._shown_timings(stay)
+        self._past_seconds = _added(self._past_seconds, self._timings)
+        self._past_tokens += stay.engine.stats().tokens
 
     def _back(self, load: _Load) -> _Load | None:
         """The load of the model before this one."""
@@ -496,7 +519,8 @@ class SwapController:
         limit = self._rules.idle_timeout_s if spec.ttl_s is None else spec.ttl_s
         stay = self._residency = Residency(load.prepared, engine, now, now, limit)
         stay.awaited = any(waiter.model in (spec.id, None) for waiter in self.desk.queue)
-        seconds = self._load_seconds[spec.id] = now - load.meter.started
+        seconds = now - load.meter.started
+        self._load_seconds[spec.id, load.was_parked] = seconds
         previous = load.fallback.spec.id if load.fallback is not None else None
         self._loads += 1
         self._swaps += self._last_resident not in (None, spec.id)
@@ -570,6 +594,9 @@ class SwapController:
             and not load.is_cancelled()
         )
 
+    def _is_parked(self, model: str) -> bool:
+        return any(parked.model == model for parked in self._registry.parked())
+
     def _wanted_at(self, spec: ModelSpec, now: float) -> float:
         waiting: list[Waiter | LoadWish] = [*self.desk.queue, *self.desk.load_wishes]
         return min((one.since for one in waiting if is_same_load(one.spec, spec)), default=now)
@@ -587,6 +614,7 @@ class SwapController:
         begun = anyio.current_time()
         load = self._load = _Load(wanted.spec, meter, wanted_at=self._wanted_at(wanted.spec, begun))
         load.timings["queued"] = begun - load.wanted_at
+        load.was_parked = self._is_parked(wanted.spec.id)
         if self._residency is None:
             self._set_phase(SwapPhase.LOADING)
         prepare = partial(self._registry.prepare, load.spec, self.desk.report_to(meter))
@@ -696,14 +724,13 @@ class SwapController:
         if self.desk.unload_wish is not None and not self.desk.unload_wish.park:
             self._registry.forget(stay.spec.id)
         self._settle_unload(report)
-        self._timings = self._shown_timings(stay)
         if upcoming is not None:
             upcoming.timings["teardown"] = teardown_s
             last = stay.engine.stats().last_token
             upcoming.silent_since = -math.inf if last is None else last
             upcoming.fallback = None if asked else stay.prepared
             return upcoming
-        self._unloads += 1
+        self._unloads[self._unload_reason(stay, asked=asked)] += 1
         self._unloaded_by_hand = asked and not self.desk.load_wishes
         if self._unloaded_by_hand and not self._rules.on_demand:
             self.desk.refuse(_anything, ModelUnloaded("The model was unloaded."))
@@ -713,6 +740,13 @@ class SwapController:
         elif failure is not None and not asked:
             return self._rebuild(stay.prepared, failure)
         return None
+
+    def _unload_reason(self, stay: Residency, *, asked: bool) -> UnloadReason:
+        if stay.engine.failure is not None:
+            return UnloadReason.FAILURE
+        if asked:
+            return UnloadReason.REQUEST
+        return UnloadReason.SHUTDOWN if self._closing else UnloadReason.IDLE
 
     def _settle_unload(self, report: UnloadReport) -> None:
         wish, self.desk.unload_wish = self.desk.unload_wish, None
@@ -787,7 +821,7 @@ class SwapController:
             spec.id,
             download=spec.path is None,
             started=anyio.current_time(),
-            expected_s=self._load_seconds.get(spec.id),
+            expected_s=self.expected_load_s(spec.id),
         )
 
     def _set_phase(self, phase: SwapPhase) -> None:
@@ -801,6 +835,10 @@ def _is(model: str | None) -> Callable[[Waiter | LoadWish], bool]:
 
 def _anything(_: Waiter | LoadWish) -> bool:
     return True
+
+
+def _added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {key: one.get(key, 0.0) + other.get(key, 0.0) for key in {**one, **other}}
 
 
 def _load_report(

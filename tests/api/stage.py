@@ -28,6 +28,7 @@ from hotswap.contracts import (
     SwapSnapshot,
     TextDelta,
     UnloadMode,
+    UnloadReason,
     UnloadReport,
 )
 from hotswap.errors import ModelNotFound
@@ -63,9 +64,11 @@ READY = SwapSnapshot(
     engine=None,
     loads=1,
     swaps=0,
-    unloads=0,
+    unloads_by_reason=dict.fromkeys(UnloadReason, 0),
+    tokens=0,
     serviceable=True,
     timings={},
+    phase_seconds={},
     memory=None,
 )
 SUMS = ModelListing(

@@ -13,6 +13,7 @@ INFERENCE = [
     ("GET", "/v1/models/hotswap/sums"),
     ("GET", "/models"),
     ("GET", "/status"),
+    ("GET", "/metrics"),
     ("GET", "/version"),
     ("GET", "/"),
 ]

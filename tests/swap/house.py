@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,6 +84,29 @@ class House:
 
 def text(model: str, tokens: int = 3) -> str:
     return "".join(f"{model} {number} " for number in range(tokens))
+
+
+def drawn(house: House) -> int:
+    """Tokens of all engines."""
+    return sum(engine.steps for engine in house.registry.engines)
+
+
+def _counters(house: House) -> dict[str, float]:
+    snapshot = house.controller.snapshot()
+    counts = {"loads": snapshot.loads, "swaps": snapshot.swaps, "tokens": snapshot.tokens}
+    unloads = {reason.value: count for reason, count in snapshot.unloads_by_reason.items()}
+    return {**counts, **unloads, **snapshot.phase_seconds}
+
+
+async def watch_counters(house: House) -> None:
+    """Until it is cancelled, see at every change that none of them has gone back."""
+    seen: Mapping[str, float] = {}
+    while True:
+        version, now = house.controller.snapshot().version, _counters(house)
+        fallen = {name for name, count in seen.items() if now.get(name, -1) < count}
+        assert not fallen
+        seen = now
+        await house.service.changed(version)
 
 
 def restless_clock() -> MockClock:

@@ -13,7 +13,7 @@ from hotswap.config import SwapRules
 from hotswap.contracts import ModelSpec
 from hotswap.errors import EngineFailed, HotswapError, InsufficientMemory, ModelLoadFailed
 from hotswap.scripted import Script
-from tests.swap.house import House, play, spec, text
+from tests.swap.house import House, drawn, play, spec, text, watch_counters
 
 RULES = SwapRules(
     on_demand=True, patience_s=1.0, max_wait_s=5.0, drain_timeout_s=30.0, swap_timeout_s=60.0,
@@ -133,18 +133,22 @@ def test_whatever_happens_every_request_ends_once_and_nothing_is_left(
     history: list[tuple[float, Action]],
 ) -> None:
     async def scenario(house: House) -> None:
-        async with trio.open_nursery() as nursery:
-            for pause, action in history:
-                await trio.sleep(pause)
-                nursery.start_soon(act, house, action)
-        house.registry.script.prepare_errors.clear()
-        house.registry.script.start_errors.clear()
-        await trio.sleep(400)  # virtual seconds: every cooldown has passed
-        assert (await house.ask("A")).finished, "it serves again once nothing fails"
-        assert (await house.ask("current")).model == "A"
+        async with trio.open_nursery() as watching:
+            watching.start_soon(watch_counters, house)
+            async with trio.open_nursery() as nursery:
+                for pause, action in history:
+                    await trio.sleep(pause)
+                    nursery.start_soon(act, house, action)
+            house.registry.script.prepare_errors.clear()
+            house.registry.script.start_errors.clear()
+            await trio.sleep(400)  # virtual seconds: every cooldown has passed
+            assert (await house.ask("A")).finished, "it serves again once nothing fails"
+            assert (await house.ask("current")).model == "A"
+            watching.cancel_scope.cancel()
 
     house = play(scenario, RULES, unhurried(), MODELS, startup="B")
     assert len(house.registry.started) <= len(history) * 3 + 3
+    assert house.controller.snapshot().tokens == drawn(house)
 
 
 takers_of_any = st.builds(

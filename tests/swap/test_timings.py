@@ -80,6 +80,25 @@ def test_without_a_model_before_it_there_is_no_gap() -> None:
     play(scenario)
 
 
+def test_what_a_load_will_take_depends_on_whether_the_model_is_parked() -> None:
+    async def scenario(house: House) -> None:
+        expected = house.controller.expected_load_s
+        assert expected("A") is None
+        script(house)
+        await house.ask("A")
+        await house.ask("B")
+        assert expected("A") == pytest.approx(3.2), "it has not been loaded from the park yet"
+        house.registry.script.prepare_s = 0.0
+        await house.ask("A")
+        assert expected("B") == pytest.approx(3.6)
+        await house.ask("B")
+        assert expected("A") == pytest.approx(0.6)
+        house.registry.forget("A")
+        assert expected("A") == pytest.approx(3.2)
+
+    play(scenario)
+
+
 def test_a_request_that_waits_for_another_model_s_load_is_queued() -> None:
     async def scenario(house: House) -> None:
         await house.ask("A")

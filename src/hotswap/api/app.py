@@ -17,6 +17,7 @@ from hotswap.api.edge import Edge, ErrorEnvelope, http_exception
 from hotswap.api.endpoint import GenerationEndpoint
 from hotswap.api.gate import Gate, Management
 from hotswap.api.listing import ListingRoutes
+from hotswap.api.metrics import MetricsRoute
 from hotswap.api.openai import parse_chat, parse_completion
 from hotswap.api.pace import Pace
 from hotswap.api.status import HealthSource, StatusRoutes
@@ -81,6 +82,7 @@ def _status_routes(service: ModelService, health: HealthSource) -> list[Route]:
         Route("/", status.about),
         Route("/version", status.version),
         Route("/status", status.status),
+        Route("/metrics", MetricsRoute(service).metrics),
     ]
 
 

@@ -139,7 +139,10 @@ def describe(snapshot: SwapSnapshot, now: float) -> dict[str, Any]:
         "loads": snapshot.loads,
         "swaps": snapshot.swaps,
         "unloads": snapshot.unloads,
+        "unloads_by_reason": snapshot.unloads_by_reason,
+        "tokens": snapshot.tokens,
         "timings": snapshot.timings,
+        "phase_seconds": snapshot.phase_seconds,
         "memory": snapshot.memory,
     }
 

@@ -1,0 +1,107 @@
+"""What is counted over all loads, in virtual time: it never goes back, and nothing is left out."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from hotswap.config import SwapRules
+from hotswap.errors import DeviceLost, EngineFailed, InsufficientMemory
+from hotswap.scripted import Script
+from tests.swap.house import ON_DEMAND, House, drawn, play, spec, watch_counters
+
+
+def unloads(house: House) -> dict[str, int]:
+    """Those that there were, by reason."""
+    by_reason = house.controller.snapshot().unloads_by_reason
+    return {reason.value: count for reason, count in by_reason.items() if count}
+
+
+def test_no_counter_goes_back_whatever_becomes_of_the_engines() -> None:
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch_counters, house)
+            await house.ask("A", 5)
+            await house.ask("B", 4)
+            house.registry.engines[-1].fail(EngineFailed("a step raised"))
+            await house.until(lambda: len(house.registry.engines) == 3 and house.phase == "ready")
+            await house.ask("B", 3)
+            await house.service.unload()
+            await house.ask("A", 2)
+            await house.until(lambda: house.phase == "empty")
+            await house.ask("C", 1)
+            nursery.cancel_scope.cancel()
+        assert house.controller.snapshot().tokens == drawn(house) == 5 + 4 + 3 + 2 + 1
+
+    house = play(scenario, SwapRules(on_demand=True, patience_s=0.0, idle_timeout_s=50.0))
+    snapshot = house.controller.snapshot()
+    assert (snapshot.loads, snapshot.swaps) == (5, 3)
+    assert unloads(house) == {"failure": 1, "request": 1, "idle": 1, "shutdown": 1}
+    assert snapshot.unloads == 4
+    assert snapshot.tokens == drawn(house)
+
+
+def test_the_seconds_of_a_phase_are_added_up_over_the_loads() -> None:
+    async def scenario(house: House) -> None:
+        added: dict[str, float] = {}
+        for model in "ABA":
+            await house.ask(model)
+            snapshot = house.controller.snapshot()
+            for phase, seconds in snapshot.timings.items():
+                added[phase] = added.get(phase, 0.0) + seconds
+            assert snapshot.phase_seconds == pytest.approx(added, abs=1e-6)
+        assert added["prepare"] == pytest.approx(9.0, abs=1e-6)
+        assert added["first_token"] == pytest.approx(1.5, abs=1e-6)
+        await house.service.unload()
+        assert house.controller.snapshot().phase_seconds == pytest.approx(added, abs=1e-6)
+
+    play(scenario, script=Script(prepare_s=3.0, token_s=0.5))
+
+
+def test_a_load_that_fails_adds_no_seconds() -> None:
+    async def scenario(house: House) -> None:
+        house.registry.script.start_errors["A"] = InsufficientMemory("too big")
+        assert isinstance((await house.ask("A")).error, InsufficientMemory)
+        assert house.controller.snapshot().phase_seconds == {}
+
+    play(scenario)
+
+
+def test_a_swap_is_not_an_unload() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        await house.ask("B")
+        assert unloads(house) == {}
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(("ttl_s", "reasons"), [(5.0, {"idle": 1}), (None, {})])
+def test_an_idle_model_s_unload_is_its_own_kind(
+    ttl_s: float | None, reasons: dict[str, int]
+) -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        await trio.sleep(10.0)
+        assert unloads(house) == reasons
+
+    play(scenario, ON_DEMAND, models=(spec("A", ttl_s=ttl_s),))
+
+
+def test_a_sleep_is_an_unload_on_request() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        await house.service.sleep(park=True)
+        assert unloads(house) == {"request": 1}
+
+    play(scenario)
+
+
+def test_the_tokens_of_an_engine_that_could_not_be_taken_down_are_kept() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A", 5)
+        house.registry.script.stop_errors["A"] = DeviceLost("gone")
+        assert isinstance((await house.ask("B")).error, DeviceLost)
+        assert house.controller.snapshot().tokens == 5
+
+    play(scenario)
