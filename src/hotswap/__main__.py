@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from hotswap.config import ConfigError, load_settings, settle_threads, warnings_about
 from hotswap.console import print_error, print_warning
@@ -33,5 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def command() -> NoReturn:
+    """`main` as a command of its own. Everything has ended in order when it returns, so the process
+    need not take the interpreter apart: libraries then tell of leaks that nobody can mend."""
+    try:
+        exit_code = main()
+    except SystemExit as leaving:  # --help, --version, a flag that is not known
+        exit_code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -95,3 +95,26 @@ async def test_no_room_for_a_single_token_is_no_room(checkpoint: Checkpoint) -> 
     assert not found.fits
     assert found.reason is not None
     assert "single token" in found.reason
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_what_cannot_fit_is_refused_before_it_is_read(
+    checkpoint: Checkpoint, known: bool
+) -> None:
+    """So that the model that serves need not leave for it."""
+    from hotswap.engine.registry import TorchEngineRegistry
+    from hotswap.errors import InsufficientMemory
+
+    async with TorchEngineRegistry() as registry:
+        if known:
+            prepared = await registry.prepare(spec_of(checkpoint()), ignore)
+            async with registry.start(prepared, ignore, ignore):
+                pass
+        with pytest.raises(InsufficientMemory, match="kv_cache_memory asks for"):
+            await registry.prepare(spec_of(checkpoint(), kv_cache_memory=1 << 50), ignore)
+        small = spec_of(checkpoint(), kv_cache_memory=TOKEN_BYTES - 1)
+        if known:
+            with pytest.raises(InsufficientMemory, match="single token"):
+                await registry.prepare(small, ignore)
+        else:  # how much a token takes is a guess by then
+            assert await registry.prepare(small, ignore)

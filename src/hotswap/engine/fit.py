@@ -10,6 +10,7 @@ from hotswap.contracts import Estimate, ModelSpec
 from hotswap.engine import device as devices
 from hotswap.engine.front import Front
 from hotswap.engine.preflight import WeightFiles
+from hotswap.engine.weights import torch_dtype
 
 HOST_RESERVE_BYTES = 256 << 20
 """Host memory that a load leaves free."""
@@ -24,6 +25,9 @@ def estimate(
     freed_bytes: int,
 ) -> Estimate:
     """
+    Raises:
+        CheckpointRefused: there is no such dtype.
+
     Args:
         token_bytes: of keys and values, where it is known because the model has run; None: as its
             configuration says.
@@ -39,6 +43,9 @@ def estimate(
     limit = spec.engine.kv_cache_memory
     for_keys = max(0, room if limit is None else min(room, limit))
     refusal = too_large(files, device, host, free)
+    if refusal is None and limit is not None and limit > room:
+        left = _gib(max(0, room))
+        refusal = f"kv_cache_memory asks for {_gib(limit)}, and there are {left} left."
     if refusal is None and token_bytes > for_keys:
         refusal = "There is no room for the keys and values of a single token."
     reason = refusal
@@ -82,7 +89,9 @@ def _token_bytes(config: Any, dtype: str) -> int:
         return 0
     groups = getattr(config, "num_key_value_heads", None) or heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kind = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
+    kind = torch_dtype(dtype)
+    if not isinstance(kind, torch.dtype):  # the checkpoint's own
+        kind = config.dtype or torch.float32
     return int(2 * layers * groups * size * kind.itemsize)
 
 

@@ -137,7 +137,12 @@ class TorchEngineRegistry:
         device, path = devices.torch_device(spec.engine.device), local_path(spec)
         front = await self._fronts.get(spec)
         files = await to_thread.run_sync(check_weights, path, abandon_on_cancel=True)
-        known = self._known.get(_load_key(spec, device, path, files))
+        return self._estimated(spec, front, files, _load_key(spec, device, path, files))
+
+    def _estimated(
+        self, spec: ModelSpec, front: Front, files: WeightFiles, key: LoadKey
+    ) -> Estimate:
+        device, known = devices.torch_device(spec.engine.device), self._known.get(key)
         return estimate(
             spec,
             front,
@@ -145,6 +150,20 @@ class TorchEngineRegistry:
             token_bytes=None if known is None else known.verdict.token_bytes,
             freed_bytes=0 if self._resident is None else devices.held_bytes(device),
         )
+
+    def _refuse_misfit(
+        self, spec: ModelSpec, front: Front, files: WeightFiles, key: LoadKey
+    ) -> None:
+        """Before another model leaves for it.
+
+        Raises:
+            InsufficientMemory: only for what is certain: how many bytes a token takes is a guess
+                until the model has run.
+        """
+        asked, found = spec.engine.kv_cache_memory, self._estimated(spec, front, files, key)
+        certain = key in self._known or (asked is not None and asked > found.host_free_bytes)
+        if certain and not found.fits:
+            raise InsufficientMemory(found.reason or "The model does not fit.")
 
     async def prepare(self, spec: ModelSpec, report: Report) -> TorchPrepared:
         """See `hotswap.contracts.EngineRegistry.prepare`. Cancelling returns at once; what goes on
@@ -155,6 +174,7 @@ class TorchEngineRegistry:
         front = await self._fronts.get(spec)
         files = await to_thread.run_sync(check_weights, path, abandon_on_cancel=True)
         key = _load_key(spec, device, path, files)
+        self._refuse_misfit(spec, front, files, key)
         parked = self._park.find(spec.id, key)
         if parked is not None:
             report("reading", 1.0)

@@ -110,7 +110,7 @@ def read_weights(
 def _read(
     directory: Path, front: Front, engine: EngineConfig, abandoned: threading.Event
 ) -> HostWeights:
-    dtype = _dtype(engine.dtype)
+    dtype = torch_dtype(engine.dtype)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with _loading:
@@ -204,7 +204,12 @@ def _tensors(model: nn.Module) -> list[torch.Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
-def _dtype(name: str) -> torch.dtype | str:
+def torch_dtype(name: str) -> torch.dtype | str:
+    """What a setting means; "auto" stays as it is.
+
+    Raises:
+        CheckpointRefused: there is no such type.
+    """
     if name == "auto":
         return "auto"
     if name not in _DTYPES:
