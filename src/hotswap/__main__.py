@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from hotswap.config import ConfigError, load_settings, settle_threads, warnings_about
@@ -44,8 +45,9 @@ def command() -> NoReturn:
     except SystemExit as leaving:  # --help, --version, a flag that is not known
         exit_code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):  # nobody reads it any more
+            stream.flush()
     os._exit(exit_code)
 
 
