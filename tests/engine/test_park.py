@@ -326,8 +326,34 @@ async def test_parked_models_make_way_for_one_that_is_wanted_if_that_helps(
             await registry.prepare(wanted, ignore)
         assert names(registry) == ["qwen3", "llama"], "it would not have been enough"
         missing = mapped.private_bytes
-        await registry.prepare(wanted, ignore)
+        prepared = await registry.prepare(wanted, ignore)
         assert names(registry) == ["llama"]
+        # Also when it is known how much it takes.
+        missing = 0
+        await start(registry, prepared, PROMPT)
+        registry.forget(wanted.id)
+        missing = mapped.private_bytes + 1
+        await registry.prepare(wanted, ignore)
+        assert names(registry) == []
+
+
+async def test_a_parked_model_comes_back_when_memory_is_short(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are in memory already."""
+    from hotswap.engine import device
+
+    spec = spec_of(checkpoint(), kv_cache_memory=100_000)
+    async with new_registry() as registry:
+        first = await play(registry, spec, PROMPT)
+        monkeypatch.setattr(device, "free_host_bytes", lambda: (256 << 20) + 200_000)
+        assert (await registry.estimate(spec)).fits
+        assert await play(registry, spec, PROMPT) == first
+        registry.forget(spec.id)
+        assert await play(registry, spec, PROMPT) == first
+        registry.forget(spec.id)
+        monkeypatch.setattr(device, "free_host_bytes", lambda: 256 << 20)
+        assert not (await registry.estimate(spec)).fits
 
 
 def parked(name: str, size: int, *, pin: bool = False) -> Any:

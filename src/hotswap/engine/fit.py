@@ -23,6 +23,7 @@ def estimate(
     *,
     token_bytes: int | None,
     freed_bytes: int,
+    is_parked: bool,
 ) -> Estimate:
     """
     Raises:
@@ -32,6 +33,7 @@ def estimate(
         token_bytes: of keys and values, where it is known because the model has run; None: as its
             configuration says.
         freed_bytes: of the device, by the model that leaves.
+        is_parked: the weights are in host memory already.
     """
     device = devices.torch_device(spec.engine.device)
     if token_bytes is None:
@@ -42,7 +44,7 @@ def estimate(
     room = free - files.bytes if device.type == "cuda" else host - HOST_RESERVE_BYTES
     limit = spec.engine.kv_cache_memory
     for_keys = max(0, room if limit is None else min(room, limit))
-    refusal = too_large(files, device, host, free)
+    refusal = too_large(files, device, host, free, is_parked=is_parked)
     if refusal is None and limit is not None and limit > room:
         left = _gib(max(0, room))
         refusal = f"kv_cache_memory asks for {_gib(limit)}, and there are {left} left."
@@ -62,14 +64,17 @@ def estimate(
     )
 
 
-def too_large(files: WeightFiles, device: torch.device, host: int, free: int) -> str | None:
+def too_large(
+    files: WeightFiles, device: torch.device, host: int, free: int, *, is_parked: bool = False
+) -> str | None:
     """Why the weights have no place, in a sentence; None: they have.
 
     Args:
         host: free bytes of the host.
         free: free bytes of the device, once the resident model has left.
+        is_parked: the weights are in host memory already.
     """
-    if missing_bytes(files, host):
+    if not is_parked and missing_bytes(files, host):
         return f"The weights take {_gib(files.bytes)} and the host has {_gib(host)} free."
     if device.type == "cuda" and files.bytes > free:
         return f"The weights take {_gib(files.bytes)} and the device has {_gib(free)} free."

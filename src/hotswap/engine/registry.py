@@ -149,6 +149,7 @@ class TorchEngineRegistry:
             files,
             token_bytes=None if known is None else known.verdict.token_bytes,
             freed_bytes=0 if self._resident is None else devices.held_bytes(device),
+            is_parked=self._park.find(spec.id, key) is not None,
         )
 
     def _refuse_misfit(
@@ -174,12 +175,13 @@ class TorchEngineRegistry:
         front = await self._fronts.get(spec)
         files = await to_thread.run_sync(check_weights, path, abandon_on_cancel=True)
         key = _load_key(spec, device, path, files)
-        self._refuse_misfit(spec, front, files, key)
         parked = self._park.find(spec.id, key)
+        if parked is None:
+            await self._make_room(files, device)
+        self._refuse_misfit(spec, front, files, key)
         if parked is not None:
             report("reading", 1.0)
             return replace(parked.prepared, spec=spec, front=front)
-        await self._make_room(files, device)
         if device.type == "cpu":  # not on the device thread: it may have to compile
             await loops_compiled()
         report("checking", 1.0)
@@ -213,7 +215,8 @@ class TorchEngineRegistry:
                 read = partial(read_weights, path, front, spec.engine, abandoned)
             weights = await to_thread.run_sync(read, abandon_on_cancel=True)
             now = await to_thread.run_sync(_load_key, spec, device, path, files)
-        except OSError:
+        except OSError:  # also that a file is gone
+            _log.warning("The files of %r cannot be read", spec.id, exc_info=True)
             now = None
         finally:
             abandoned.set()
