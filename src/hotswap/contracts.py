@@ -497,6 +497,8 @@ class UnloadReport:
     shutdown_time_s: float = 0.0
     total_time_s: float = 0.0
     memory: MemoryReport | None = None
+    parked: bool = False
+    """It is kept in host memory."""
 
 
 ModelStatus = Literal["loaded", "loading", "sleeping", "unloaded"]

@@ -714,15 +714,16 @@ class SwapController:
         next."""
         teardown_s = anyio.current_time() - left
         asked = self.desk.unload_wish is not None
+        if self.desk.unload_wish is not None and not self.desk.unload_wish.park:
+            self._registry.forget(stay.spec.id)
         report = UnloadReport(
             model=stay.spec.id,
             drain_time_s=stay.drained_s,
             shutdown_time_s=teardown_s,
             total_time_s=stay.drained_s + teardown_s,
             memory=self._registry.memory,
+            parked=self._is_parked(stay.spec.id),
         )
-        if self.desk.unload_wish is not None and not self.desk.unload_wish.park:
-            self._registry.forget(stay.spec.id)
         self._settle_unload(report)
         if upcoming is not None:
             upcoming.timings["teardown"] = teardown_s

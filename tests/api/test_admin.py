@@ -401,12 +401,19 @@ def test_a_malformed_unload_unloads_nothing(body: Any, param: str | None) -> Non
     assert service.orders == []
 
 
-def unloaded(leaked_bytes: int, engine: EngineStats | None = None) -> dict[str, Any]:
+def unloaded(
+    leaked_bytes: int, engine: EngineStats | None = None, *, parked: bool = False
+) -> dict[str, Any]:
     memory = MemoryReport(
         before_bytes=100, after_bytes=leaked_bytes, baseline_bytes=0, leaked_bytes=leaked_bytes
     )
     report = UnloadReport(
-        model="m", drain_time_s=0.0, shutdown_time_s=1.28, total_time_s=1.28, memory=memory
+        model="m",
+        drain_time_s=0.0,
+        shutdown_time_s=1.28,
+        total_time_s=1.28,
+        memory=memory,
+        parked=parked,
     )
     service = service_with(engine=engine)
     service.unload_result = report
@@ -427,7 +434,15 @@ def test_unload_model_answers_as_its_clients_expect() -> None:
             "baseline_bytes": 0,
             "leaked_bytes": 0,
         },
+        "parked": False,
     }
+
+
+def test_a_parked_model_is_not_said_to_have_left_the_host() -> None:
+    on_cuda, elsewhere = unloaded(0, ENGINE, parked=True), unloaded(0, parked=True)
+    assert on_cuda["message"].endswith("All GPU memory was freed. It is kept in host memory.")
+    assert elsewhere["message"].endswith("in 1.28s. It is kept in memory.")
+    assert on_cuda["parked"] is elsewhere["parked"] is True
 
 
 def test_memory_counts_as_freed_only_when_it_was() -> None:

@@ -519,7 +519,7 @@ async def test_a_load_is_given_up_between_two_parts_of_a_file(
         if len(parts) == 3:
             anyio.from_thread.run_sync(begun.set)
 
-    monkeypatch.setattr(module, "cache", read_in)
+    monkeypatch.setattr(module, "fill_page_cache", read_in)
     async with new_registry() as registry, anyio.create_task_group() as tasks:
         tasks.start_soon(registry.prepare, spec_of(checkpoint()), ignore)
         await begun.wait()
@@ -536,7 +536,7 @@ def test_what_is_in_memory_already_is_not_mapped_for_it(tmp_path: Path) -> None:
     assert blueprint._is_cached(arena)
     assert blueprint._is_cached(arena[4097:12_345])
     mapped = smaps_of(file)
-    blueprint.cache(arena)
+    blueprint.fill_page_cache(arena)
     assert smaps_of(file) == mapped < 3 << 10
     blueprint.read_in(arena)
     assert smaps_of(file) >= 3 << 10

@@ -48,8 +48,10 @@ def test_an_unload_may_let_go_of_the_host_memory_too() -> None:
     async def scenario(house: House) -> None:
         await house.ask("A")
         await house.ask("B")
-        await house.service.unload(park=False)
+        assert not (await house.service.unload(park=False)).parked
         assert parked(house) == ["A"]
+        await house.ask("B")
+        assert (await house.service.unload()).parked
 
     play(scenario)
 

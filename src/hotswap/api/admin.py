@@ -285,7 +285,7 @@ def _unload_answer(report: UnloadReport, device: str) -> dict[str, Any]:
         return {"status": "info", "message": "No model is loaded."}
     message = f"Model unloaded successfully in {report.total_time_s:.2f}s."
     if report.memory is not None:
-        message = f"{message} {_memory_sentence(report.memory, device)}"
+        message = f"{message} {_memory_sentence(report.memory, device, parked=report.parked)}"
     return {
         "status": "success",
         "message": message,
@@ -294,13 +294,16 @@ def _unload_answer(report: UnloadReport, device: str) -> dict[str, Any]:
         "shutdown_time_s": report.shutdown_time_s,
         "total_time_s": report.total_time_s,
         "memory": report.memory,
+        "parked": report.parked,
     }
 
 
-def _memory_sentence(memory: MemoryReport, device: str) -> str:
+def _memory_sentence(memory: MemoryReport, device: str, *, parked: bool) -> str:
     if memory.leaked_bytes > 0:
         return f"{memory.leaked_bytes} bytes of its memory are still held."
-    return f"All {'GPU' if device.startswith('cuda') else 'of its'} memory was freed."
+    if device.startswith("cuda"):
+        return f"All GPU memory was freed.{' It is kept in host memory.' * parked}"
+    return "It is kept in memory." if parked else "All of its memory was freed."
 
 
 def _device(service: ModelService) -> str:

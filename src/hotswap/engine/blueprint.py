@@ -128,7 +128,7 @@ def read_in(stretch: Arena) -> None:
             raise OSError(error, os.strerror(error))
 
 
-def cache(stretch: Arena) -> None:
+def fill_page_cache(stretch: Arena) -> None:
     """As `read_in`, of what is to be mapped elsewhere: what the system has in memory stays where it
     is."""
     if not (sys.platform.startswith("linux") and _is_cached(stretch)):

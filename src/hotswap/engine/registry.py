@@ -28,7 +28,7 @@ from hotswap.contracts import (
     Report,
 )
 from hotswap.engine import device as devices
-from hotswap.engine.blueprint import cache, map_files, read_in, stretches
+from hotswap.engine.blueprint import fill_page_cache, map_files, read_in, stretches
 from hotswap.engine.device import Device, without_frames
 from hotswap.engine.engine import TorchEngine
 from hotswap.engine.fit import estimate, missing_bytes, too_large
@@ -206,7 +206,7 @@ class TorchEngineRegistry:
             done, total = 0, sum(map(len, arenas))
             for stretch in stretches(arenas):
                 report("reading", done / total)
-                bring = read_in if stays else cache
+                bring = read_in if stays else fill_page_cache
                 await to_thread.run_sync(bring, stretch, abandon_on_cancel=True)
                 done += len(stretch)
             if known is not None and stays:

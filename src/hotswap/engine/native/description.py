@@ -185,6 +185,8 @@ class Description:
         record["rotated"] = data.rope.size
         record["window"] = data.window or 0
         record["activation"] = _ACTIVATIONS[_mlp(layer).activation]
+        if not data.scale > 0:  # the largest product has to be the largest score
+            raise UnsupportedForward("scores that fall as products grow")
         record["scale"] = data.scale
         record["softcap"] = data.softcap or 0.0
         self._ropes.setdefault(id(data.rope), (data.rope, []))[1].append(index)
