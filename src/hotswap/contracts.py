@@ -10,6 +10,7 @@ clock unless a name says ``unix``.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -23,11 +24,28 @@ from hotswap.errors import HotswapError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolChoice:
+    """Which of its tools a model calls."""
+
+    required: bool = False
+    """It must call one; otherwise it may."""
+    name: str | None = None
+    """The only one that it may call, and must."""
+    parallel: bool = True
+    """It may call several in one answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatPrompt:
     """A conversation, still to be written out with the target model's chat template."""
 
     messages: tuple[Mapping[str, Any], ...]
+    """As OpenAI has them, their content plain text; arguments of tool calls as JSON text."""
     tools: tuple[Mapping[str, Any], ...] = ()
+    """As OpenAI has them: ``{"type": "function", "function": {"name", "parameters", ...}}``."""
+    tool_choice: ToolChoice = ToolChoice()
+    reasoning_effort: str | None = None
+    """"none", "minimal", "low", "medium" or "high", for templates that know of it; None: theirs."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     continue_final_message: bool = False
     """The last message is the assistant's and is to be continued, not answered."""
@@ -66,6 +84,18 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """What an answer must be. It ends when it is that, and is cut short only by its length."""
+
+    kind: Literal["json_schema", "regex", "choice", "grammar"]
+    source: str
+    """A JSON schema as JSON text; a regular expression for the whole answer; a JSON list of texts;
+    a grammar in Lark's notation."""
+    param: str
+    """The field that it came in, for refusals."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """One call of a completion route, in no dialect. Choice i of prompt p has index p * n + i."""
@@ -85,14 +115,31 @@ class GenerationRequest:
     """Start each answer with its prompt's text."""
     logprobs: int | None = None
     """None: no log-probabilities; k >= 0: the drawn token's and the k likeliest ones'."""
+    guide: Guide | None = None
+    """Of a chat's answer it holds for what comes after the reasoning."""
     keep_alive_s: float | None = None
     """Idle seconds after which the model may be let go; negative: never. None: as configured."""
     request_id: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingRequest:
+    """Texts to be turned into vectors."""
+
+    prompts: tuple[TextPrompt | TokenPrompt, ...]
+    model: str | None = None
+    """As in `GenerationRequest`."""
+    dimensions: int | None = None
+    """Keep so many leading numbers of each vector, scaled to length 1 again; None: all."""
+    truncate: bool = False
+    """Cut what is too long at its end, instead of refusing it."""
+    keep_alive_s: float | None = None
+    request_id: str = ""
+
+
 # -- what an engine answers ------------------------------------------------------------------
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +162,43 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReasoningDelta:
+    """What a model thinks before it answers, as `TextDelta`. Chats only."""
+
+    index: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDelta:
+    """A tool call of choice ``index`` begins, or its arguments go on. Chats only."""
+
+    index: int
+    call: int
+    """Number of the call in its choice, from 0 on."""
+    id: str | None = None
+    """Told when the call begins, and then only, as is ``name``."""
+    name: str | None = None
+    arguments: str = ""
+    """JSON text that the call's arguments grow by; all of it together is an object."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """The last event of choice ``index``."""
 
     index: int
     reason: FinishReason
+    """"tool_calls": it ended by itself and there are some."""
     completion_tokens: int
+    """Those of the reasoning included."""
+    reasoning_tokens: int = 0
     stop_sequence: str | None = None
     """The stop string that ended the answer, where one did."""
 
 
-GenerationEvent = TextDelta | Finished
+GenerationEvent = TextDelta | ReasoningDelta | ToolCallDelta | Finished
 
 
 class Generation(Protocol):
@@ -146,11 +219,25 @@ class Generation(Protocol):
     def __aiter__(self) -> AsyncIterator[tuple[GenerationEvent, ...]]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """A vector for each prompt of an `EmbeddingRequest`."""
+
+    model: str
+    vectors: tuple[array[float], ...]
+    """Single precision, length 1 where the model's own configuration normalises."""
+    prompt_tokens: int
+
+
 class Rendered(Protocol):
     """A request as one model's token ids, checked against that model's limits."""
 
     @property
     def prompt_tokens(self) -> int: ...
+
+    @property
+    def token_ids(self) -> tuple[tuple[int, ...], ...]:
+        """Of each prompt."""
 
 
 # -- what there is to serve --------------------------------------------------------------------

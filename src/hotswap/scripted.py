@@ -8,7 +8,7 @@ one engine at a time, nothing generated on a dead one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,6 +53,9 @@ class Script:
     token_s: float = 0.1
     tokens: int = 5
     """Tokens of an answer whose request sets no ``max_tokens``."""
+    answer: Sequence[GenerationEvent] = ()
+    """Instead of words: what choice 0 of every request is answered with, one each ``token_s``; its
+    last event must be a `Finished`."""
     device_bytes: int = 10 * MODEL_BYTES
     """What an estimate says is free."""
     render_errors: dict[str, HotswapError] = field(default_factory=dict)
@@ -70,6 +73,10 @@ class ScriptedPrompt:
     tokens: int
     choices: int
 
+    @property
+    def token_ids(self) -> tuple[tuple[int, ...], ...]:
+        return (tuple(range(self.prompt_tokens)),)
+
 
 @dataclass(frozen=True)
 class ScriptedModel:
@@ -86,6 +93,11 @@ class ScriptedGeneration:
         self.prompt_tokens = prompt.prompt_tokens
 
     async def __aiter__(self) -> AsyncIterator[tuple[GenerationEvent, ...]]:
+        if self._engine.script.answer:
+            for event in self._engine.script.answer:
+                await self._engine.step()
+                yield (event,)
+            return
         choices = range(self._prompt.choices)
         for number in range(self._prompt.tokens):
             await self._engine.step()
@@ -110,7 +122,7 @@ class ScriptedEngine:
         self.served = 0
         self.last_progress = anyio.current_time()
         self.first_token: float | None = None
-        self._script = script
+        self.script = script
         self._changed = changed
         self._failure: HotswapError | None = None
         self._ended: HotswapError | None = None
@@ -140,7 +152,7 @@ class ScriptedEngine:
         Raises:
             HotswapError: the engine failed, was aborted, or left meanwhile.
         """
-        with anyio.move_on_after(self._script.token_s):
+        with anyio.move_on_after(self.script.token_s):
             await self._interrupt.wait()
         if self._ended is not None:
             raise self._ended

@@ -8,6 +8,7 @@ from hotswap.api.errors import (
     STATUS,
     ClientGone,
     envelope,
+    envelope_on,
     error_headers,
     leaf_of,
     presentable,
@@ -92,3 +93,23 @@ def test_what_nobody_foresaw_is_logged_and_not_told(caplog: pytest.LogCaptureFix
     assert status_of(error) == 500
     assert "r-1" in caplog.text
     assert "/secret/path" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (
+            "/v1/messages",
+            {"type": "error", "error": {"type": "not_found_error", "message": "no such"}},
+        ),
+        (
+            "/v1/messages/count_tokens",
+            {"type": "error", "error": {"type": "not_found_error", "message": "no such"}},
+        ),
+        ("/api/chat", {"error": "no such"}),
+        ("/v1/messagesx", envelope(ModelNotFound("no such"))),
+        ("/apis", envelope(ModelNotFound("no such"))),
+    ],
+)
+def test_each_dialect_has_its_own_envelope(path: str, body: object) -> None:
+    assert envelope_on(path)(ModelNotFound("no such"), None) == body

@@ -10,7 +10,7 @@ from hotswap.api.openai_answers import (
     CompletionDocument,
     CompletionFrames,
 )
-from hotswap.contracts import Finished, TextDelta, TokenLogprob
+from hotswap.contracts import Finished, ReasoningDelta, TextDelta, TokenLogprob, ToolCallDelta
 from hotswap.errors import EngineFailed
 
 STAMP = Stamp(key="k", created_unix=1700000000)
@@ -189,3 +189,51 @@ def test_a_completion_in_one_piece() -> None:
         ],
         "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
     }
+
+
+CALLS = (
+    ToolCallDelta(index=0, call=0, id="call_1", name="weather"),
+    ToolCallDelta(index=0, call=0, arguments='{"city":'),
+    ToolCallDelta(index=0, call=0, arguments='"Rom"}'),
+    ToolCallDelta(index=0, call=1, id="call_2", name="time", arguments="{}"),
+)
+
+
+def test_tool_calls_are_streamed_as_their_arguments_grow() -> None:
+    frames = chat_frames()
+    deltas = [decoded(frames.event(call))[0]["choices"][0]["delta"] for call in CALLS]
+    first = {"name": "weather", "arguments": ""}
+    assert deltas[0]["tool_calls"] == [
+        {"index": 0, "id": "call_1", "type": "function", "function": first}
+    ]
+    assert deltas[1]["tool_calls"] == [{"index": 0, "function": {"arguments": '{"city":'}}]
+    assert deltas[3]["tool_calls"][0]["index"] == 1
+
+
+def test_tool_calls_of_a_whole_answer_stand_beside_no_content() -> None:
+    document = ChatDocument(STAMP, choices=1)
+    for event in (*CALLS, Finished(index=0, reason="tool_calls", completion_tokens=9)):
+        document.add(event)
+    [choice] = json.loads(document.body("m", 4))["choices"]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
+    assert [call["function"] for call in choice["message"]["tool_calls"]] == [
+        {"name": "weather", "arguments": '{"city":"Rom"}'},
+        {"name": "time", "arguments": "{}"},
+    ]
+
+
+def test_reasoning_is_told_apart_and_counted() -> None:
+    thought = ReasoningDelta(index=0, text="hm")
+    end = Finished(index=0, reason="stop", completion_tokens=3, reasoning_tokens=2)
+    frames, document = chat_frames(include_usage=True), ChatDocument(STAMP, choices=1)
+    [chunk] = decoded(frames.event(thought))
+    assert chunk["choices"][0]["delta"] == {"reasoning_content": "hm"}
+    for event in (thought, TextDelta(index=0, text="4"), end):
+        document.add(event)
+    whole = json.loads(document.body("m", 4))
+    assert whole["choices"][0]["message"]["reasoning_content"] == "hm"
+    assert whole["choices"][0]["message"]["content"] == "4"
+    frames.event(end)
+    [usage] = decoded(frames.closing(4))
+    assert usage["usage"] == whole["usage"]
+    assert usage["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}

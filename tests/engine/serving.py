@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 from hotswap.contracts import (
     EngineConfig,
     Finished,
+    GenerationEvent,
     GenerationRequest,
     ModelSpec,
     Prompt,
+    ReasoningDelta,
     SamplingParams,
     TextDelta,
     TextPrompt,
     TokenLogprob,
     TokenPrompt,
+    ToolCallDelta,
 )
 
 if TYPE_CHECKING:  # torch: not in the fast run
@@ -37,18 +40,28 @@ def ignore(*_: object) -> None:
 @dataclass(slots=True)
 class Answer:
     text: str = ""
+    reasoning: str = ""
+    calls: list[list[str]] = field(default_factory=list)
+    """Name and arguments of each tool call."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     deltas: list[str] = field(default_factory=list)
     finished: Finished | None = None
 
-    def take(self, event: TextDelta | Finished) -> None:
+    def take(self, event: GenerationEvent) -> None:
         assert self.finished is None, "an event after the last one"
-        if isinstance(event, Finished):
-            self.finished = event
-        else:
-            self.text += event.text
-            self.deltas.append(event.text)
-            self.logprobs += event.logprobs
+        match event:
+            case Finished():
+                self.finished = event
+            case TextDelta():
+                self.text += event.text
+                self.deltas.append(event.text)
+                self.logprobs += event.logprobs
+            case ReasoningDelta():
+                self.reasoning += event.text
+            case ToolCallDelta():
+                if event.name is not None:
+                    self.calls.append([event.name, ""])
+                self.calls[event.call][1] += event.arguments
 
 
 @dataclass(slots=True)

@@ -11,6 +11,8 @@ from typing import Protocol
 from hotswap.contracts import GenerationEvent, GenerationRequest
 from hotswap.errors import HotswapError
 
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+
 
 def random_id() -> str:
     """32 hexadecimal digits. Not from the system's randomness, which is asked without the
@@ -18,12 +20,16 @@ def random_id() -> str:
     return f"{random.getrandbits(128):032x}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Stamp:
     """What all parts of one answer share."""
 
     key: str = field(default_factory=random_id)
     created_unix: int = field(default_factory=lambda: int(time.time()))
+    asked: float = field(default_factory=time.monotonic)
+    """Monotonic time at which the request came."""
+    admitted: float | None = None
+    """And at which its model was there; None: it waits."""
 
 
 class Frames(Protocol):
@@ -38,7 +44,10 @@ class Frames(Protocol):
     def failure(self, error: HotswapError) -> bytes: ...
 
     def loading(self, text: str) -> bytes:
-        """Progress for the user to see; a comment where the dialect has no place for it."""
+        """Progress for the user to see; a sign of life where the dialect has no place for it."""
+
+    def alive(self, text: str) -> bytes:
+        """A sign of life that clients of the dialect skip, with ``text`` for who reads the wire."""
 
 
 class Document(Protocol):
@@ -58,6 +67,8 @@ class Call:
     frames: Callable[[Stamp, str], Frames]
     """Takes the stamp and the name of the model that answers."""
     document: Callable[[Stamp], Document]
+    media_type: str = EVENT_STREAM
+    """Of a streamed answer."""
 
     @property
     def choices(self) -> int:

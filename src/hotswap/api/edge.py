@@ -149,7 +149,8 @@ class ErrorEnvelope:
         except Exception as raised:
             error = presentable(raised, scope["state"]["request_id"])
             if not started:  # else the connection is cut, which is all that can be said now
-                await error_response(error, self._loading())(scope, receive, send)
+                answer = error_response(scope["path"], error, self._loading())
+                await answer(scope, receive, send)
 
 
 async def http_exception(request: Request, raised: Exception) -> Response:
@@ -162,7 +163,7 @@ async def http_exception(request: Request, raised: Exception) -> Response:
         error = MethodNotAllowed("this route does not take that method")
     else:
         error = InvalidRequest(raised.detail)
-    return error_response(error, headers=raised.headers)
+    return error_response(request.scope["path"], error, headers=raised.headers)
 
 
 def _no_route(path: str) -> str:

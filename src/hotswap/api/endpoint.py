@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ from hotswap.api.dialect import Call, Frames, Stamp
 from hotswap.api.errors import presentable
 from hotswap.api.outbox import Outbox
 from hotswap.api.pace import Pace
-from hotswap.api.sse import EventStream, comment, progress_text, while_connected
+from hotswap.api.sse import EventStream, progress_text, while_connected
 from hotswap.contracts import Finished, Generation, GenerationEvent, ModelService
 from hotswap.errors import EngineFailed
 
@@ -59,13 +60,15 @@ class GenerationEndpoint:
         async with while_connected(receive) as tasks:
             tasks.start_soon(answer.produce)
             tasks.start_soon(answer.show_life, self._keepalive_s)
-            await answer.write(EventStream(send))
+            await answer.write(EventStream(send, call.media_type))
 
 
 async def _answer(service: ModelService, call: Call) -> bytes:
-    document = call.document(Stamp())
+    stamp = Stamp()
+    document = call.document(stamp)
     unfinished = call.choices
     async with service.generate(call.request) as generation:
+        stamp.admitted = time.monotonic()
         async for events in generation:
             unfinished -= _finished(events)
             for event in events:
@@ -95,6 +98,7 @@ class _StreamedAnswer:
         try:
             async with self._service.generate(self._call.request) as generation:
                 self._model = generation.model
+                self._stamp.admitted = time.monotonic()
                 with self._pace.stream():
                     await self._collect(generation)
         except Exception as raised:
@@ -139,9 +143,10 @@ class _StreamedAnswer:
 
     def _sign_of_life(self) -> bytes:
         if self._model is not None:
-            return comment("generating")
+            return self._frames().alive("generating")
         text = progress_text(self._service.snapshot())
-        return self._frames().loading(f"{text}\n") if self._show_loading else comment(text)
+        frames = self._frames()
+        return frames.loading(f"{text}\n") if self._show_loading else frames.alive(text)
 
     def _frames(self) -> Frames:
         return self._call.frames(self._stamp, self._model or self._call.request.model or "")

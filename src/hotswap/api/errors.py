@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -80,12 +80,22 @@ STATUS: Mapping[type[HotswapError], int] = {
     DownloadFailed: 503,
 }
 
+Envelope = Callable[[HotswapError, Progress | None], dict[str, Any]]
+
 _log = logging.getLogger(__name__)
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
+}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
 }
 _RETRY_AFTER_MAX_S = 60  # the openai package ignores waits above 120 s
 
@@ -112,6 +122,25 @@ def envelope(error: HotswapError, loading: Progress | None = None) -> dict[str, 
     return body
 
 
+def anthropic_envelope(error: HotswapError, _: Progress | None = None) -> dict[str, Any]:
+    """Of ``/v1/messages`` and what lies below it."""
+    status = status_of(error)
+    kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+def ollama_envelope(error: HotswapError, _: Progress | None = None) -> dict[str, Any]:
+    """Of the routes below ``/api/``."""
+    return {"error": error.message}
+
+
+def envelope_on(path: str) -> Envelope:
+    """How failures look to the clients of a path."""
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return anthropic_envelope
+    return ollama_envelope if path.startswith("/api/") else envelope
+
+
 def error_headers(error: HotswapError) -> dict[str, str]:
     status = status_of(error)
     if status == 401:
@@ -123,12 +152,14 @@ def error_headers(error: HotswapError) -> dict[str, str]:
 
 
 def error_response(
+    path: str,
     error: HotswapError,
     loading: Progress | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
+    """The answer to a request for ``path`` that failed."""
     return Response(
-        msgspec.json.encode(envelope(error, loading)),
+        msgspec.json.encode(envelope_on(path)(error, loading)),
         status_code=status_of(error),
         headers={**error_headers(error), **(headers or {})},
         media_type="application/json",

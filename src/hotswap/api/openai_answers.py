@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -16,7 +17,14 @@ import msgspec
 from hotswap.api.dialect import Stamp
 from hotswap.api.errors import envelope
 from hotswap.api.sse import comment
-from hotswap.contracts import Finished, GenerationEvent, TextDelta, TokenLogprob
+from hotswap.contracts import (
+    Finished,
+    GenerationEvent,
+    ReasoningDelta,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+)
 from hotswap.errors import HotswapError
 
 DONE = b"data: [DONE]\n\n"
@@ -40,15 +48,17 @@ class _Frames(ABC):
         self._before_text: dict[int, bytes] = {}
         """By choice."""
         self._include_usage = include_usage
-        self._completion_tokens = 0
+        self._finished: list[Finished] = []
 
     def opening(self) -> bytes:
         return b""
 
     def event(self, event: GenerationEvent) -> bytes:
         if isinstance(event, Finished):
-            self._completion_tokens += event.completion_tokens
+            self._finished.append(event)
             return self._chunk(event.index, self._no_text, _rest(reason=_encode(event.reason)))
+        if not isinstance(event, TextDelta):
+            return self._aside(event)
         text, logprobs = _encode(event.text), self._logprobs(event)
         if logprobs is not None:
             content = self._text_key + text + self._text_end
@@ -62,7 +72,7 @@ class _Frames(ABC):
     def closing(self, prompt_tokens: int) -> bytes:
         if not self._include_usage:
             return DONE
-        usage = _encode(_usage(prompt_tokens, self._completion_tokens))
+        usage = _encode(_usage(prompt_tokens, self._finished))
         return b"".join((self._head, b'],"usage":', usage, b"}\n\n", DONE))
 
     def failure(self, error: HotswapError) -> bytes:
@@ -70,11 +80,18 @@ class _Frames(ABC):
 
     def loading(self, text: str) -> bytes:
         """A comment: text completions have no field beside the text."""
+        return self.alive(text)
+
+    def alive(self, text: str) -> bytes:
         return comment(text)
 
     @abstractmethod
-    def _logprobs(self, delta: TextDelta) -> dict[str, Any] | None:
+    def _logprobs(self, delta: TextDelta | ReasoningDelta) -> dict[str, Any] | None:
         """As the route writes them."""
+
+    @abstractmethod
+    def _aside(self, event: ReasoningDelta | ToolCallDelta) -> bytes:
+        """What is no text of the answer."""
 
     def _chunk(self, index: int, content: bytes, rest: bytes) -> bytes:
         return b"".join((self._head, _index(index), content, rest, self._tail))
@@ -108,8 +125,21 @@ class ChatFrames(_Frames):
     def loading(self, text: str) -> bytes:
         return self._chunk(0, b'"delta":{"reasoning_content":' + _encode(text) + b"}", _rest())
 
-    def _logprobs(self, delta: TextDelta) -> dict[str, Any] | None:
+    def _logprobs(self, delta: TextDelta | ReasoningDelta) -> dict[str, Any] | None:
         return _chat_logprobs(delta.logprobs) if delta.logprobs else None
+
+    def _aside(self, event: ReasoningDelta | ToolCallDelta) -> bytes:
+        if isinstance(event, ReasoningDelta):
+            content = b'"delta":{"reasoning_content":' + _encode(event.text) + b"}"
+            rest = _rest(logprobs=_encode(self._logprobs(event)))
+            return self._chunk(event.index, content, rest)
+        call: dict[str, Any] = {"index": event.call}
+        function = {"arguments": event.arguments}
+        if event.name is not None:
+            call |= {"id": event.id, "type": "function"}
+            function = {"name": event.name, **function}
+        delta = {"tool_calls": [{**call, "function": function}]}
+        return self._chunk(event.index, b'"delta":' + _encode(delta), _rest())
 
 
 class CompletionFrames(_Frames):
@@ -125,26 +155,55 @@ class CompletionFrames(_Frames):
         )
         self._lengths: defaultdict[int, int] = defaultdict(int)
 
-    def _logprobs(self, delta: TextDelta) -> dict[str, Any] | None:
+    def _logprobs(self, delta: TextDelta | ReasoningDelta) -> dict[str, Any] | None:
         offset = self._lengths[delta.index]
         self._lengths[delta.index] += len(delta.text)
         return _completion_logprobs(delta.logprobs, offset) if delta.logprobs else None
 
+    def _aside(self, event: ReasoningDelta | ToolCallDelta) -> bytes:
+        raise AssertionError(f"a text completion has no {type(event).__name__}")
 
-class _Choice:
+
+@dataclass(slots=True)
+class ToolCall:
+    id: str
+    name: str
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> str:
+        """JSON text of an object."""
+        return "".join(self.pieces)
+
+
+class Choice:
     """One choice of an answer in one piece, growing."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.reasonings: list[str] = []
+        self.calls: list[ToolCall] = []
         self.logprobs: list[TokenLogprob] = []
         self.finished: Finished | None = None
 
     def add(self, event: GenerationEvent) -> None:
-        if isinstance(event, TextDelta):
-            self.texts.append(event.text)
-            self.logprobs.extend(event.logprobs)
-        else:
-            self.finished = event
+        match event:
+            case TextDelta():
+                self.texts.append(event.text)
+                self.logprobs.extend(event.logprobs)
+            case ReasoningDelta():
+                self.reasonings.append(event.text)
+                self.logprobs.extend(event.logprobs)
+            case ToolCallDelta():
+                if event.name is not None:
+                    self.calls.append(ToolCall(event.id or "", event.name))
+                self.calls[event.call].pieces.append(event.arguments)
+            case Finished():
+                self.finished = event
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self.reasonings)
 
     @property
     def text(self) -> str:
@@ -158,17 +217,14 @@ class _Choice:
 class _Document:
     def __init__(self, stamp: Stamp, *, choices: int) -> None:
         self._stamp = stamp
-        self._choices = [_Choice() for _ in range(choices)]
+        self._choices = [Choice() for _ in range(choices)]
 
     def add(self, event: GenerationEvent) -> None:
         self._choices[event.index].add(event)
 
     def _whole(self, head: dict[str, Any], choices: list[Any], prompt_tokens: int) -> bytes:
         finished = [choice.finished for choice in self._choices if choice.finished]
-        completion_tokens = sum(event.completion_tokens for event in finished)
-        return _encode(
-            {**head, "choices": choices, "usage": _usage(prompt_tokens, completion_tokens)}
-        )
+        return _encode({**head, "choices": choices, "usage": _usage(prompt_tokens, finished)})
 
 
 class ChatDocument(_Document):
@@ -178,7 +234,7 @@ class ChatDocument(_Document):
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "message": _message(choice),
                 "logprobs": _chat_logprobs(choice.logprobs) if choice.logprobs else None,
                 "finish_reason": choice.reason,
             }
@@ -186,6 +242,23 @@ class ChatDocument(_Document):
         ]
         head = _head(self._stamp, model, "chatcmpl", "chat.completion")
         return self._whole(head, choices, prompt_tokens)
+
+
+def _message(choice: Choice) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.reasonings:
+        message["reasoning_content"] = choice.reasoning
+    if choice.calls:
+        message["content"] = choice.text or None
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in choice.calls
+        ]
+    return message
 
 
 class CompletionDocument(_Document):
@@ -214,12 +287,16 @@ def _head(stamp: Stamp, model: str, prefix: str, kind: str) -> dict[str, Any]:
     }
 
 
-def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    return {
+def _usage(prompt_tokens: int, finished: Sequence[Finished]) -> dict[str, Any]:
+    completion_tokens = sum(event.completion_tokens for event in finished)
+    usage: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
+    if reasoning_tokens := sum(event.reasoning_tokens for event in finished):
+        usage["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
+    return usage
 
 
 def _chat_logprobs(tokens: Iterable[TokenLogprob]) -> dict[str, Any]:

@@ -9,14 +9,14 @@ import anyio
 from anyio.abc import TaskGroup
 from starlette.types import Receive, Send
 
+from hotswap.api.dialect import EVENT_STREAM
 from hotswap.api.errors import ClientGone, leaf_of
 from hotswap.contracts import SwapSnapshot
 
-_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
+_HEADERS = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
-]
+)
 
 
 def comment(text: str) -> bytes:
@@ -38,8 +38,9 @@ def _one_line(text: str) -> str:
 class EventStream:
     """The sending side. The 200 goes out with the first event, not before."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, media_type: str = EVENT_STREAM) -> None:
         self._send = send
+        self._headers = [(b"content-type", media_type.encode()), *_HEADERS]
         self.started = False
 
     async def write(self, data: bytes) -> None:
@@ -53,7 +54,7 @@ class EventStream:
         if not self.started:
             self.started = True
             await self._send(
-                {"type": "http.response.start", "status": 200, "headers": list(_HEADERS)}
+                {"type": "http.response.start", "status": 200, "headers": self._headers}
             )
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 

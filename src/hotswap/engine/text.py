@@ -55,6 +55,10 @@ class RenderedRequest:
     end_ids: frozenset[int]
     vocabulary: Vocabulary
 
+    @property
+    def token_ids(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(prompt.ids for prompt in self.prompts)
+
 
 _SURELY_CHARS_PER_TOKEN = 8
 """Text in any language has fewer on average; runs of spaces may have more."""
