@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from hotswap.config import SwapRules
-from hotswap.contracts import ModelListing, ModelSpec
+from hotswap.contracts import GenerationRequest, ModelListing, ModelSpec, TextPrompt
 from hotswap.errors import (
     CheckpointRefused,
     DeviceLost,
@@ -164,3 +164,26 @@ def test_what_a_model_takes_is_not_known_before_it_is_downloaded() -> None:
             await house.service.forecast("remote", {}, "request")
 
     assert play(scenario, models=(ModelSpec(id="remote", path=None),)).catalog.fetched == []
+
+
+def test_a_name_that_means_nothing_may_mean_the_resident_model() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("B")
+        for name, model in (("claude-3", "B"), ("A", "A")):
+            request = GenerationRequest(prompts=(TextPrompt("x"),), model=name, any_name=True)
+            async with house.service.generate(request) as generation:
+                assert generation.model == model
+        assert isinstance((await house.ask("claude-3")).error, ModelNotFound)
+
+    play(scenario)
+
+
+def test_tokens_are_told_without_loading_anything() -> None:
+    async def scenario(house: House) -> None:
+        request = GenerationRequest(prompts=(TextPrompt("x"),), model="B")
+        tokenized = await house.service.tokenize(request)
+        assert (tokenized.model, len(tokenized.ids)) == ("B", 1)
+        assert await house.service.detokenize("A", [4, 5]) == ("A", "A: 4 5")
+        assert house.registry.prepared == []
+
+    play(scenario)

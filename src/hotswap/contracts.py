@@ -103,6 +103,8 @@ class GenerationRequest:
     prompts: tuple[Prompt, ...]
     model: str | None = None
     """The name as the client wrote it; None, "", "default", "current": the resident model."""
+    any_name: bool = False
+    """A name that means no model here means the resident one too."""
     sampling: SamplingParams = SamplingParams()
     n: int = 1
     max_tokens: int | None = None
@@ -227,6 +229,15 @@ class Embeddings:
     vectors: tuple[array[float], ...]
     """Single precision, length 1 where the model's own configuration normalises."""
     prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """Prompts as a model sees them."""
+
+    model: str
+    ids: tuple[tuple[int, ...], ...]
+    """Of each prompt."""
 
 
 class Rendered(Protocol):
@@ -402,6 +413,14 @@ class EngineRegistry(Protocol):
         Raises:
             InvalidRequest: what is asked cannot be done by this model.
             ModelLoadFailed: the model's tokenizer or configuration is unusable.
+        """
+
+    async def detokenize(self, spec: ModelSpec, ids: Sequence[int]) -> str:
+        """The text that tokens stand for, special ones included.
+
+        Raises:
+            InvalidRequest: an id is outside the vocabulary.
+            ModelLoadFailed: as `render`.
         """
 
     async def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
@@ -618,6 +637,20 @@ class ModelService(Protocol):
 
         Raises:
             HotswapError: on entering, any leaf; nothing has been sent to a client by then.
+        """
+
+    async def tokenize(self, request: GenerationRequest) -> Tokenized:
+        """What the request would be answered for. Neither loads a model nor waits for one.
+
+        Raises:
+            HotswapError: as `generate` would, before it waits.
+        """
+
+    async def detokenize(self, model: str | None, ids: Sequence[int]) -> tuple[str, str]:
+        """The id of the model of that name, and the text that tokens stand for there.
+
+        Raises:
+            InvalidRequest, ModelNotFound, ModelLoadFailed
         """
 
     def snapshot(self) -> SwapSnapshot: ...

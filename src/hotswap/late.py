@@ -86,6 +86,9 @@ class LateRegistry:
     async def render(self, spec: ModelSpec, request: GenerationRequest) -> Rendered:
         return await (await self.arrival()).render(spec, request)
 
+    async def detokenize(self, spec: ModelSpec, ids: Sequence[int]) -> str:
+        return await (await self.arrival()).detokenize(spec, ids)
+
     async def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
         return await (await self.arrival()).prepare(spec, report)
 

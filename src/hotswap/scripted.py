@@ -216,6 +216,9 @@ class ScriptedRegistry:
         choices = len(request.prompts) * request.n
         return ScriptedPrompt(spec.id, 7 * len(request.prompts), tokens, choices)
 
+    async def detokenize(self, spec: ModelSpec, ids: Sequence[int]) -> str:
+        return f"{spec.id}: {' '.join(map(str, ids))}"
+
     async def prepare(self, spec: ModelSpec, report: Report) -> ScriptedModel:
         report("checking", 1.0)
         await anyio.sleep(self.script.prepare_s)

@@ -23,6 +23,7 @@ from hotswap.contracts import (
     Rendered,
     SwapPhase,
     SwapSnapshot,
+    Tokenized,
     UnloadMode,
     UnloadReport,
 )
@@ -57,7 +58,7 @@ class SwapService:
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Generation]:
         """See `ModelService.generate`."""
-        target = await self._resolve(request.model)
+        target = await self._resolve(request.model, any_name=request.any_name)
         self._controller.check_admittance(target)
         # Before the queue: a request that must fail never costs a swap. A model that is still to
         # be downloaded has no tokenizer yet; there, after it.
@@ -69,14 +70,30 @@ class SwapService:
             async with stay.engine.generate(rendered) as generation:
                 yield generation
 
-    async def _resolve(self, name: str | None) -> Target:
+    async def tokenize(self, request: GenerationRequest) -> Tokenized:
+        """See `ModelService.tokenize`."""
+        target = await self._resolve(request.model, any_name=request.any_name)
+        spec = self._expected_for(target)
+        return Tokenized(spec.id, (await self._render(spec, request)).token_ids)
+
+    async def detokenize(self, model: str | None, ids: Sequence[int]) -> tuple[str, str]:
+        """See `ModelService.detokenize`."""
+        spec = self._expected_for(await self._resolve(model))
+        return spec.id, await self._registry.detokenize(spec, ids)
+
+    async def _resolve(self, name: str | None, *, any_name: bool = False) -> Target:
         if name is None or name in RESIDENT_NAMES:
             return await self._any()
         resident = self._controller.resident
         # Before the disk is asked: the resident model answers even if its files are gone.
         if resident is not None and name in (resident.id, *resident.aliases):
             return Target(resident)
-        spec = await self._catalog.resolve(name)
+        try:
+            spec = await self._catalog.resolve(name)
+        except ModelNotFound:
+            if not any_name:
+                raise
+            return await self._any()
         if resident is not None and spec.id == resident.id:
             return Target(resident)
         if spec.background:

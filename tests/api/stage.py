@@ -27,6 +27,7 @@ from hotswap.contracts import (
     SwapPhase,
     SwapSnapshot,
     TextDelta,
+    Tokenized,
     UnloadMode,
     UnloadReason,
     UnloadReport,
@@ -165,6 +166,15 @@ class ScriptedService:
         finally:
             self.running -= 1
             self._poke()
+
+    async def tokenize(self, request: GenerationRequest) -> Tokenized:
+        self.requests.append(request)
+        if self.refusal is not None:
+            raise self.refusal
+        return Tokenized("hotswap/sums", tuple((1, 2, 3) for _ in request.prompts))
+
+    async def detokenize(self, model: str | None, ids: Sequence[int]) -> tuple[str, str]:
+        return "hotswap/sums", " ".join(map(str, ids))
 
     def snapshot(self) -> SwapSnapshot:
         return self._snapshot

@@ -37,7 +37,7 @@ from hotswap.engine.native.code import loops_compiled
 from hotswap.engine.park import Park, Parked
 from hotswap.engine.preflight import WeightFiles, check_weights
 from hotswap.engine.stage import LoadKey, Rested, Stage, TorchPrepared
-from hotswap.engine.text import PromptRenderer, RenderedRequest
+from hotswap.engine.text import PromptRenderer, RenderedRequest, text_of
 from hotswap.engine.weights import HostWeights, Known, read_weights
 from hotswap.errors import CheckpointRefused, DeviceLost, InsufficientMemory, ModelLoadFailed
 
@@ -120,17 +120,26 @@ class TorchEngineRegistry:
     async def render(self, spec: ModelSpec, request: GenerationRequest) -> RenderedRequest:
         """See `hotswap.contracts.EngineRegistry.render`. For the model on the device nothing is
         read from the disk: it answers also when its files have changed or gone."""
-        resident = self._resident
-        if resident is not None and resident.answers(spec):
-            front = resident.prepared.front
-            longest: int | None = resident.engine.max_model_len
-        else:
-            front = await self._fronts.get(spec)
-            longest = self._cuts.get(_cut_key(front, spec))
+        front, longest = await self._front(spec)
         renderer = PromptRenderer(spec.id, front, spec.sampling, longest)
         return await to_thread.run_sync(
             renderer.render, request, abandon_on_cancel=True, limiter=self._rendering
         )
+
+    async def detokenize(self, spec: ModelSpec, ids: Sequence[int]) -> str:
+        """See `hotswap.contracts.EngineRegistry.detokenize`."""
+        front, _ = await self._front(spec)
+        return await to_thread.run_sync(
+            text_of, front, ids, abandon_on_cancel=True, limiter=self._rendering
+        )
+
+    async def _front(self, spec: ModelSpec) -> tuple[Front, int | None]:
+        """And the longest context that there is memory for, where that is less."""
+        resident = self._resident
+        if resident is not None and resident.answers(spec):
+            return resident.prepared.front, resident.engine.max_model_len
+        front = await self._fronts.get(spec)
+        return front, self._cuts.get(_cut_key(front, spec))
 
     async def estimate(self, spec: ModelSpec) -> Estimate:
         """See `hotswap.contracts.EngineRegistry.estimate`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ class PromptRenderer:
             )
         asked, default = request.sampling.seed, self._defaults.seed
         end_ids = frozenset(request.stop_token_ids)
-        self._check_stop_ids(end_ids)
+        _check_ids(tuple(end_ids), self._front.vocab_size, "stop_token_ids")
         return RenderedRequest(
             model=self._model,
             request=request,
@@ -112,7 +112,7 @@ class PromptRenderer:
             ids = self._encode(text, prompt, special=True)
         else:
             ids = prompt.ids
-            self._check_ids(ids, prompt_name(prompt))
+            _check_ids(ids, self._front.vocab_size, prompt_name(prompt))
             text = self._front.vocabulary.text(list(ids)) if echo else ""
         if not ids:
             ids = self._bos(prompt)
@@ -132,26 +132,8 @@ class PromptRenderer:
                     param=prompt_name(prompt),
                 )
         ids = tuple(tokenizer.encode(text, add_special_tokens=special, verbose=False))
-        self._check_ids(ids, prompt_name(prompt))
+        _check_ids(ids, self._front.vocab_size, prompt_name(prompt))
         return ids
-
-    def _check_stop_ids(self, ids: frozenset[int]) -> None:
-        vocab = self._front.vocab_size
-        if ids and max(ids) >= vocab:
-            raise InvalidRequest(
-                f"Token id {max(ids)} is outside the vocabulary of {vocab} tokens.",
-                param="stop_token_ids",
-            )
-
-    def _check_ids(self, ids: tuple[int, ...], name: str) -> None:
-        """A tokenizer may know tokens that the model does not."""
-        vocab = self._front.vocab_size
-        for token in ids:
-            if not 0 <= token < vocab:
-                raise InvalidRequest(
-                    f"Token id {token} is outside the vocabulary of {vocab} tokens.",
-                    param=name,
-                )
 
     def _bos(self, prompt: Prompt) -> tuple[int, ...]:
         bos = self._front.tokenizer.bos_token_id
@@ -203,14 +185,27 @@ class PromptRenderer:
         return DrawParams(**values, logit_bias=self._bias(asked.logit_bias))
 
     def _bias(self, bias: Mapping[int, float] | None) -> Mapping[int, float]:
-        vocab = self._front.vocab_size
-        for token in bias or {}:
-            if not 0 <= token < vocab:
-                raise InvalidRequest(
-                    f"Token id {token} is outside the vocabulary of {vocab} tokens.",
-                    param="logit_bias",
-                )
+        _check_ids(tuple(bias or ()), self._front.vocab_size, "logit_bias")
         return dict(bias or {})
+
+
+def text_of(front: Front, ids: Sequence[int]) -> str:
+    """What tokens stand for, special ones included.
+
+    Raises:
+        InvalidRequest: there is no such token.
+    """
+    _check_ids(ids, front.vocab_size, "tokens")
+    return b"".join(map(front.vocabulary.raw, ids)).decode(errors="replace")
+
+
+def _check_ids(ids: Sequence[int], vocab: int, name: str) -> None:
+    """A tokenizer may know tokens that the model does not."""
+    for token in ids:
+        if not 0 <= token < vocab:
+            raise InvalidRequest(
+                f"Token id {token} is outside the vocabulary of {vocab} tokens.", param=name
+            )
 
 
 def answer_room(prompt_tokens: int, asked: int | None, limit: int, name: str) -> int:
