@@ -171,6 +171,10 @@ class TestLayers:
         assert settings.swap.max_queue == 5
         assert settings.catalog.model == "from-file"
 
+    def test_the_demo_serves_other_models_beside_its_own(self, tmp_path: Path) -> None:
+        found = load("demo", "--models-dir", str(tmp_path)).catalog.models_dirs
+        assert found == (tmp_path, demo.MODELS_DIR)
+
     def test_the_file_beats_the_demos_own_settings(self, tmp_path: Path) -> None:
         file = written(tmp_path, "dev_mode: false\n")
         assert not load("demo", "--config", file).server.dev_mode

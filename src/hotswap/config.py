@@ -117,7 +117,11 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ) 
     environment = _from_environment(environ)
     file, models = _from_file(flags.get("config") or environment.get("config"))
     preset = _DEMO if command == "demo" else {}
-    settings = _assemble({**preset, **file, **environment, **flags}, models)
+    values = {**preset, **file, **environment, **flags}
+    if command == "demo":  # whoever shows it other models still wants its own
+        bundled = str(demo.MODELS_DIR)
+        values["catalog.models_dirs"] = (*values.get("catalog.models_dirs", ()), bundled)
+    settings = _assemble(values, models)
     _check(settings)
     return settings
 
@@ -173,7 +177,6 @@ def settings_table() -> str:
 
 _DEMO: Mapping[str, Any] = {
     "catalog.model": "hotswap/sums",
-    "catalog.models_dirs": (str(demo.MODELS_DIR),),
     "catalog.scan_hub_cache": False,
     "swap.on_demand": True,
     "server.dev_mode": True,
