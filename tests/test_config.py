@@ -250,6 +250,14 @@ class TestFile:
             ("models: {a: {ttl_s: x}}", "models: a: ttl_s must be"),
             ("models: {a: {pin: 1}}", "models: a: pin must be true or false"),
             ("models: {a: {background: yes please}}", "models: a: background must be"),
+            ("models: {current: }", "models: no model can be called 'current'"),
+            ("models: {'': {path: /m}}", "models: no model can be called ''"),
+            (
+                "models: {a: {aliases: [x, default]}}",
+                "aliases: no model can be called 'default'",
+            ),
+            ("models: {a: {aliases: current}}", "a: aliases: no model can be called 'current'"),
+            ("models: {a: {aliases: ['']}}", "models: a: aliases must be"),
         ],
     )
     def test_a_mistake_names_the_file_and_the_key(
@@ -259,6 +267,20 @@ class TestFile:
         message = refusal("--model", "x", "--config", file)
         assert complaint in message
         assert message.startswith(file)
+
+    def test_one_alias_needs_no_list(self, tmp_path: Path) -> None:
+        file = written(tmp_path, "models: {a: {aliases: gpt-4}}")
+        assert load("--model", "a", "--config", file).catalog.models == {
+            "a": {"aliases": ["gpt-4"]}
+        }
+
+    def test_a_served_name_that_means_any_model_is_refused(self, tmp_path: Path) -> None:
+        for name in ("current", "default"):
+            message = refusal("--model", "x", "--served-model-name", "mine", name)
+            assert message.startswith(f"--served-model-name: no model can be called '{name}'")
+            file = written(tmp_path, f"model: x\nserved-model-name: {name}")
+            assert f"no model can be called '{name}'" in refusal("--config", file)
+        assert "--served-model-name must not be empty" in refusal("--served-model-name", "")
 
 
 class TestAccess:

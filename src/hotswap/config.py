@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import hotswap
 from hotswap import demo
-from hotswap.contracts import EngineConfig, ModelSpec
+from hotswap.contracts import RESIDENT_NAMES, EngineConfig, ModelSpec
 from hotswap.errors import InvalidRequest
 from hotswap.model_settings import apply_overrides
 from hotswap.options import (
@@ -264,6 +264,7 @@ def _models_in(value: Any, path: str) -> dict[str, dict[str, Any]]:
 def _model_entry(name: str, value: Any, path: str) -> dict[str, Any]:
     entry = {} if value is None else value
     where = f"{path}: models: {name}"
+    _check_name(name, f"{path}: models")
     if not isinstance(entry, dict):
         raise ConfigError(f"{where} must be a mapping of settings")
     if not isinstance(entry.get("path", ""), str):
@@ -272,10 +273,21 @@ def _model_entry(name: str, value: Any, path: str) -> dict[str, Any]:
         entry = entry | {"chat_template": _chat_template(entry["chat_template"], where)}
     settings = {key: item for key, item in entry.items() if key != "path"}
     try:
-        apply_overrides(ModelSpec(id=name, path=None), settings, "config_file")
+        spec = apply_overrides(ModelSpec(id=name, path=None), settings, "config_file")
     except InvalidRequest as error:
         raise ConfigError(f"{where}: {error.message}") from None
-    return entry
+    for alias in spec.aliases:
+        _check_name(alias, f"{where}: aliases")
+    # One alone may be written without a list.
+    return entry | {"aliases": list(spec.aliases)} if "aliases" in entry else entry
+
+
+def _check_name(name: str, where: str) -> None:
+    if name in RESIDENT_NAMES:
+        raise ConfigError(
+            f"{where}: no model can be called {name!r}: "
+            "a request for that name gets whichever model is loaded"
+        )
 
 
 def _read(option: Option, written: str | list[str], where: str) -> Any:
@@ -345,6 +357,8 @@ def _check(settings: Settings) -> None:
         )
     if catalog.served_model_names and catalog.model is None:
         raise ConfigError("--served-model-name needs --model")
+    for name in catalog.served_model_names:
+        _check_name(name, "--served-model-name")
     if settings.engine.chat_template is not None and catalog.model is None:
         raise ConfigError("--chat-template needs --model; `models:` takes one per model")
     for folder in catalog.models_dirs:

@@ -22,6 +22,9 @@ from hotswap.errors import HotswapError
 
 # -- what a client asks for ------------------------------------------------------------------
 
+RESIDENT_NAMES = frozenset({"", "default", "current"})
+"""Names under which a client asks for whatever model is resident. No model is called so."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolChoice:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hotswap.config import SwapRules
 from hotswap.contracts import (
+    RESIDENT_NAMES,
     EngineRegistry,
     Generation,
     GenerationRequest,
@@ -30,9 +31,6 @@ from hotswap.contracts import (
 from hotswap.desk import Target, is_same_load
 from hotswap.errors import HotswapError, InvalidRequest, ModelLoadFailed, ModelNotFound
 from hotswap.swap import SwapController
-
-RESIDENT_NAMES = frozenset({None, "", "default", "current"})
-"""Names under which a client asks for whatever model is resident."""
 
 
 class SwapService:
