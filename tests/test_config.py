@@ -48,6 +48,28 @@ class TestFlags:
     def test_serve_takes_the_model_without_a_flag(self) -> None:
         assert load("serve", "a/b") == load("--model", "a/b") == load("serve", "--model", "a/b")
 
+    @pytest.mark.parametrize("written", ["-5GB", "-5", "-.5GiB", "-1e3", "-inf", "- 5GB"])
+    @pytest.mark.parametrize(
+        ("flag", "expected"),
+        [
+            ("--park-memory", "0 or more bytes"),
+            ("--kv-cache-memory", "1 or more bytes"),
+            ("--drain-timeout-s", "0 or more seconds"),
+            ("--keepalive-s", "more than 0 seconds"),
+            ("--idle-timeout-s", "more than 0 seconds"),
+            ("--max-queue", "a whole number of 1 or more"),
+        ],
+    )
+    def test_a_negative_number_is_no_flag(self, flag: str, expected: str, written: str) -> None:
+        told = refusal("--model", "x", flag, written)
+        assert told.startswith(f"{flag} must be {expected}")
+        assert told.endswith(f"not {written!r}")
+        assert told == refusal("--model", "x", f"{flag}={written}")
+
+    def test_a_negative_number_after_no_flag_that_takes_one_is_unknown(self) -> None:
+        for argv in (["-5GB"], ["--dev-mode", "-5GB"], ["--park-memory", "5", "-5GB"]):
+            assert "there is no option -5GB" in refusal("--model", "x", *argv)
+
     def test_the_inline_name_of_on_demand_loading_is_known(self) -> None:
         assert load("--enable-inline-model-loading").swap.on_demand
 
@@ -128,7 +150,7 @@ class TestFlags:
             ("--model x --dtype int8", "--dtype must be one of auto, float32"),
             ("--model x --device tpu", "--device must be auto, cpu, cuda"),
             ("--model x --max-queue 0", "--max-queue must be a whole number of 1 or more"),
-            ("--model x --park-memory much", "--park-memory must be a number of bytes, such as"),
+            ("--model x --park-memory much", "--park-memory must be 0 or more bytes, such as"),
             ("--model x --idle-timeout-s 0", "--idle-timeout-s must be more than 0 seconds"),
             ("serv --model x", "no command 'serv'. Did you mean serve?"),
             ("serve x --model y", "two models are given"),

@@ -23,6 +23,7 @@ from hotswap.options import (
     default_text,
     markdown_table,
     nearest,
+    with_negatives,
 )
 from hotswap.yaml_text import parse_yaml
 
@@ -190,7 +191,7 @@ def _from_command_line(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """The command, empty if none is given, and the settings."""
     parser = command_line_parser(hotswap.__version__, _default_texts())
     # Intermixed: the command may come after flags, and the model after more of them.
-    parsed, unknown = parser.parse_known_intermixed_args(argv)
+    parsed, unknown = parser.parse_known_intermixed_args(with_negatives(argv))
     given = vars(parsed)
     command, model = _command_and_model(given.pop("words"), unknown)
     if model is not None:
