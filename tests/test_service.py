@@ -3,6 +3,8 @@ a load would do."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hotswap.config import SwapRules
@@ -85,6 +87,67 @@ def test_a_model_that_comes_to_the_catalogue_is_seen() -> None:
         assert after[-1].id == "D"
 
     play(scenario)
+
+
+def parked(house: House) -> list[str]:
+    return [model.model for model in house.registry.parked()]
+
+
+@pytest.mark.parametrize("how", ["listing", "load", "request_load"])
+def test_a_parked_model_that_the_catalogue_has_no_more_is_let_go(how: str) -> None:
+    async def scenario(house: House) -> None:
+        for model in "ABC":
+            await house.ask(model)
+        del house.catalog._specs["A"]
+        assert parked(house) == ["A", "B"]
+        if how == "listing":
+            assert statuses(await house.service.models()) == {"B": "sleeping", "C": "loaded"}
+        elif how == "load":
+            await house.service.load("C", {}, "request")
+        else:
+            await house.service.request_load("C")
+        assert parked(house) == ["B"]
+
+    play(scenario)
+
+
+def test_a_parked_model_that_is_here_but_not_listed_stays() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        await house.ask("B")
+        resolve = house.catalog.resolve
+
+        async def models() -> tuple[ModelSpec, ...]:
+            return (spec("B"),)
+
+        house.catalog.models = models  # type: ignore[method-assign]
+        await house.service.models()
+        assert parked(house) == ["A"]
+
+        async def only_to_download(name: str) -> ModelSpec:
+            return replace(await resolve(name), path=None)
+
+        house.catalog.resolve = only_to_download  # type: ignore[method-assign]
+        await house.service.models()
+        assert parked(house) == []
+
+    play(scenario)
+
+
+def test_a_parked_start_up_model_whose_files_are_gone_is_let_go() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        await house.ask("B")
+        assert statuses(await house.service.models())["A"] == "sleeping"
+
+        async def gone(name: str) -> ModelSpec:
+            raise CheckpointRefused(f"{name} cannot be served: there is no such directory.")
+
+        house.catalog.resolve = gone  # type: ignore[method-assign]
+        assert statuses(await house.service.models())["A"] == "unloaded"
+        assert parked(house) == []
+
+    play(scenario, startup="A")
 
 
 def test_without_loading_on_demand_only_what_answers_is_listed() -> None:

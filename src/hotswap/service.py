@@ -29,7 +29,13 @@ from hotswap.contracts import (
     UnloadReport,
 )
 from hotswap.desk import Target, is_same_load
-from hotswap.errors import HotswapError, InvalidRequest, ModelLoadFailed, ModelNotFound
+from hotswap.errors import (
+    CheckpointRefused,
+    HotswapError,
+    InvalidRequest,
+    ModelLoadFailed,
+    ModelNotFound,
+)
 from hotswap.swap import SwapController
 
 
@@ -48,6 +54,7 @@ class SwapService:
         self._registry = registry
         self._catalog = catalog
         self._rules = rules
+        self._surveyed: tuple[ModelSpec, ...] | None = None
         self._listed: tuple[ModelListing, ...] = ()
         self._listed_facts: _Facts | None = None
 
@@ -150,8 +157,9 @@ class SwapService:
 
     async def load(self, name: str | None, overrides: Mapping[str, Any], source: str) -> LoadReport:
         """See `ModelService.load`."""
-        spec = await self._loadable(name)
-        return await self._controller.load(self._catalog.override(spec, overrides, source))
+        spec = self._catalog.override(await self._loadable(name), overrides, source)
+        await self._survey()
+        return await self._controller.load(spec)
 
     async def forecast(
         self, name: str | None, overrides: Mapping[str, Any], source: str
@@ -176,7 +184,9 @@ class SwapService:
 
     async def request_load(self, name: str) -> None:
         """See `ModelService.request_load`."""
-        self._controller.begin_load(await self._loadable(name))
+        spec = await self._loadable(name)
+        await self._survey()
+        self._controller.begin_load(spec)
 
     async def _loadable(self, name: str | None) -> ModelSpec:
         """The model of that name, or the start-up one."""
@@ -231,11 +241,30 @@ class SwapService:
         The same tuple again for as long as everything it was made from is the same: most clients
         ask again and again while nothing changes, and who encodes it can keep that as well.
         """
-        facts = self._facts(await self._catalog.models())
+        facts = self._facts(await self._survey())
         if facts != self._listed_facts:
             self._listed = _listings(facts)
         self._listed_facts = facts
         return self._listed
+
+    async def _survey(self) -> tuple[ModelSpec, ...]:
+        """What the catalogue has. Parked models that it has no more are let go of: nothing can be
+        started whose files are gone."""
+        specs = await self._catalog.models()
+        if specs is not self._surveyed:
+            self._surveyed = specs
+            # The start-up model is listed whether it is there or not, a revision is not listed.
+            there = {spec.id for spec in specs} - {self._catalog.startup}
+            for parked in self._registry.parked():
+                if parked.model not in there and not await self._is_here(parked.model):
+                    self._registry.forget(parked.model)
+        return specs
+
+    async def _is_here(self, model: str) -> bool:
+        try:
+            return (await self._catalog.resolve(model)).path is not None
+        except (ModelNotFound, CheckpointRefused):
+            return False
 
     async def model(self, name: str) -> ModelListing:
         """See `ModelService.model`."""
