@@ -15,6 +15,7 @@ from hotswap.errors import (
     InvalidRequest,
     ModelLoadFailed,
     ModelNotFound,
+    ModelUnloaded,
     ShuttingDown,
 )
 from hotswap.scripted import MODEL_BYTES, Script
@@ -150,10 +151,46 @@ def test_a_parked_start_up_model_whose_files_are_gone_is_let_go() -> None:
     play(scenario, startup="A")
 
 
-def test_without_loading_on_demand_only_what_answers_is_listed() -> None:
+async def answers(house: House) -> dict[str, str]:
+    """What the listing says of a model, and what a request for it gets."""
+    listed, got = statuses(await house.service.models()), {}
+    for model in "ABC":
+        answer = await house.ask(model)
+        got[model] = f"{listed.get(model)}: {answer.error.code if answer.error else answer.model}"
+    return got
+
+
+def test_without_loading_on_demand_what_is_listed_is_found() -> None:
     async def scenario(house: House) -> None:
+        missing, asleep = "None: model_not_found", "sleeping: model_unloaded"
+        await house.service.load("A", {}, "request")
+        assert await answers(house) == {"A": "loaded: A", "B": missing, "C": missing}
         await house.service.load("B", {}, "request")
-        assert set(statuses(await house.service.models())) == {"A", "B"}
+        assert await answers(house) == {"A": asleep, "B": "loaded: B", "C": missing}
+        await house.service.unload()
+        assert await answers(house) == {"A": asleep, "B": asleep, "C": missing}
+        await house.service.load("A", {}, "request")
+        await house.service.unload(park=False)
+        unloaded = {"A": "unloaded: model_unloaded", "B": missing, "C": missing}
+        assert await answers(house) == unloaded
+
+    play(scenario, rules=SwapRules(on_demand=False), startup="A")
+
+
+def test_without_loading_on_demand_a_refusal_says_what_brings_the_model() -> None:
+    async def scenario(house: House) -> None:
+        async def told(name: str) -> str:
+            error = (await house.ask(name)).error
+            assert isinstance(error, ModelUnloaded)
+            return error.message
+
+        await house.service.load("B", {}, "request")
+        assert "another model; load it with POST /v1/load_model" in await told("A")
+        await house.service.sleep(park=True)
+        assert "put to sleep; POST /wake_up wakes it" in await told("B")
+        await house.service.wake_up()
+        await house.service.unload()
+        assert "was unloaded; load it with POST /v1/load_model" in await told("B")
 
     play(scenario, rules=SwapRules(on_demand=False), startup="A")
 

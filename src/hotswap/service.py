@@ -35,6 +35,7 @@ from hotswap.errors import (
     InvalidRequest,
     ModelLoadFailed,
     ModelNotFound,
+    ModelUnloaded,
 )
 from hotswap.swap import SwapController
 
@@ -104,6 +105,10 @@ class SwapService:
         if spec.background:
             return await self._any()
         if not self._rules.on_demand and spec.id not in self._served_ids():
+            if spec.id == self._catalog.startup:  # which is listed all the same
+                raise ModelUnloaded(
+                    f"{spec.id!r} made way for another model; load it with POST /v1/load_model."
+                )
             raise _not_served(name)
         return Target(spec)
 

@@ -216,6 +216,8 @@ class SwapController:
         """Raise now what such a request would be refused with anyway."""
         self.check_open()
         if self._unloaded_by_hand and not self._rules.on_demand:
+            if self._asleep is not None:
+                raise ModelUnloaded("The model was put to sleep; POST /wake_up wakes it.")
             raise ModelUnloaded("The model was unloaded; load it with POST /v1/load_model.")
         if self._waiting_before(target) >= self._rules.max_queue:
             raise Overloaded(f"The queue is full ({self._rules.max_queue} requests wait).")
