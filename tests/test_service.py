@@ -195,6 +195,31 @@ def test_without_loading_on_demand_a_refusal_says_what_brings_the_model() -> Non
     play(scenario, rules=SwapRules(on_demand=False), startup="A")
 
 
+def test_a_context_that_memory_cut_is_listed_as_it_was_cut_also_while_the_model_sleeps() -> None:
+    async def scenario(house: House) -> None:
+        async def lengths() -> dict[str, int | None]:
+            return {one.id: one.max_model_len for one in await house.service.models()}
+
+        assert await lengths() == {"A": 4096, "B": 4096}
+        await house.ask("A")
+        assert await lengths() == {"A": 100, "B": 4096}
+        await house.ask("B")
+        assert await lengths() == {"A": 100, "B": 4096}
+        house.registry.script.room_tokens["A"] = 64
+        await house.service.load("A", {"max_model_len": 64}, "request")
+        assert (await lengths())["A"] == 64
+        house.registry.script.room_tokens["A"] = 100
+        await house.ask("B")
+        assert (await lengths())["A"] == 4096, "of these settings nothing is known any more"
+        await house.service.load("A", {}, "request")
+        house.catalog._specs["A"] = spec("A", max_position_embeddings=2048)
+        await house.service.unload()
+        assert (await lengths())["A"] == 2048, "other files"
+
+    models = tuple(spec(name, max_position_embeddings=4096) for name in "AB")
+    play(scenario, script=Script(room_tokens={"A": 100}), models=models)
+
+
 def test_a_forecast_says_what_would_go_and_changes_nothing() -> None:
     async def scenario(house: House) -> None:
         first = await house.service.forecast("B", {}, "request")

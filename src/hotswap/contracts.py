@@ -623,6 +623,7 @@ class ModelListing:
     owned_by: str
     status: ModelStatus
     max_model_len: int | None
+    """Less than it is set to be where its last start had memory for fewer tokens."""
     progress: Progress | None = None
     error: str | None = None
     """Why the last load of this model failed, where it did."""

@@ -295,6 +295,7 @@ class SwapService:
             progress={model: one for model, one in progress.items() if one is not None},
             failures=controller.desk.failures.readings(),
             sleeping=frozenset(parked.model for parked in self._registry.parked()),
+            room=controller.room(),
         )
 
 
@@ -310,6 +311,8 @@ class _Facts:
     progress: Mapping[str, Progress]
     failures: Mapping[str, LoadFailure]
     sleeping: frozenset[str]
+    room: Mapping[str, tuple[ModelSpec, int]]
+    """See `SwapController.room`."""
 
     def lists(self, spec: ModelSpec) -> bool:
         return self.served is None or spec.id in self.served or spec.background
@@ -339,10 +342,21 @@ def _listing(spec: ModelSpec, facts: _Facts) -> ModelListing:
         created_unix=spec.created_unix,
         owned_by=spec.id.rpartition("/")[0] or "hotswap",
         status=status,
-        max_model_len=spec.engine.max_model_len or spec.max_position_embeddings,
+        max_model_len=_max_model_len(spec, facts),
         progress=progress,
         error=failure.message if failure else None,
     )
+
+
+def _max_model_len(spec: ModelSpec, facts: _Facts) -> int | None:
+    """What a request can count on: as many tokens as its last start had room for, if nothing that
+    they depend on has changed since."""
+    wanted = spec.engine.max_model_len or spec.max_position_embeddings
+    started, tokens = facts.room.get(spec.id, (None, wanted))
+    if started is None or started.engine != spec.engine:
+        return wanted
+    same = started.max_position_embeddings == spec.max_position_embeddings
+    return tokens if same else wanted
 
 
 def _not_served(name: str) -> ModelNotFound:

@@ -121,6 +121,7 @@ class SwapController:
         self._load: _Load | None = None
         self._load_seconds: dict[tuple[str, bool], float] = {}
         """By model, and whether it was parked."""
+        self._room: dict[str, tuple[ModelSpec, int]] = {}
         self._last_resident: str | None = None
         self._unloaded_by_hand = False
         self._asleep: ModelSpec | None = None
@@ -184,6 +185,11 @@ class SwapController:
         parked = self._is_parked(model)
         known = self._load_seconds.get((model, parked))
         return self._load_seconds.get((model, not parked)) if known is None else known
+
+    def room(self) -> Mapping[str, tuple[ModelSpec, int]]:
+        """By model: with which settings it was started last, and for how many tokens of prompt and
+        answer together there was memory then; that may be fewer than it was to have."""
+        return dict(self._room)
 
     def progress_of(self, model: str) -> Progress | None:
         """How far a model is that is being downloaded or loaded."""
@@ -555,6 +561,8 @@ class SwapController:
         stay.awaited = any(waiter.model in (spec.id, None) for waiter in self.desk.queue)
         seconds = now - load.meter.started
         self._load_seconds[spec.id, load.was_parked] = seconds
+        if (tokens := engine.stats().details.get("max_model_len")) is not None:
+            self._room[spec.id] = spec, int(tokens)
         previous = load.fallback.spec.id if load.fallback is not None else None
         self._loads += 1
         self._swaps += self._last_resident not in (None, spec.id)
