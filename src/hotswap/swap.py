@@ -342,7 +342,7 @@ class SwapController:
                 self._asleep = resident
         if not park:
             # What sleeps may have slept more lightly before, and what came has been on the device.
-            for spec in (self._asleep, load and load.spec):
+            for spec in (self._asleep, load.spec if load is not None else None):
                 if spec is not None:
                     self._registry.forget(spec.id)
         return report

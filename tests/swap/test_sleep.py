@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from hotswap.config import SwapRules
-from hotswap.contracts import ModelSpec
+from hotswap.contracts import ModelSpec, UnloadReason
 from hotswap.errors import HotswapError, ModelNotFound, ModelUnloaded, SwapInProgress
 from hotswap.scripted import Script
 from tests.swap.house import ON_DEMAND, House, play
@@ -241,7 +241,7 @@ def test_sleep_while_one_model_leaves_for_another_one_brings_neither() -> None:
         assert refused_by_sleep(house.answers[-1].error)
         await trio.sleep(60)
         assert house.phase == "empty"
-        assert house.controller.snapshot().unloads_by_reason["request"] == 1
+        assert house.controller.snapshot().unloads_by_reason[UnloadReason.REQUEST] == 1
 
     assert play(scenario, ON_DEMAND, Script(stop_s=1.0)).registry.started == ["A"]
 
