@@ -22,6 +22,9 @@ from hotswap.errors import HotswapError
 
 # -- what a client asks for ------------------------------------------------------------------
 
+RESIDENT_NAMES = frozenset({"", "default", "current"})
+"""Names under which a client asks for whatever model is resident. No model is called so."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolChoice:
@@ -620,6 +623,7 @@ class ModelListing:
     owned_by: str
     status: ModelStatus
     max_model_len: int | None
+    """Less than it is set to be where its last start had memory for fewer tokens."""
     progress: Progress | None = None
     error: str | None = None
     """Why the last load of this model failed, where it did."""
@@ -704,18 +708,31 @@ class ModelService(Protocol):
         """
 
     async def sleep(self, *, park: bool, mode: UnloadMode = "drain") -> UnloadReport:
-        """`unload`, after which a request for any model, or `wake_up`, brings this one back with
-        the settings that it had.
+        """Leave the device empty, whatever goes on: the resident model is unloaded, and every load
+        that is under way or wanted by now is called off, its waiters refused with `ModelUnloaded`.
+
+        Afterwards `wake_up`, and where requests may load models also a request for whichever model
+        is loaded, brings back the model that was on the device last, with the settings that it
+        had; where none had been, the one that was on its way. A request that names another model
+        brings that one. What is asked for after `sleep` was called is not called off: with
+        `wake_up` right behind it, the model leaves and comes back.
+
+        Returns:
+            Once nothing is on the device. Where nothing was there or on its way, at once.
 
         Raises:
-            SwapInProgress: as `unload`.
+            SwapInProgress: the running answers did not end in time; the resident model is awake
+                still, but the loads have been called off.
+            DeviceLost: what was on the device could not be taken off.
         """
 
     async def wake_up(self) -> LoadReport:
         """Put the model on the device that was put to sleep or was there last, else the start-up
-        model, and wait for it. Nothing is done where one is on the device.
+        model, and wait for it. Nothing is done where one is on the device; where one is on its way
+        there, that one is waited for.
 
         Raises:
             ModelNotFound: there was none, and the server was started without one.
+            ModelUnloaded: somebody put it to sleep again, or unloaded it, before it was ready.
             ModelLoadFailed, InsufficientMemory, SwapInProgress, ShuttingDown
         """

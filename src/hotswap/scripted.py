@@ -58,6 +58,8 @@ class Script:
     last event must be a `Finished`."""
     device_bytes: int = 10 * MODEL_BYTES
     """What an estimate says is free."""
+    room_tokens: dict[str, int] = field(default_factory=dict)
+    """By model: tokens of prompt and answer that there is memory for."""
     render_errors: dict[str, HotswapError] = field(default_factory=dict)
     prepare_errors: dict[str, HotswapError] = field(default_factory=dict)
     start_errors: dict[str, HotswapError] = field(default_factory=dict)
@@ -123,6 +125,7 @@ class ScriptedEngine:
         self.last_progress = anyio.current_time()
         self.first_token: float | None = None
         self.script = script
+        self._room_tokens = script.room_tokens.get(model)
         self._changed = changed
         self._failure: HotswapError | None = None
         self._ended: HotswapError | None = None
@@ -182,6 +185,7 @@ class ScriptedEngine:
             first_token=self.first_token,
             last_token=self.last_progress if self.steps else None,
             alive=self.alive and self._failure is None,
+            details={"max_model_len": room} if (room := self._room_tokens) is not None else {},
         )
 
 

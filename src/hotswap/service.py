@@ -9,6 +9,7 @@ from typing import Any
 
 from hotswap.config import SwapRules
 from hotswap.contracts import (
+    RESIDENT_NAMES,
     EngineRegistry,
     Generation,
     GenerationRequest,
@@ -28,11 +29,15 @@ from hotswap.contracts import (
     UnloadReport,
 )
 from hotswap.desk import Target, is_same_load
-from hotswap.errors import HotswapError, InvalidRequest, ModelLoadFailed, ModelNotFound
+from hotswap.errors import (
+    CheckpointRefused,
+    HotswapError,
+    InvalidRequest,
+    ModelLoadFailed,
+    ModelNotFound,
+    ModelUnloaded,
+)
 from hotswap.swap import SwapController
-
-RESIDENT_NAMES = frozenset({None, "", "default", "current"})
-"""Names under which a client asks for whatever model is resident."""
 
 
 class SwapService:
@@ -50,6 +55,7 @@ class SwapService:
         self._registry = registry
         self._catalog = catalog
         self._rules = rules
+        self._surveyed: tuple[ModelSpec, ...] | None = None
         self._listed: tuple[ModelListing, ...] = ()
         self._listed_facts: _Facts | None = None
 
@@ -99,6 +105,10 @@ class SwapService:
         if spec.background:
             return await self._any()
         if not self._rules.on_demand and spec.id not in self._served_ids():
+            if spec.id == self._catalog.startup:  # which is listed all the same
+                raise ModelUnloaded(
+                    f"{spec.id!r} made way for another model; load it with POST /v1/load_model."
+                )
             raise _not_served(name)
         return Target(spec)
 
@@ -152,8 +162,9 @@ class SwapService:
 
     async def load(self, name: str | None, overrides: Mapping[str, Any], source: str) -> LoadReport:
         """See `ModelService.load`."""
-        spec = await self._loadable(name)
-        return await self._controller.load(self._catalog.override(spec, overrides, source))
+        spec = self._catalog.override(await self._loadable(name), overrides, source)
+        await self._survey()
+        return await self._controller.load(spec)
 
     async def forecast(
         self, name: str | None, overrides: Mapping[str, Any], source: str
@@ -178,7 +189,9 @@ class SwapService:
 
     async def request_load(self, name: str) -> None:
         """See `ModelService.request_load`."""
-        self._controller.begin_load(await self._loadable(name))
+        spec = await self._loadable(name)
+        await self._survey()
+        self._controller.begin_load(spec)
 
     async def _loadable(self, name: str | None) -> ModelSpec:
         """The model of that name, or the start-up one."""
@@ -233,11 +246,30 @@ class SwapService:
         The same tuple again for as long as everything it was made from is the same: most clients
         ask again and again while nothing changes, and who encodes it can keep that as well.
         """
-        facts = self._facts(await self._catalog.models())
+        facts = self._facts(await self._survey())
         if facts != self._listed_facts:
             self._listed = _listings(facts)
         self._listed_facts = facts
         return self._listed
+
+    async def _survey(self) -> tuple[ModelSpec, ...]:
+        """What the catalogue has. Parked models that it has no more are let go of: nothing can be
+        started whose files are gone."""
+        specs = await self._catalog.models()
+        if specs is not self._surveyed:
+            self._surveyed = specs
+            # The start-up model is listed whether it is there or not, a revision is not listed.
+            there = {spec.id for spec in specs} - {self._catalog.startup}
+            for parked in self._registry.parked():
+                if parked.model not in there and not await self._is_here(parked.model):
+                    self._registry.forget(parked.model)
+        return specs
+
+    async def _is_here(self, model: str) -> bool:
+        try:
+            return (await self._catalog.resolve(model)).path is not None
+        except (ModelNotFound, CheckpointRefused):
+            return False
 
     async def model(self, name: str) -> ModelListing:
         """See `ModelService.model`."""
@@ -263,6 +295,7 @@ class SwapService:
             progress={model: one for model, one in progress.items() if one is not None},
             failures=controller.desk.failures.readings(),
             sleeping=frozenset(parked.model for parked in self._registry.parked()),
+            room=controller.room(),
         )
 
 
@@ -278,6 +311,8 @@ class _Facts:
     progress: Mapping[str, Progress]
     failures: Mapping[str, LoadFailure]
     sleeping: frozenset[str]
+    room: Mapping[str, tuple[ModelSpec, int]]
+    """See `SwapController.room`."""
 
     def lists(self, spec: ModelSpec) -> bool:
         return self.served is None or spec.id in self.served or spec.background
@@ -307,10 +342,21 @@ def _listing(spec: ModelSpec, facts: _Facts) -> ModelListing:
         created_unix=spec.created_unix,
         owned_by=spec.id.rpartition("/")[0] or "hotswap",
         status=status,
-        max_model_len=spec.engine.max_model_len or spec.max_position_embeddings,
+        max_model_len=_max_model_len(spec, facts),
         progress=progress,
         error=failure.message if failure else None,
     )
+
+
+def _max_model_len(spec: ModelSpec, facts: _Facts) -> int | None:
+    """What a request can count on: as many tokens as its last start had room for, if nothing that
+    they depend on has changed since."""
+    wanted = spec.engine.max_model_len or spec.max_position_embeddings
+    started, tokens = facts.room.get(spec.id, (None, wanted))
+    if started is None or started.engine != spec.engine:
+        return wanted
+    same = started.max_position_embeddings == spec.max_position_embeddings
+    return tokens if same else wanted
 
 
 def _not_served(name: str) -> ModelNotFound:

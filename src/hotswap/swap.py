@@ -121,6 +121,7 @@ class SwapController:
         self._load: _Load | None = None
         self._load_seconds: dict[tuple[str, bool], float] = {}
         """By model, and whether it was parked."""
+        self._room: dict[str, tuple[ModelSpec, int]] = {}
         self._last_resident: str | None = None
         self._unloaded_by_hand = False
         self._asleep: ModelSpec | None = None
@@ -161,8 +162,9 @@ class SwapController:
 
     @property
     def coming(self) -> ModelSpec | None:
-        """The model that is being brought in."""
-        return self._load.spec if self._load else None
+        """The model that is being brought in, unless that has been called off."""
+        load = self._load
+        return None if load is None or load.is_cancelled() else load.spec
 
     @property
     def last_resident(self) -> str | None:
@@ -183,6 +185,11 @@ class SwapController:
         parked = self._is_parked(model)
         known = self._load_seconds.get((model, parked))
         return self._load_seconds.get((model, not parked)) if known is None else known
+
+    def room(self) -> Mapping[str, tuple[ModelSpec, int]]:
+        """By model: with which settings it was started last, and for how many tokens of prompt and
+        answer together there was memory then; that may be fewer than it was to have."""
+        return dict(self._room)
 
     def progress_of(self, model: str) -> Progress | None:
         """How far a model is that is being downloaded or loaded."""
@@ -215,6 +222,8 @@ class SwapController:
         """Raise now what such a request would be refused with anyway."""
         self.check_open()
         if self._unloaded_by_hand and not self._rules.on_demand:
+            if self._asleep is not None:
+                raise ModelUnloaded("The model was put to sleep; POST /wake_up wakes it.")
             raise ModelUnloaded("The model was unloaded; load it with POST /v1/load_model.")
         if self._waiting_before(target) >= self._rules.max_queue:
             raise Overloaded(f"The queue is full ({self._rules.max_queue} requests wait).")
@@ -320,13 +329,45 @@ class SwapController:
 
     async def sleep(self, mode: UnloadMode, *, park: bool) -> UnloadReport:
         """See `ModelService.sleep`."""
-        spec = self.resident or self.coming
-        report = await self.unload(None, None, mode, park=park)
-        if spec is not None and spec.id == report.model:
-            self._asleep = spec
-        if self._asleep is not None and not park:
-            self._registry.forget(self._asleep.id)  # it may have slept more lightly before
+        load, resident = self._load, self.resident
+        self._call_off_all_loads()
+        if resident is None:
+            self._unloaded_by_hand = True
+            report = UnloadReport(model=None)
+            if load is not None:
+                report = await self._fall_asleep_on_the_way(load)
+        else:
+            report = await self.unload(None, None, mode, park=park)
+            if resident.id == report.model:
+                self._asleep = resident
+        if not park:
+            # What sleeps may have slept more lightly before, and what came has been on the device.
+            for spec in (self._asleep, load.spec if load is not None else None):
+                if spec is not None:
+                    self._registry.forget(spec.id)
         return report
+
+    def _call_off_all_loads(self) -> None:
+        """Whatever is wanted by now will not come, nor the model before it come back."""
+        if self._load is not None:
+            self._load.cancel()
+        error = ModelUnloaded(
+            "The server was put to sleep (POST /sleep) before the model was ready; "
+            "POST /wake_up wakes it."
+        )
+        self.desk.refuse(_anything, error)
+
+    async def _fall_asleep_on_the_way(self, load: _Load) -> UnloadReport:
+        """What sleeps is the model that was there last, though it had left for another one."""
+        if load.fallback is not None:
+            self._asleep = load.fallback.spec
+        elif self._asleep is None:
+            self._asleep = load.spec
+        load.fallback = None
+        await self.desk.until(lambda: self._load is not load)
+        if self._phase is SwapPhase.FAILED:
+            self.check_open()
+        return UnloadReport(model=load.spec.id)
 
     async def unload(
         self, model: str | None, drain_timeout_s: float | None, mode: UnloadMode, *, park: bool
@@ -479,12 +520,11 @@ class SwapController:
                 warm_up = float(engine.stats().details.get("warm_up_s", 0.0))
                 load.timings["start"] = anyio.current_time() - begun - warm_up
                 load.timings["warm_up"] = warm_up
-                if load.is_cancelled():
-                    return self._back(load)
-                stay = self._arrive(load, engine)
-                upcoming = await self._serve(stay)
-                self._set_phase(SwapPhase.DRAINING)  # who comes while it leaves must wait
-                left = anyio.current_time()
+                if not load.is_cancelled():
+                    stay = self._arrive(load, engine)
+                    upcoming = await self._serve(stay)
+                    self._set_phase(SwapPhase.DRAINING)  # who comes while it leaves must wait
+                    left = anyio.current_time()
         except Exception as error:
             if stay is None and not isinstance(error, DeviceLost):
                 self._load_failed(load, error)
@@ -496,7 +536,7 @@ class SwapController:
             if stay is not None:
                 self._add_up(stay)
             self._residency = None
-        return self._depart(stay, left, upcoming)
+        return self._back(load) if stay is None else self._depart(stay, left, upcoming)
 
     def _add_up(self, stay: Residency) -> None:
         """Keep what a stay that ends has counted."""
@@ -521,6 +561,8 @@ class SwapController:
         stay.awaited = any(waiter.model in (spec.id, None) for waiter in self.desk.queue)
         seconds = now - load.meter.started
         self._load_seconds[spec.id, load.was_parked] = seconds
+        if (tokens := engine.stats().details.get("max_model_len")) is not None:
+            self._room[spec.id] = spec, int(tokens)
         previous = load.fallback.spec.id if load.fallback is not None else None
         self._loads += 1
         self._swaps += self._last_resident not in (None, spec.id)
@@ -725,7 +767,7 @@ class SwapController:
             parked=self._is_parked(stay.spec.id),
         )
         self._settle_unload(report)
-        if upcoming is not None:
+        if upcoming is not None and not (asked and upcoming.is_cancelled()):
             upcoming.timings["teardown"] = teardown_s
             last = stay.engine.stats().last_token
             upcoming.silent_since = -math.inf if last is None else last
