@@ -16,6 +16,7 @@ from hotswap.errors import (
     ModelLoadFailed,
     ModelNotFound,
     ModelUnloaded,
+    NotLoaded,
     ShuttingDown,
 )
 from hotswap.scripted import MODEL_BYTES, Script
@@ -310,5 +311,20 @@ def test_tokens_are_told_without_loading_anything() -> None:
         assert (tokenized.model, len(tokenized.ids)) == ("B", 1)
         assert await house.service.detokenize("A", [4, 5]) == ("A", "A: 4 5")
         assert house.registry.prepared == []
+
+    play(scenario)
+
+
+def test_unloading_a_sleeping_model_lets_go_of_it() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        await house.ask("B")
+        version = house.controller.snapshot().version
+        assert (await house.service.unload("A")).model == "A"
+        seen = statuses(await house.service.models())
+        assert (seen["A"], seen["B"]) == ("unloaded", "loaded")
+        assert house.controller.snapshot().version > version
+        with pytest.raises(NotLoaded):
+            await house.service.unload("A")
 
     play(scenario)

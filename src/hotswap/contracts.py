@@ -696,14 +696,15 @@ class ModelService(Protocol):
         mode: UnloadMode = "drain",
         park: bool = True,
     ) -> UnloadReport:
-        """Take the resident model off the device; with a name that is loading, cancel that load.
+        """Take the resident model off the device; with a name that is loading, cancel that load;
+        with one that sleeps, let go of what is kept of it.
 
         Args:
             park: keep it in host memory, where there is room.
 
         Raises:
             ModelNotFound: no such model.
-            NotLoaded: ``name`` is neither resident nor loading.
+            NotLoaded: ``name`` is neither resident nor loading, nor does it sleep.
             SwapInProgress: the running answers did not end in time; the model still serves.
         """
 

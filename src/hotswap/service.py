@@ -36,6 +36,7 @@ from hotswap.errors import (
     ModelLoadFailed,
     ModelNotFound,
     ModelUnloaded,
+    NotLoaded,
 )
 from hotswap.swap import SwapController
 
@@ -228,7 +229,14 @@ class SwapService:
     ) -> UnloadReport:
         """See `ModelService.unload`."""
         model = None if name is None else (await self._catalog.resolve(name)).id
-        return await self._controller.unload(model, drain_timeout_s, mode, park=park)
+        try:
+            return await self._controller.unload(model, drain_timeout_s, mode, park=park)
+        except NotLoaded:
+            if model not in {parked.model for parked in self._registry.parked()}:
+                raise
+        self._registry.forget(model)
+        self._controller.desk.ring()
+        return UnloadReport(model=model)
 
     # -- what everybody may see
 
