@@ -48,6 +48,14 @@ class LoadOrder:
     source: str = "request"
 
 
+class LoadBody(Struct):
+    """What a load is read as first. Without a ``config`` it is flat: all keys but the model's are
+    settings."""
+
+    model: str | None = None
+    config: dict[str, Any] | None = None
+
+
 class NestedLoad(Struct, forbid_unknown_fields=True):
     model: str | None = None
     config: dict[str, Any] | None = None
@@ -64,10 +72,10 @@ class UnloadOrder(Struct, forbid_unknown_fields=True):
     park: bool | None = None
 
 
-_TRUTH = {"false": False, "true": True, "0": False, "1": True}
-_SLEEP_LEVELS = {"1": True, "2": False}
+TRUTH = {"false": False, "true": True, "0": False, "1": True}
+SLEEP_LEVELS = {"1": True, "2": False}
 """Whether a model that sleeps so is kept in host memory."""
-_SLEEP_MODES: Mapping[str, UnloadMode] = {"wait": "drain", "abort": "abort"}
+SLEEP_MODES: Mapping[str, UnloadMode] = {"wait": "drain", "abort": "abort"}
 
 
 class ManagementRoutes:
@@ -78,7 +86,7 @@ class ManagementRoutes:
         """``/v1/load_model`` in its five forms; answers when the model serves, or with
         ``?dry_run=true`` at once what would happen."""
         _check_query(request, "dry_run")
-        is_dry_run = _choice(request, "dry_run", _TRUTH)
+        is_dry_run = _choice(request, "dry_run", TRUTH)
         order = await _read_load(request)
         if is_dry_run:
             forecast = await self._service.forecast(order.model, order.config, order.source)
@@ -116,8 +124,8 @@ class ManagementRoutes:
         """``/sleep``: 200 without a body, as vLLM's. Running answers end first, unless
         ``mode=abort``."""
         _check_query(request, "level", "mode", elsewhere="")
-        park = _choice(request, "level", _SLEEP_LEVELS)
-        mode = _choice(request, "mode", _SLEEP_MODES)
+        park = _choice(request, "level", SLEEP_LEVELS)
+        mode = _choice(request, "mode", SLEEP_MODES)
         await read_body(request.receive, request.scope)
         await self._service.sleep(park=park, mode=mode)
         return Response()
@@ -218,10 +226,10 @@ async def _read_load(request: Request) -> LoadOrder:
         return LoadOrder(model, config, "uploaded")
     body = await read_body(request.receive, request.scope)
     fields = parse_object(body) if body.strip() else {}
-    if "config" not in fields:  # flat: all keys but the model's are settings
-        named = decode(fields, NamedModel)
+    flat = decode(fields, LoadBody)
+    if "config" not in fields:
         settings = {key: value for key, value in fields.items() if key != "model"}
-        return LoadOrder(named.model or None, settings)
+        return LoadOrder(flat.model or None, settings)
     nested = decode(fields, NestedLoad)
     return LoadOrder(nested.model or None, nested.config or {})
 

@@ -12,17 +12,31 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from hotswap.api.admin import ManagementRoutes, ModelEvents
+from hotswap.api.admin import (
+    SLEEP_LEVELS,
+    SLEEP_MODES,
+    TRUTH,
+    LoadBody,
+    ManagementRoutes,
+    ModelEvents,
+    NamedModel,
+    UnloadOrder,
+)
+from hotswap.api.dialect import EVENT_STREAM
 from hotswap.api.edge import Edge, ErrorEnvelope, http_exception
 from hotswap.api.endpoint import GenerationEndpoint
 from hotswap.api.gate import Gate, Management
 from hotswap.api.listing import ListingRoutes
-from hotswap.api.metrics import MetricsRoute
-from hotswap.api.openai import parse_chat, parse_completion
+from hotswap.api.metrics import MEDIA_TYPE, MetricsRoute
+from hotswap.api.openai import Chat, Completion, parse_chat, parse_completion
+from hotswap.api.openai_shapes import ChatAnswer, CompletionAnswer
+from hotswap.api.openapi import OpenApiRoute, Operation
 from hotswap.api.pace import Pace
 from hotswap.api.status import HealthSource, StatusRoutes
 from hotswap.config import ServerConfig, Settings
 from hotswap.contracts import ModelService
+
+_SHOW_LOADING: dict[str, tuple[str, ...]] = {"show_loading": ()}
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
@@ -35,13 +49,18 @@ def create_app(
 ) -> Starlette:
     """The whole HTTP side as one ASGI app."""
     server = settings.server
+    operations = [
+        *_listing_operations(service),
+        *_inference_operations(service, server),
+        *_status_operations(service, health),
+        *(_management_operations(service, server) if server.dev_mode or server.admin_key else ()),
+    ]
+    openapi = OpenApiRoute(operations, keyed=bool(server.api_keys))
     app = Starlette(
         # One after the other is tried, so those that answer in microseconds come first.
         routes=[
-            *_listing_routes(service),
-            *_inference_routes(service, server),
-            *_status_routes(service, health),
-            *(_management_routes(service, server) if server.dev_mode or server.admin_key else ()),
+            *(operation.route() for operation in operations),
+            Route("/openapi.json", openapi.document),
         ],
         middleware=[
             Middleware(Edge),
@@ -56,49 +75,114 @@ def create_app(
     return app
 
 
-def _inference_routes(service: ModelService, server: ServerConfig) -> list[Route]:
+# A new route is a row in one of these tables; `/openapi.json` has it from there. An answer that is
+# described by no type is "an object".
+
+
+def _inference_operations(service: ModelService, server: ServerConfig) -> list[Operation]:
     endpoint = partial(GenerationEndpoint, service, keepalive_s=server.keepalive_s, pace=Pace())
     return [
-        Route("/v1/chat/completions", endpoint(parse_chat), methods=["POST"]),
-        Route("/v1/completions", endpoint(parse_completion), methods=["POST"]),
+        Operation(
+            "POST",
+            "/v1/chat/completions",
+            endpoint(parse_chat),
+            "Answer a chat.",
+            request=Chat,
+            answer=ChatAnswer,
+            stream=EVENT_STREAM,
+            query=_SHOW_LOADING,
+        ),
+        Operation(
+            "POST",
+            "/v1/completions",
+            endpoint(parse_completion),
+            "Continue a text.",
+            request=Completion,
+            answer=CompletionAnswer,
+            stream=EVENT_STREAM,
+            query=_SHOW_LOADING,
+        ),
     ]
 
 
-def _listing_routes(service: ModelService) -> list[Route]:
+def _listing_operations(service: ModelService) -> list[Operation]:
     listing = ListingRoutes(service)
     return [
-        Route("/v1/models", listing.all),
-        Route("/models", listing.all),
-        Route("/v1/models/{name:path}", listing.one),
+        Operation("GET", "/v1/models", listing.all, "List the models."),
+        Operation("GET", "/models", listing.all, "List the models."),
+        Operation("GET", "/v1/models/{name:path}", listing.one, "Describe one model."),
     ]
 
 
-def _status_routes(service: ModelService, health: HealthSource) -> list[Route]:
+def _status_operations(service: ModelService, health: HealthSource) -> list[Operation]:
     status = StatusRoutes(service, health)
+    metrics = MetricsRoute(service).metrics
     return [
-        Route("/health", status.ready),
-        Route("/livez", status.live),
-        Route("/readyz", status.ready),
-        Route("/", status.about),
-        Route("/version", status.version),
-        Route("/status", status.status),
-        Route("/metrics", MetricsRoute(service).metrics),
+        Operation("GET", "/health", status.ready, "Say whether a request would be served."),
+        Operation("GET", "/livez", status.live, "Say that the process lives."),
+        Operation("GET", "/readyz", status.ready, "Say whether a request would be served."),
+        Operation("GET", "/", status.about, "Name the server."),
+        Operation("GET", "/version", status.version, "Tell the version."),
+        Operation("GET", "/status", status.status, "Tell everything about the server's state."),
+        Operation("GET", "/metrics", metrics, "Measure.", answer=None, media_type=MEDIA_TYPE),
     ]
 
 
-def _management_routes(service: ModelService, server: ServerConfig) -> list[Route]:
+def _management_operations(service: ModelService, server: ServerConfig) -> list[Operation]:
     management = ManagementRoutes(service)
     events = ModelEvents(service, keepalive_s=server.keepalive_s)
     guard = [Middleware(Management, dev_mode=server.dev_mode)]
+    operation = partial(Operation, middleware=guard)
     return [
-        Route("/v1/load_model", management.load_model, methods=["POST"], middleware=guard),
-        Route("/v1/unload_model", management.unload_model, methods=["POST"], middleware=guard),
-        Route("/models/load", management.request_load, methods=["POST"], middleware=guard),
-        Route("/models/unload", management.request_unload, methods=["POST"], middleware=guard),
-        Route("/models/sse", events, methods=["GET"], middleware=guard),
-        Route("/sleep", management.sleep, methods=["POST"], middleware=guard),
-        Route("/wake_up", management.wake_up, methods=["POST"], middleware=guard),
-        Route("/is_sleeping", management.is_sleeping, methods=["GET"], middleware=guard),
+        operation(
+            "POST",
+            "/v1/load_model",
+            management.load_model,
+            "Load a model, with settings.",
+            request=LoadBody,
+            body_required=False,
+            query={"dry_run": tuple(TRUTH)},
+        ),
+        operation(
+            "POST",
+            "/v1/unload_model",
+            management.unload_model,
+            "Unload the model.",
+            request=UnloadOrder,
+            body_required=False,
+        ),
+        operation(
+            "POST",
+            "/models/load",
+            management.request_load,
+            "Begin to load a model.",
+            request=NamedModel,
+        ),
+        operation(
+            "POST",
+            "/models/unload",
+            management.request_unload,
+            "Unload a model, or call off its load.",
+            request=NamedModel,
+        ),
+        operation(
+            "GET",
+            "/models/sse",
+            events,
+            "Follow what happens to the models.",
+            answer=None,
+            media_type=EVENT_STREAM,
+        ),
+        operation(
+            "POST",
+            "/sleep",
+            management.sleep,
+            "Take the model off the device for a while.",
+            answer=None,
+            query={"level": tuple(SLEEP_LEVELS), "mode": tuple(SLEEP_MODES)},
+        ),
+        operation("POST", "/wake_up", management.wake_up, "Bring it back.", answer=None),
+        operation("GET", "/is_sleeping", management.is_sleeping, "Say whether no model is there."),
     ]
 
 
