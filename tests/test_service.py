@@ -308,7 +308,9 @@ def test_tokens_are_told_without_loading_anything() -> None:
     async def scenario(house: House) -> None:
         request = GenerationRequest(prompts=(TextPrompt("x"),), model="B")
         tokenized = await house.service.tokenize(request)
-        assert (tokenized.model, len(tokenized.ids)) == ("B", 1)
+        assert (tokenized.model, len(tokenized.ids), tokenized.texts) == ("B", 1, ())
+        [texts] = (await house.service.tokenize(request, texts=True)).texts
+        assert len(texts) == len(tokenized.ids[0])
         assert await house.service.detokenize("A", [4, 5]) == ("A", "A: 4 5")
         assert house.registry.prepared == []
 

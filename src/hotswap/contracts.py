@@ -57,6 +57,8 @@ class ChatPrompt:
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
     text: str
+    special: bool = True
+    """With the special tokens that the model's tokenizer puts around a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +243,8 @@ class Tokenized:
     model: str
     ids: tuple[tuple[int, ...], ...]
     """Of each prompt."""
+    texts: tuple[tuple[str, ...], ...] = ()
+    """Where they were asked for, what each token stands for; half a character is U+FFFD."""
 
 
 class Rendered(Protocol):
@@ -252,6 +256,10 @@ class Rendered(Protocol):
     @property
     def token_ids(self) -> tuple[tuple[int, ...], ...]:
         """Of each prompt."""
+
+    @property
+    def token_texts(self) -> tuple[tuple[str, ...], ...]:
+        """What each of these tokens stands for. Made when it is asked for."""
 
 
 # -- what there is to serve --------------------------------------------------------------------
@@ -643,8 +651,11 @@ class ModelService(Protocol):
             HotswapError: on entering, any leaf; nothing has been sent to a client by then.
         """
 
-    async def tokenize(self, request: GenerationRequest) -> Tokenized:
+    async def tokenize(self, request: GenerationRequest, *, texts: bool = False) -> Tokenized:
         """What the request would be answered for. Neither loads a model nor waits for one.
+
+        Args:
+            texts: say what each token stands for, too.
 
         Raises:
             HotswapError: as `generate` would, before it waits.

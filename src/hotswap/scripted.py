@@ -79,6 +79,10 @@ class ScriptedPrompt:
     def token_ids(self) -> tuple[tuple[int, ...], ...]:
         return (tuple(range(self.prompt_tokens)),)
 
+    @property
+    def token_texts(self) -> tuple[tuple[str, ...], ...]:
+        return (tuple(map(str, range(self.prompt_tokens))),)
+
 
 @dataclass(frozen=True)
 class ScriptedModel:

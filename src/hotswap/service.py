@@ -77,11 +77,12 @@ class SwapService:
             async with stay.engine.generate(rendered) as generation:
                 yield generation
 
-    async def tokenize(self, request: GenerationRequest) -> Tokenized:
+    async def tokenize(self, request: GenerationRequest, *, texts: bool = False) -> Tokenized:
         """See `ModelService.tokenize`."""
         target = await self._resolve(request.model, any_name=request.any_name)
         spec = self._expected_for(target)
-        return Tokenized(spec.id, (await self._render(spec, request)).token_ids)
+        rendered = await self._render(spec, request)
+        return Tokenized(spec.id, rendered.token_ids, rendered.token_texts if texts else ())
 
     async def detokenize(self, model: str | None, ids: Sequence[int]) -> tuple[str, str]:
         """See `ModelService.detokenize`."""

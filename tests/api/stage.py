@@ -167,11 +167,13 @@ class ScriptedService:
             self.running -= 1
             self._poke()
 
-    async def tokenize(self, request: GenerationRequest) -> Tokenized:
+    async def tokenize(self, request: GenerationRequest, *, texts: bool = False) -> Tokenized:
         self.requests.append(request)
         if self.refusal is not None:
             raise self.refusal
-        return Tokenized("hotswap/sums", tuple((1, 2, 3) for _ in request.prompts))
+        each = range(len(request.prompts))
+        words = tuple(("a", "b", "c") for _ in each) if texts else ()
+        return Tokenized("hotswap/sums", tuple((1, 2, 3) for _ in each), words)
 
     async def detokenize(self, model: str | None, ids: Sequence[int]) -> tuple[str, str]:
         return "hotswap/sums", " ".join(map(str, ids))

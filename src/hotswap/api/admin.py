@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import anyio
-from msgspec import Struct
+from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -62,12 +62,12 @@ class NestedLoad(Struct, forbid_unknown_fields=True):
 
 
 class NamedModel(Struct):
-    model: str | None = None
+    model: Annotated[str, Meta(min_length=1)]
 
 
 class UnloadOrder(Struct, forbid_unknown_fields=True):
     model: str | None = None
-    drain_timeout_s: float | None = None
+    drain_timeout_s: Annotated[float, Meta(ge=0)] | None = None
     mode: Literal["drain", "abort"] | None = None
     park: bool | None = None
 
@@ -99,8 +99,6 @@ class ManagementRoutes:
         _check_query(request)
         body = await read_body(request.receive, request.scope)
         order = decode(parse_object(body) if body.strip() else {}, UnloadOrder)
-        if order.drain_timeout_s is not None and order.drain_timeout_s < 0:
-            raise InvalidRequest("drain_timeout_s: must not be negative", param="drain_timeout_s")
         device = _device(self._service)
         report = await self._service.unload(
             order.model or None,
@@ -238,8 +236,6 @@ async def _read_name(request: Request) -> str:
     named = await read_object(
         request.receive, request.scope, lambda fields: decode(fields, NamedModel)
     )
-    if not named.model:
-        raise InvalidRequest("model: required, but missing", param="model")
     return named.model
 
 

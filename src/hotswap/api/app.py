@@ -33,6 +33,14 @@ from hotswap.api.openai_shapes import ChatAnswer, CompletionAnswer
 from hotswap.api.openapi import OpenApiRoute, Operation
 from hotswap.api.pace import Pace
 from hotswap.api.status import HealthSource, StatusRoutes
+from hotswap.api.tokens import (
+    Detokenize,
+    DetokenizeAnswer,
+    TokenizeAnswer,
+    TokenizeChat,
+    TokenizeText,
+    TokenRoutes,
+)
 from hotswap.config import ServerConfig, Settings
 from hotswap.contracts import ModelService
 
@@ -81,6 +89,7 @@ def create_app(
 
 def _inference_operations(service: ModelService, server: ServerConfig) -> list[Operation]:
     endpoint = partial(GenerationEndpoint, service, keepalive_s=server.keepalive_s, pace=Pace())
+    tokens = TokenRoutes(service)
     return [
         Operation(
             "POST",
@@ -101,6 +110,22 @@ def _inference_operations(service: ModelService, server: ServerConfig) -> list[O
             answer=CompletionAnswer,
             stream=EVENT_STREAM,
             query=_SHOW_LOADING,
+        ),
+        Operation(
+            "POST",
+            "/tokenize",
+            tokens.tokenize,
+            "Tell the tokens of a prompt.",
+            request=(TokenizeText, TokenizeChat),
+            answer=TokenizeAnswer,
+        ),
+        Operation(
+            "POST",
+            "/detokenize",
+            tokens.detokenize,
+            "Tell the text of tokens.",
+            request=Detokenize,
+            answer=DetokenizeAnswer,
         ),
     ]
 

@@ -96,8 +96,8 @@ class Operation:
     endpoint: Any
     summary: str
     _: KW_ONLY
-    request: type[Struct] | None = None
-    """What a JSON body is decoded into; None: the route takes no body."""
+    request: type[Struct] | tuple[type[Struct], ...] = ()
+    """What a JSON body is decoded into, one of several perhaps; (): the route takes none."""
     answer: Any = dict[str, Any]
     """The type of a JSON answer; None: it is empty, or not JSON."""
     media_type: str = JSON
@@ -107,6 +107,10 @@ class Operation:
     query: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Query parameters and what each may be, its default first; empty: any text."""
     middleware: Sequence[Middleware] = ()
+
+    @property
+    def requests(self) -> tuple[type[Struct], ...]:
+        return self.request if isinstance(self.request, tuple) else (self.request,)
 
     def route(self) -> Route:
         return Route(
@@ -131,8 +135,8 @@ class OpenApiRoute:
 
 def describe(operations: Sequence[Operation], *, keyed: bool) -> dict[str, Any]:
     """The OpenAPI document of ``operations``; ``keyed``: they need an API key."""
-    types = [*_ERROR_ANSWERS.values()]
-    types += [one for row in operations for one in (row.request, row.answer) if one is not None]
+    types: list[Any] = [*_ERROR_ANSWERS.values()]
+    types += [one for row in operations for one in (*row.requests, row.answer) if one is not None]
     schemas, components = msgspec.json.schema_components(types, ref_template=_SCHEMAS)
     schema_of = dict(zip(types, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -157,8 +161,9 @@ def _operation(row: Operation, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
         "parameters": [*_path_parameters(row.path), *_query_parameters(row.query)],
         "responses": _responses(row, schema_of),
     }
-    if row.request is not None:
-        content = {JSON: {"schema": schema_of[row.request]}}
+    bodies = [schema_of[one] for one in row.requests]
+    if bodies:
+        content = {JSON: {"schema": {"anyOf": bodies} if len(bodies) > 1 else bodies[0]}}
         described["requestBody"] = {"required": row.body_required, "content": content}
     return described
 
@@ -186,9 +191,9 @@ def _responses(row: Operation, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
     if row.answer is not None:
         content[row.media_type] = {"schema": schema_of[row.answer]}
     elif row.media_type != JSON:
-        content[row.media_type] = {"schema": {"type": "string"}}
+        content[row.media_type] = {}
     if row.stream is not None:
-        content[row.stream] = {"schema": {"type": "string"}}
+        content[row.stream] = {}
     refusal = {JSON: {"schema": schema_of[_ERROR_ANSWERS[envelope_on(row.path)]]}}
     refusals = {str(status): _refusal(status, refusal) for status in _REFUSALS}
     return {"200": {"description": "The answer.", "content": content}, **refusals}
