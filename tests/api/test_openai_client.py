@@ -106,9 +106,7 @@ def test_tool_calls_and_reasoning_of_a_whole_answer() -> None:
         results: list[Any] = [
             {"role": "tool", "tool_call_id": call.id, "content": "31"} for call in (first, second)
         ]
-        ours.chat.completions.create(
-            model=SUMS, messages=[*USER, said, *results], tools=[WEATHER]
-        )
+        ours.chat.completions.create(model=SUMS, messages=[*USER, said, *results], tools=[WEATHER])
     asked, again = (request.prompts[0] for request in service.requests)
     assert isinstance(asked, ChatPrompt)
     assert isinstance(again, ChatPrompt)

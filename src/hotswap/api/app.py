@@ -83,8 +83,9 @@ def create_app(
     return app
 
 
-# A new route is a row in one of these tables; `/openapi.json` has it from there. An answer that is
-# described by no type is "an object".
+# A new route is a row in one of these tables, and `/openapi.json` has it from there: `request` is
+# the type that its body is decoded into (or several), `answer` the type that describes what it
+# writes; an answer without a type is some object. tests/api/test_openapi.py makes requests for it.
 
 
 def _inference_operations(service: ModelService, server: ServerConfig) -> list[Operation]:

@@ -90,7 +90,7 @@ _ERROR_ANSWERS: Mapping[Envelope, type[Struct]] = {
 class Operation:
     """One row: how a route is reached, who answers, what it takes and what it gives."""
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE", "HEAD"]
     path: str
     """As Starlette writes it."""
     endpoint: Any
