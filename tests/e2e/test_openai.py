@@ -78,8 +78,8 @@ def test_a_prompt_of_tokens_is_answered_as_its_text(demo: Server) -> None:
 def test_a_request_that_cannot_work_is_a_typed_error(
     demo: Server, fields: dict[str, Any], expected: type[openai.APIStatusError], param: str | None
 ) -> None:
-    with pytest.raises(expected) as caught:
-        demo.openai().chat.completions.create(**{"model": SUMS, "messages": SUM, **fields})
+    with demo.openai() as client, pytest.raises(expected) as caught:
+        client.chat.completions.create(**{"model": SUMS, "messages": SUM, **fields})
     assert caught.value.param == param
 
 
@@ -87,7 +87,8 @@ def test_a_request_that_cannot_work_is_a_typed_error(
     raises=pydantic.ValidationError, strict=True, reason="no engine honours a guide yet"
 )
 def test_parse_gives_an_object_of_the_asked_for_type(demo: Server) -> None:
-    answer = demo.openai().chat.completions.parse(
-        model=SUMS, messages=SUM, response_format=Sum, temperature=0
-    )
+    with demo.openai() as client:
+        answer = client.chat.completions.parse(
+            model=SUMS, messages=SUM, response_format=Sum, temperature=0
+        )
     assert isinstance(answer.choices[0].message.parsed, Sum)
