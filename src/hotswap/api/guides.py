@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from hotswap.api.body import parse_object
 from hotswap.contracts import Guide
-from hotswap.errors import InvalidRequest
+from hotswap.errors import InvalidJson, InvalidRequest
 
 MAX_SOURCE_CHARS = 256 << 10
 _ANY_OBJECT = {"type": "object"}
@@ -127,13 +128,12 @@ def _schema_guide(schema: JsonObject | str, param: str) -> Guide:
 def _object(schema: JsonObject | str, param: str) -> JsonObject:
     if isinstance(schema, dict):
         return schema
+    if len(schema) > MAX_SOURCE_CHARS:
+        raise _too_long(param)
     try:
-        value = json.loads(schema[: MAX_SOURCE_CHARS + 1])
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"{param}: not the JSON text of an object", param=param)
-    return value
+        return parse_object(schema.encode())
+    except InvalidJson as error:
+        raise InvalidRequest(f"{param}: as JSON text: {error.message}", param=param) from None
 
 
 def _grammar_guide(source: str, param: str) -> Guide:
@@ -149,8 +149,12 @@ def _guide(
     kind: Literal["json_schema", "regex", "choice", "grammar"], source: str, param: str
 ) -> Guide:
     if len(source) > MAX_SOURCE_CHARS:
-        raise InvalidRequest(f"{param}: longer than {MAX_SOURCE_CHARS} characters", param=param)
+        raise _too_long(param)
     return Guide(kind, source, param)
+
+
+def _too_long(param: str) -> InvalidRequest:
+    return InvalidRequest(f"{param}: longer than {MAX_SOURCE_CHARS} characters", param=param)
 
 
 def _text(value: Any) -> str:
