@@ -30,10 +30,15 @@ class Stamp:
     """Monotonic time at which the request came."""
     admitted: float | None = None
     """And at which its model was there; None: it waits."""
+    prompt_tokens: int = 0
+    """Known from then on."""
 
 
 class Frames(Protocol):
-    """A streamed answer, event by event; every method returns bytes ready to be sent."""
+    """A streamed answer, event by event; every method returns bytes ready to be sent.
+
+    Until the model is there, others of the same call speak: only `loading`, `alive` and `failure`.
+    """
 
     def opening(self) -> bytes: ...
 
