@@ -12,7 +12,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
+from hotswap.api import anthropic, responses
 from hotswap.api.admin import ManagementRoutes, ModelEvents
+from hotswap.api.counting import TokenCount
 from hotswap.api.edge import Edge, ErrorEnvelope, http_exception
 from hotswap.api.endpoint import GenerationEndpoint
 from hotswap.api.gate import Gate, Management
@@ -20,6 +22,8 @@ from hotswap.api.listing import ListingRoutes
 from hotswap.api.metrics import MetricsRoute
 from hotswap.api.openai import parse_chat, parse_completion
 from hotswap.api.pace import Pace
+from hotswap.api.responses_routes import KeptResponses
+from hotswap.api.responses_store import ResponseStore
 from hotswap.api.status import HealthSource, StatusRoutes
 from hotswap.config import ServerConfig, Settings
 from hotswap.contracts import ModelService
@@ -58,9 +62,22 @@ def create_app(
 
 def _inference_routes(service: ModelService, server: ServerConfig) -> list[Route]:
     endpoint = partial(GenerationEndpoint, service, keepalive_s=server.keepalive_s, pace=Pace())
+    store = ResponseStore()
+    kept = KeptResponses(store)
+    respond = partial(responses.parse_response, store=store)
+    count = partial(responses.parse_count, store=store)
+    input_tokens = TokenCount(service, count, object="response.input_tokens")
+    message_tokens = TokenCount(service, anthropic.parse_count)
     return [
         Route("/v1/chat/completions", endpoint(parse_chat), methods=["POST"]),
         Route("/v1/completions", endpoint(parse_completion), methods=["POST"]),
+        Route("/v1/messages", endpoint(anthropic.parse_messages), methods=["POST"]),
+        Route("/v1/messages/count_tokens", message_tokens, methods=["POST"]),
+        Route("/v1/responses", endpoint(respond), methods=["POST"]),
+        Route("/v1/responses/input_tokens", input_tokens, methods=["POST"]),
+        Route("/v1/responses/{name}", kept.one),
+        Route("/v1/responses/{name}", kept.delete, methods=["DELETE"]),
+        Route("/v1/responses/{name}/input_items", kept.input_items),
     ]
 
 
@@ -106,7 +123,7 @@ def _cors(server: ServerConfig) -> Middleware:
     return Middleware(
         CORSMiddleware,
         allow_origins=server.cors_origins,
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
         expose_headers=["x-request-id", "retry-after"],
     )
