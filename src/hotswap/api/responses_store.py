@@ -16,14 +16,10 @@ from typing import Any
 
 import msgspec
 
-from hotswap.errors import RouteNotFound
+from hotswap.api.errors import ResponseNotFound
 
 MAX_RESPONSES = 4096
 MAX_BYTES = 64 << 20
-
-
-class ResponseNotFound(RouteNotFound):
-    code = "response_not_found"
 
 
 @dataclass(frozen=True, slots=True)
