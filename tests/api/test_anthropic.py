@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -298,3 +300,26 @@ def test_a_refusal_wears_anthropics_envelope() -> None:
     assert exchange.json["type"] == "error"
     assert exchange.json["error"]["type"] == "invalid_request_error"
     assert exchange.json["error"]["message"].startswith("messages")
+
+
+def test_what_is_no_json_is_a_400() -> None:
+    exchange = ask(app_of(), "POST", "/v1/messages/count_tokens", b"{")
+    assert exchange.status == 400
+    assert exchange.json["error"]["type"] == "invalid_request_error"
+
+
+def test_while_a_model_loads_there_are_pings() -> None:
+    service = ScriptedService(admission=anyio.Event())
+
+    async def main() -> Exchange:
+        exchange = Exchange("POST", "/v1/messages", json.dumps(body(stream=True)).encode())
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(exchange.run, app_of(service, keepalive_s=0.001))
+            await exchange.until(lambda: exchange.body.count(b"event: ping") > 1)
+            assert service.admission is not None
+            service.admission.set()
+        return exchange
+
+    events = anyio.run(main).events
+    assert events[:3] == [": waiting", {"type": "ping"}, ": waiting"]
+    assert events[-1] == {"type": "message_stop"}
