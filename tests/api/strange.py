@@ -9,15 +9,58 @@ import msgspec
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-WORDS = (
-    "text user assistant system tool message function function_call function_call_output reasoning "
-    "tool_use tool_result thinking image input_text output_text item_reference auto any none "
-    "required enabled disabled json_schema json_object allowed_tools weather"
-).split()
-KEYS = (
-    "type role content text id name input output arguments call_id tool_use_id thinking summary "
-    "format schema effort tools mode budget_tokens input_schema parameters"
-).split()
+WORDS = [
+    "text",
+    "user",
+    "assistant",
+    "system",
+    "tool",
+    "message",
+    "function",
+    "function_call",
+    "function_call_output",
+    "reasoning",
+    "tool_use",
+    "tool_result",
+    "thinking",
+    "image",
+    "input_text",
+    "output_text",
+    "item_reference",
+    "auto",
+    "any",
+    "none",
+    "required",
+    "enabled",
+    "disabled",
+    "json_schema",
+    "json_object",
+    "allowed_tools",
+    "weather",
+]
+KEYS = [
+    "type",
+    "role",
+    "content",
+    "text",
+    "id",
+    "name",
+    "input",
+    "output",
+    "arguments",
+    "call_id",
+    "tool_use_id",
+    "thinking",
+    "summary",
+    "format",
+    "schema",
+    "effort",
+    "tools",
+    "mode",
+    "budget_tokens",
+    "input_schema",
+    "parameters",
+]
 
 
 def values() -> SearchStrategy[Any]:
@@ -32,8 +75,7 @@ def values() -> SearchStrategy[Any]:
     return st.recursive(
         leaves,
         lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5)
+            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5)
         ),
         max_leaves=12,
     )
