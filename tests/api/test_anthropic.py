@@ -22,6 +22,7 @@ from tests.api.stage import Exchange, ScriptedService, app_of, ask
 from tests.api.strange import objects_like
 
 TOOLS = [{"name": "weather", "input_schema": {"type": "object"}}]
+NONE: dict[str, Any] = {"type": "object", "properties": {}}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 
@@ -71,7 +72,7 @@ def test_a_request_with_everything() -> None:
         "tools": [{"name": "weather", "description": "d", "strict": true,
             "input_schema": {"type": "object"}, "cache_control": {"type": "ephemeral"}},
             {"name": "time", "type": "custom", "input_schema": {}}],
-        "tool_choice": {"type": "any", "disable_parallel_tool_use": true},
+        "tool_choice": {"type": "auto", "disable_parallel_tool_use": true},
         "stop_sequences": ["END"], "temperature": 0.5, "top_p": 0.9, "top_k": 40,
         "thinking": {"type": "enabled", "budget_tokens": 2048},
         "metadata": {"user_id": "u"}, "service_tier": "auto", "keep_alive": "5m",
@@ -102,9 +103,9 @@ def test_a_request_with_everything() -> None:
                 ),
                 tools=(
                     {"type": "function", "function": {**weather, "strict": True}},
-                    {"type": "function", "function": {"name": "time", "parameters": {}}},
+                    {"type": "function", "function": {"name": "time", "parameters": NONE}},
                 ),
-                tool_choice=ToolChoice(required=True, parallel=False),
+                tool_choice=ToolChoice(parallel=False),
                 reasoning_effort="low",
             ),
         ),
@@ -231,6 +232,17 @@ def blocks(*content: Any) -> dict[str, Any]:
         ({"messages": [assistant([{"type": "thinking"}])]}, "messages[0].content[0].thinking"),
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
         ({"tools": [{"input_schema": {}}]}, "tools[0].name"),
+        ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools[0].name"),
+        ({"tools": [TOOLS[0], TOOLS[0]]}, "tools[1].name"),
+        ({"tools": [{"name": "f", "input_schema": {"type": "array"}}]}, "tools[0].input_schema"),
+        (
+            {
+                "output_config": {"format": {"type": "json_schema", "schema": {}}},
+                "tools": TOOLS,
+                "tool_choice": {"type": "any"},
+            },
+            "output_config.format",
+        ),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0]"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"tool_choice": {"type": "some"}}, "tool_choice.type"),

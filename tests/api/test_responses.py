@@ -74,7 +74,7 @@ def test_a_request_with_everything() -> None:
             {"role": "system", "content": "Now."}],
         "tools": [{"type": "function", "name": "weather", "description": "d", "strict": true,
             "parameters": {"type": "object"}}],
-        "tool_choice": {"type": "function", "name": "weather"}, "parallel_tool_calls": false,
+        "tool_choice": "auto", "parallel_tool_calls": false,
         "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}},
         "reasoning": {"effort": "xhigh"}, "max_output_tokens": 100, "temperature": 0.5,
         "top_p": 0.9, "include": ["message.output_text.logprobs", "reasoning.encrypted_content"],
@@ -103,7 +103,7 @@ def test_a_request_with_everything() -> None:
                     {"role": "system", "content": "Now."},
                 ),
                 tools=({"type": "function", "function": {**weather, "strict": True}},),
-                tool_choice=ToolChoice(required=True, name="weather", parallel=False),
+                tool_choice=ToolChoice(parallel=False),
                 reasoning_effort="high",
             ),
         ),
@@ -231,6 +231,20 @@ def parts(*content: Any) -> dict[str, Any]:
         (items({"type": "reasoning", "summary": [{"type": "x"}]}), "input[0].summary[0]"),
         (items({"type": "web_search_call", "id": "w"}), "input[0]"),
         ({"previous_response_id": "resp_y"}, "previous_response_id"),
+        ({"tools": [{"type": "function", "name": "a b", "parameters": {}}]}, "tools[0].name"),
+        ({"tools": [TOOLS[0], TOOLS[0]]}, "tools[1].name"),
+        (
+            {"tools": [{"type": "function", "name": "f", "parameters": {"type": "array"}}]},
+            "tools[0].parameters",
+        ),
+        (
+            {
+                "text": {"format": {"type": "json_object"}},
+                "tools": TOOLS,
+                "tool_choice": "required",
+            },
+            "text.format",
+        ),
         ({"tools": [{"type": "web_search"}]}, "tools[0]"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tool_choice": "required"}, "tool_choice"),
@@ -286,7 +300,7 @@ def test_an_answer_repeats_what_it_was_asked() -> None:
         app_of(ScriptedService()),
         instructions="Be brief.",
         tools=TOOLS,
-        tool_choice="required",
+        tool_choice={"type": "allowed_tools", "mode": "auto", "tools": []},
         text={"format": {"type": "json_schema", "name": "n", "schema": {}}},
         reasoning={"effort": "low", "summary": "auto"},
         truncation="auto",
@@ -298,7 +312,7 @@ def test_an_answer_repeats_what_it_was_asked() -> None:
     assert answer["output"][0]["content"][0]["text"] == "Hello"
     assert answer["instructions"] == "Be brief."
     assert [tool["name"] for tool in answer["tools"]] == ["weather", "time"]
-    assert answer["tool_choice"] == "required"
+    assert answer["tool_choice"] == {"type": "allowed_tools", "mode": "auto", "tools": []}
     assert answer["text"] == {"format": {"type": "json_schema", "name": "n", "schema": {}}}
     assert answer["reasoning"] == {"effort": "low", "summary": "auto"}
     assert answer["truncation"] == "disabled"

@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 from hotswap.api.anthropic_answers import MessageDocument, MessageFrames
 from hotswap.api.dialect import Call, Lasting
 from hotswap.api.fields import INT32_MAX, Count, StopString, decode
+from hotswap.api.tools import MAX_TOOLS, DeclaredTool, check_together, tool_mappings
 from hotswap.contracts import (
     ChatPrompt,
     GenerationRequest,
@@ -47,7 +48,7 @@ class Turn(Struct):
 
 
 class Tool(Struct):
-    name: Annotated[str, Meta(min_length=1, max_length=128)]
+    name: str
     input_schema: dict[str, Any] | None = None
     type: str | None = None
     description: str | None = None
@@ -82,7 +83,7 @@ class Countable(Lasting, kw_only=True):
     model: str | None = None
     messages: Annotated[list[Turn], Meta(min_length=1)]
     system: str | list[Block] | None = None
-    tools: Annotated[list[Tool], Meta(max_length=1024)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Choice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -111,8 +112,10 @@ def parse_messages(fields: dict[str, Any]) -> Call:
         InvalidRequest: names the field.
     """
     messages = decode(fields, Messages)
+    prompt, guide = _prompt(fields, messages), _guide(messages)
+    check_together(guide, prompt.tool_choice)
     request = GenerationRequest(
-        prompts=(_prompt(fields, messages),),
+        prompts=(prompt,),
         model=messages.model,
         any_name=True,
         sampling=SamplingParams(
@@ -122,7 +125,7 @@ def parse_messages(fields: dict[str, Any]) -> Call:
         ),
         max_tokens=messages.max_tokens,
         stop=tuple(messages.stop_sequences or ()),
-        guide=_guide(messages),
+        guide=guide,
         keep_alive_s=messages.keep_alive_s(),
     )
     shown = messages.thinking is None or messages.thinking.display != "omitted"
@@ -150,7 +153,7 @@ def _prompt(fields: Mapping[str, Any], asked: Countable) -> ChatPrompt:
     for name in _NOT_HONOURED:
         if fields.get(name):
             raise InvalidRequest(f"{name}: not supported", param=name)
-    tools = tuple(_tool(f"tools[{i}]", tool) for i, tool in enumerate(asked.tools or ()))
+    tools = tool_mappings(_tool(f"tools[{i}]", tool) for i, tool in enumerate(asked.tools or ()))
     choice = asked.tool_choice
     return ChatPrompt(
         messages=(*_system(asked.system), *_messages(asked.messages)),
@@ -275,20 +278,21 @@ def _continues(turns: list[Turn]) -> bool:
 # -- what it may answer
 
 
-def _tool(param: str, tool: Tool) -> dict[str, Any]:
+def _tool(param: str, tool: Tool) -> DeclaredTool:
     if tool.type not in (None, "custom"):
         raise InvalidRequest(
             f"{param}: tools of type {tool.type[:50]!r} are not supported, only your own",
             param=param,
         )
-    function: dict[str, Any] = {
-        "name": tool.name,
-        "description": tool.description,
-        "parameters": _required(tool.input_schema, f"{param}.input_schema"),
-        "strict": tool.strict,
-    }
-    given = {key: value for key, value in function.items() if value is not None}
-    return {"type": "function", "function": given}
+    schema = _required(tool.input_schema, f"{param}.input_schema")
+    return DeclaredTool(
+        name=tool.name,
+        description=tool.description,
+        parameters=schema,
+        strict=tool.strict,
+        param=param,
+        parameters_param=f"{param}.input_schema",
+    )
 
 
 def _tool_choice(choice: Choice | None, tools: Iterable[Tool]) -> ToolChoice:

@@ -17,6 +17,7 @@ from hotswap.api.dialect import Call, Lasting
 from hotswap.api.fields import Count, decode
 from hotswap.api.responses_answers import Asked, ResponseDocument, ResponseFrames
 from hotswap.api.responses_store import ResponseStore
+from hotswap.api.tools import MAX_TOOLS, DeclaredTool, check_together, tool_mappings
 from hotswap.contracts import (
     ChatPrompt,
     GenerationRequest,
@@ -50,7 +51,7 @@ class Item(Struct, omit_defaults=True):
 
 class Tool(Struct):
     type: str
-    name: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    name: str | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -89,7 +90,7 @@ class Conversation(Lasting, kw_only=True):
     input: str | list[Item] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
-    tools: Annotated[list[Tool], Meta(max_length=1024)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | Choice | None = None
     parallel_tool_calls: bool | None = None
     text: Text | None = None
@@ -133,13 +134,15 @@ def parse_response(fields: dict[str, Any], store: ResponseStore) -> Call:
         keep=keep,
         summary=_wants_summary(create.reasoning),
     )
+    prompt, guide = _prompt(create, items), _guide(create.text)
+    check_together(guide, prompt.tool_choice)
     request = GenerationRequest(
-        prompts=(_prompt(create, items),),
+        prompts=(prompt,),
         model=create.model,
         sampling=SamplingParams(temperature=create.temperature, top_p=create.top_p),
         max_tokens=create.max_output_tokens,
         logprobs=(create.top_logprobs or 0) if _LOGPROBS in (create.include or ()) else None,
-        guide=_guide(create.text),
+        guide=guide,
         keep_alive_s=create.keep_alive_s(),
     )
     return Call(
@@ -325,55 +328,52 @@ def _plain(item: Item) -> dict[str, Any]:
 # -- what it may answer
 
 
-def _tools(asked: Conversation) -> tuple[tuple[dict[str, Any], ...], ToolChoice]:
+def _tools(asked: Conversation) -> tuple[tuple[Mapping[str, Any], ...], ToolChoice]:
     tools = asked.tools or []
-    for i, tool in enumerate(tools):
-        _check_tool(f"tools[{i}]", tool)
+    mappings = tool_mappings(_declared(f"tools[{i}]", tool) for i, tool in enumerate(tools))
+    names = [tool.name or "" for tool in tools]
     choice, parallel = asked.tool_choice, asked.parallel_tool_calls is not False
     if choice == "none":
         return (), ToolChoice(parallel=parallel)
     if isinstance(choice, Choice) and choice.type == "allowed_tools":
-        names = [tool.name for tool in choice.tools or ()]
-        tools = [tool for tool in tools if tool.name in names]
+        allowed = [tool.name for tool in choice.tools or ()]
+        mappings = tuple(one for one in mappings if one["function"]["name"] in allowed)
         choice = choice.mode
     required = choice not in (None, "auto")
-    if required and not tools:
-        raise InvalidRequest("tool_choice: there are no tools to choose", param="tool_choice")
-    name = _chosen(choice, tools) if isinstance(choice, Choice) else None
-    return tuple(map(_function, tools)), ToolChoice(required=required, name=name, parallel=parallel)
+    if required and not mappings:
+        raise InvalidRequest("tool_choice: there are no tools to call", param="tool_choice")
+    name = _chosen(choice, names) if isinstance(choice, Choice) else None
+    return mappings, ToolChoice(required=required, name=name, parallel=parallel)
 
 
-def _check_tool(param: str, tool: Tool) -> None:
+def _declared(param: str, tool: Tool) -> DeclaredTool:
     if tool.type != "function":
         raise InvalidRequest(
             f"{param}: tools of type {tool.type[:50]!r} are not supported, only functions",
             param=param,
         )
     _require(param, name=tool.name)
+    return DeclaredTool(
+        name=tool.name or "",
+        description=tool.description,
+        parameters=tool.parameters,
+        strict=tool.strict,
+        param=param,
+        parameters_param=f"{param}.parameters",
+    )
 
 
-def _chosen(choice: Choice, tools: Iterable[Tool]) -> str:
+def _chosen(choice: Choice, names: Iterable[str]) -> str:
     if choice.type != "function":
         raise InvalidRequest(
             f"tool_choice: {choice.type[:50]!r} is not supported", param="tool_choice"
         )
-    if choice.name is None or choice.name not in [tool.name for tool in tools]:
+    if choice.name is None or choice.name not in names:
         raise InvalidRequest(
             f"tool_choice.name: {(choice.name or '')[:200]!r} is none of the tools",
             param="tool_choice.name",
         )
     return choice.name
-
-
-def _function(tool: Tool) -> dict[str, Any]:
-    function = {
-        "name": tool.name,
-        "description": tool.description,
-        "parameters": tool.parameters,
-        "strict": tool.strict,
-    }
-    given = {key: value for key, value in function.items() if value is not None}
-    return {"type": "function", "function": given}
 
 
 def _effort(reasoning: Reasoning | None) -> str | None:
