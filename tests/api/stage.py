@@ -162,10 +162,15 @@ class ScriptedService:
             steps = self.steps
             if steps is None:
                 steps = hello(len(request.prompts) * request.n)
-            yield ScriptedGeneration(request.model or "hotswap/sums", steps)
+            yield ScriptedGeneration(self._answering(request), steps)
         finally:
             self.running -= 1
             self._poke()
+
+    def _answering(self, request: GenerationRequest) -> str:
+        if request.any_name and request.model not in [one.id for one in self.listings]:
+            return "hotswap/sums"
+        return request.model or "hotswap/sums"
 
     async def tokenize(self, request: GenerationRequest, *, texts: bool = False) -> Tokenized:
         self.requests.append(request)
@@ -397,7 +402,8 @@ class Exchange:
 def _event(part: str) -> Any:
     if part.startswith(":"):
         return part
-    data = part.removeprefix("data: ")
+    name, _, data = part.rpartition("data: ")
+    assert not name or f'"type":"{name[7:-1]}"' in data  # the name is told twice, or not at all
     return data if data == "[DONE]" else json.loads(data)
 
 

@@ -69,6 +69,7 @@ async def _answer(service: ModelService, call: Call) -> bytes:
     unfinished = call.choices
     async with service.generate(call.request) as generation:
         stamp.admitted = time.monotonic()
+        stamp.prompt_tokens = generation.prompt_tokens
         async for events in generation:
             unfinished -= _finished(events)
             for event in events:
@@ -91,14 +92,15 @@ class _StreamedAnswer:
         self._pace = pace
         self._show_loading = show_loading
         self._stamp = Stamp()
-        self._model: str | None = None
+        self._frames = call.frames(self._stamp, call.request.model or "")
         self._outbox = Outbox()
 
     async def produce(self) -> None:
         try:
             async with self._service.generate(self._call.request) as generation:
-                self._model = generation.model
                 self._stamp.admitted = time.monotonic()
+                self._stamp.prompt_tokens = generation.prompt_tokens
+                self._frames = self._call.frames(self._stamp, generation.model)
                 with self._pace.stream():
                     await self._collect(generation)
         except Exception as raised:
@@ -107,7 +109,7 @@ class _StreamedAnswer:
             self._outbox.close()
 
     async def _collect(self, generation: Generation) -> None:
-        frames = self._frames()
+        frames = self._frames
         unfinished = self._call.choices
         self._outbox.put(frames.opening)
         async for events in generation:
@@ -133,7 +135,7 @@ class _StreamedAnswer:
             if self._outbox.drained:
                 break
             await stream.write(body)
-        await stream.finish(body + self._frames().failure(error) if error else body)
+        await stream.finish(body + self._frames.failure(error) if error else body)
 
     async def show_life(self, keepalive_s: float) -> None:
         """Signs of life for as long as nothing else comes."""
@@ -142,14 +144,12 @@ class _StreamedAnswer:
             self._outbox.put(self._sign_of_life)
 
     def _sign_of_life(self) -> bytes:
-        if self._model is not None:
-            return self._frames().alive("generating")
+        if self._stamp.admitted is not None:
+            return self._frames.alive("generating")
         text = progress_text(self._service.snapshot())
-        frames = self._frames()
-        return frames.loading(f"{text}\n") if self._show_loading else frames.alive(text)
-
-    def _frames(self) -> Frames:
-        return self._call.frames(self._stamp, self._model or self._call.request.model or "")
+        if self._show_loading:
+            return self._frames.loading(f"{text}\n")
+        return self._frames.alive(text)
 
 
 def _written(frames: Frames, events: tuple[GenerationEvent, ...]) -> bytes:
