@@ -12,12 +12,15 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
+from hotswap.api import ollama
 from hotswap.api.admin import ManagementRoutes, ModelEvents
 from hotswap.api.edge import Edge, ErrorEnvelope, http_exception
 from hotswap.api.endpoint import GenerationEndpoint
 from hotswap.api.gate import Gate, Management
 from hotswap.api.listing import ListingRoutes
 from hotswap.api.metrics import MetricsRoute
+from hotswap.api.ollama_endpoints import EmbedEndpoint, OllamaEndpoint, PullEndpoint
+from hotswap.api.ollama_models import OllamaModels, refuse_changes
 from hotswap.api.openai import parse_chat, parse_completion
 from hotswap.api.pace import Pace
 from hotswap.api.status import HealthSource, StatusRoutes
@@ -40,6 +43,7 @@ def create_app(
         routes=[
             *_listing_routes(service),
             *_inference_routes(service, server),
+            *_ollama_model_routes(service),
             *_status_routes(service, health),
             *(_management_routes(service, server) if server.dev_mode or server.admin_key else ()),
         ],
@@ -57,10 +61,36 @@ def create_app(
 
 
 def _inference_routes(service: ModelService, server: ServerConfig) -> list[Route]:
-    endpoint = partial(GenerationEndpoint, service, keepalive_s=server.keepalive_s, pace=Pace())
+    pace = Pace()
+    endpoint = partial(GenerationEndpoint, service, keepalive_s=server.keepalive_s, pace=pace)
+    prompted = partial(OllamaEndpoint, service, keepalive_s=server.keepalive_s, pace=pace)
     return [
         Route("/v1/chat/completions", endpoint(parse_chat), methods=["POST"]),
         Route("/v1/completions", endpoint(parse_completion), methods=["POST"]),
+        Route("/api/chat", prompted(ollama.parse_chat, ollama.chat_presence), methods=["POST"]),
+        Route(
+            "/api/generate",
+            prompted(ollama.parse_generate, ollama.generate_presence),
+            methods=["POST"],
+        ),
+        Route("/api/embed", EmbedEndpoint(service, ollama.parse_embed), methods=["POST"]),
+        Route("/api/embeddings", EmbedEndpoint(service, ollama.parse_embeddings), methods=["POST"]),
+        Route("/api/pull", PullEndpoint(service, keepalive_s=server.keepalive_s), methods=["POST"]),
+    ]
+
+
+def _ollama_model_routes(service: ModelService) -> list[Route]:
+    models = OllamaModels(service)
+    return [
+        Route("/api/version", models.version),
+        Route("/api/tags", models.tags),
+        Route("/api/ps", models.running),
+        Route("/api/show", models.show, methods=["POST"]),
+        Route("/api/delete", refuse_changes, methods=["DELETE"]),
+        Route("/api/create", refuse_changes, methods=["POST"]),
+        Route("/api/copy", refuse_changes, methods=["POST"]),
+        Route("/api/push", refuse_changes, methods=["POST"]),
+        Route("/api/blobs/{digest}", refuse_changes, methods=["HEAD", "POST"]),
     ]
 
 

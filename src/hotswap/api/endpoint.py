@@ -44,7 +44,10 @@ class GenerationEndpoint:
         self._pace = pace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        parsed = await read_object(receive, scope, self._parse)
+        await self.answer(await read_object(receive, scope, self._parse), scope, receive, send)
+
+    async def answer(self, parsed: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        """What follows when the body has been read."""
         request = replace(parsed.request, request_id=scope["state"]["request_id"])
         call = replace(parsed, request=request)
         if call.stream:
@@ -124,16 +127,7 @@ class _StreamedAnswer:
         Raises:
             HotswapError: the request failed before anything was sent.
         """
-        while True:
-            await self._outbox.filled()
-            error = self._outbox.error
-            if error and not stream.started:
-                raise error
-            body = self._outbox.take()
-            if self._outbox.drained:
-                break
-            await stream.write(body)
-        await stream.finish(body + self._frames().failure(error) if error else body)
+        await stream.send_from(self._outbox, lambda error: self._frames().failure(error))
 
     async def show_life(self, keepalive_s: float) -> None:
         """Signs of life for as long as nothing else comes."""
