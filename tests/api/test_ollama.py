@@ -225,7 +225,8 @@ def test_what_generate_cannot_honour_is_refused_by_name(fields: dict[str, Any]) 
 
 
 def test_no_prompt_asks_for_the_model_itself() -> None:
-    for fields in ({}, {"messages": None}, {"messages": []}):
+    bare: list[dict[str, Any]] = [{}, {"messages": None}, {"messages": []}]
+    for fields in bare:
         loads = ollama.chat_presence({"model": "m:latest", **fields})
         assert loads is not None
         assert (loads.model, loads.keep_alive_s, loads.leaves) == ("m", None, False)
@@ -314,6 +315,6 @@ def test_whatever_comes_is_parsed_or_refused(
     for parse in PARSERS:
         for body in (fields, {"prompt": "x", **fields}, {**fields, "messages": [*messages, USER]}):
             try:
-                parse(body)  # type: ignore[operator]
+                parse(body)
             except InvalidRequest:
                 continue

@@ -195,7 +195,7 @@ def test_errors_are_the_clients_own(refusal: HotswapError, status: int, stream: 
         client(ScriptedService(refusal=refusal)) as ours,
         pytest.raises(ollama.ResponseError) as raised,
     ):
-        list(ours.chat("x", USER, stream=stream))
+        list(ours.chat("x", USER, stream=stream))  # type: ignore[call-overload]
     assert raised.value.status_code == status
     assert raised.value.error == ("model 'x' not found" if status == 404 else "no")
 
