@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from array import array
 from typing import Any
 
@@ -81,13 +80,18 @@ def test_the_last_line_says_why_and_how_long() -> None:
 
 
 def test_durations_are_nanoseconds_of_each_part() -> None:
-    now = time.monotonic()
-    began = Stamp(asked=now - 5, admitted=now - 2)
-    *_, last = lines(ChatFrames(began, "m"), TextDelta(index=0, text="a"), END)
-    assert last["load_duration"] == pytest.approx(3e9)
-    assert 2e9 <= last["prompt_eval_duration"] < 3e9
-    assert 5e9 <= last["total_duration"] < 6e9
-    assert last["eval_duration"] < 1e9
+    took = Stamp(asked=10, admitted=13, first=15, last=15.5)
+    *_, last = lines(ChatFrames(took, "m"), TextDelta(index=0, text="a"), END)
+    document = ChatDocument(took)
+    document.add(END)
+    for answer in (last, json.loads(document.body("m", 7))):
+        assert [answer[name] for name in DURATIONS] == [5.5e9, 3e9, 2e9, 0.5e9]
+
+
+def test_what_came_all_at_once_has_no_parts() -> None:
+    took = Stamp(asked=10, admitted=13, first=15, last=15)
+    *_, last = lines(ChatFrames(took, "m"), TextDelta(index=0, text="a"), END)
+    assert (last["prompt_eval_duration"], last["eval_duration"]) == (2e9, 2e9)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import anyio
@@ -99,6 +100,25 @@ def test_a_late_failure_is_the_last_line() -> None:
             seen.set()
         assert exchange.status == 200
         assert lines(exchange)[-1] == {"error": "broke"}
+
+    anyio.run(main)
+
+
+def test_the_time_that_a_model_took_is_told_and_not_that_of_writing_it() -> None:
+    async def main() -> None:
+        seen = anyio.Event()
+        service = ScriptedService(steps=(HELLO[0], seen, HELLO[1]))
+        exchange = Exchange("POST", "/api/chat", json.dumps(CHAT).encode())
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(exchange.run, app_of(service))
+            await exchange.until(lambda: b"Hel" in exchange.body)
+            until = time.monotonic() + 0.005
+            while time.monotonic() < until:
+                await anyio.lowlevel.checkpoint()
+            seen.set()
+        *_, last = lines(exchange)
+        assert last["eval_duration"] >= 5e6
+        assert last["total_duration"] >= last["eval_duration"] + last["prompt_eval_duration"]
 
     anyio.run(main)
 

@@ -93,5 +93,5 @@ def test_what_is_not_there_is_an_error(client: ollama.Client) -> None:
     assert refused.value.status_code == 403
     assert client.pull(SUMS).status == "success"
     with pytest.raises(ollama.ResponseError) as too_long:
-        client.chat(SUMS, [{"role": "user", "content": "1 + " * 5000}])
+        client.generate(SUMS, "1 + " * 5000, raw=True)
     assert too_long.value.status_code == 400

@@ -73,6 +73,7 @@ async def _answer(service: ModelService, call: Call) -> bytes:
     async with service.generate(call.request) as generation:
         stamp.admitted = time.monotonic()
         async for events in generation:
+            stamp.note_events()
             unfinished -= _finished(events)
             for event in events:
                 document.add(event)
@@ -114,6 +115,7 @@ class _StreamedAnswer:
         unfinished = self._call.choices
         self._outbox.put(frames.opening)
         async for events in generation:
+            self._stamp.note_events()
             self._outbox.put(partial(_written, frames, events))
             unfinished -= _finished(events)
             if unfinished:  # else the model is held up for nothing

@@ -38,31 +38,20 @@ def timestamp(unix: float) -> str:
     return datetime.fromtimestamp(unix, UTC).isoformat().replace("+00:00", "Z")
 
 
-class Timing:
-    """When the events of one answer came."""
-
-    def __init__(self, stamp: Stamp) -> None:
-        self._stamp = stamp
-        self._first: float | None = None
-        self._last = stamp.asked
-
-    def note(self) -> None:
-        """An event has come."""
-        self._last = time.monotonic()
-        if self._first is None:
-            self._first = self._last
-
-    def durations(self, prompt_tokens: int, finished: Finished | None) -> dict[str, int]:
-        stamp, first = self._stamp, self._first
-        admitted = stamp.asked if stamp.admitted is None else stamp.admitted
-        return {
-            "total_duration": _ns(time.monotonic() - stamp.asked),
-            "load_duration": _ns(admitted - stamp.asked),
-            "prompt_eval_count": prompt_tokens,
-            "prompt_eval_duration": _ns((self._last if first is None else first) - admitted),
-            "eval_count": finished.completion_tokens if finished else 0,
-            "eval_duration": _ns(self._last - (self._last if first is None else first)),
-        }
+def _durations(stamp: Stamp, prompt_tokens: int, finished: Finished | None) -> dict[str, int]:
+    """How long an answer took that has ended. Where all of it came at once, nobody knows how much
+    of that was for the prompt: both parts are then told as the whole."""
+    admitted = stamp.asked if stamp.admitted is None else stamp.admitted
+    first = admitted if stamp.first is None else stamp.first
+    last = first if stamp.last is None else stamp.last
+    return {
+        "total_duration": _ns(last - stamp.asked),
+        "load_duration": _ns(admitted - stamp.asked),
+        "prompt_eval_count": prompt_tokens,
+        "prompt_eval_duration": _ns(first - admitted),
+        "eval_count": finished.completion_tokens if finished else 0,
+        "eval_duration": _ns(last - (first if first < last else admitted)),
+    }
 
 
 def _ns(seconds: float) -> int:
@@ -107,7 +96,7 @@ class _Frames(ABC):
 
     def __init__(self, stamp: Stamp, model: str) -> None:
         self._head = _encode(_head(stamp, model))[:-1] + b","
-        self._timing = Timing(stamp)
+        self._stamp = stamp
         self._calls = ToolCalls()
         self._finished: Finished | None = None
 
@@ -115,7 +104,6 @@ class _Frames(ABC):
         return b""
 
     def event(self, event: GenerationEvent) -> bytes:
-        self._timing.note()
         if isinstance(event, ToolCallDelta):
             return self._told(self._calls.add(event))
         calls = self._told(self._calls.end())
@@ -127,7 +115,7 @@ class _Frames(ABC):
         return calls + self._line(content, event.logprobs)
 
     def closing(self, prompt_tokens: int) -> bytes:
-        end = _end(self._finished) | self._timing.durations(prompt_tokens, self._finished)
+        end = _end(self._finished) | _durations(self._stamp, prompt_tokens, self._finished)
         return self._head + self._text("") + b"," + _encode(end)[1:] + b"\n"
 
     def failure(self, error: HotswapError) -> bytes:
@@ -190,7 +178,6 @@ class _Document(ABC):
 
     def __init__(self, stamp: Stamp) -> None:
         self._stamp = stamp
-        self._timing = Timing(stamp)
         self._texts: list[str] = []
         self._thoughts: list[str] = []
         self._writing = ToolCalls()
@@ -199,7 +186,6 @@ class _Document(ABC):
         self._finished: Finished | None = None
 
     def add(self, event: GenerationEvent) -> None:
-        self._timing.note()
         match event:
             case TextDelta():
                 self._texts.append(event.text)
@@ -217,7 +203,7 @@ class _Document(ABC):
         answer = _head(self._stamp, model) | self._content()
         if self._logprobs:
             answer["logprobs"] = _logprobs(self._logprobs)
-        durations = self._timing.durations(prompt_tokens, self._finished)
+        durations = _durations(self._stamp, prompt_tokens, self._finished)
         return _encode(answer | _end(self._finished) | durations)
 
     @abstractmethod
