@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import ollama
 import pytest
 
-from tests.e2e.served import Server
+from hotswap.demo import MODELS_DIR
+from tests.e2e.served import Server, serving
+from tests.fake_hub import FakeHub, serve
 
 pytestmark = [pytest.mark.torch, pytest.mark.e2e]
 
@@ -95,3 +98,24 @@ def test_what_is_not_there_is_an_error(client: ollama.Client) -> None:
     with pytest.raises(ollama.ResponseError) as too_long:
         client.generate(SUMS, "1 + " * 5000, raw=True)
     assert too_long.value.status_code == 400
+
+
+def test_a_model_is_pulled_from_the_hub_and_asked(tmp_path: Path) -> None:
+    with serve(FakeHub(MODELS_DIR / "hotswap" / "sums")) as hub:
+        env = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+        arguments = ("--allow-download", "Qwen/*", "--enable-on-demand-loading")
+        with (
+            serving(*arguments, home=tmp_path, env=env) as server,
+            ollama.Client(host=server.url, timeout=120) as client,
+        ):
+            assert client.list().models == []
+            told = list(client.pull(f"{hub.repo_id}:latest", stream=True))
+            assert [told[0].status, told[-1].status] == ["pulling manifest", "success"]
+            assert told[-2].completed == told[-2].total
+            assert [model.model for model in client.list().models] == [hub.repo_id]
+            assert running(client) == []
+            answer = client.chat(hub.repo_id, QUESTION, options=GREEDY)
+            assert "72" in (answer.message.content or "")
+            with pytest.raises(ollama.ResponseError) as refused:
+                client.pull("other/model")
+            assert refused.value.status_code == 403
