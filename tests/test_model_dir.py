@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from hotswap.model_dir import Remembered, files_of, look_at
+from hotswap.contracts import ModelFacts
+from hotswap.model_dir import Remembered, files_of, look_at, own_chat_template
 from tests.model_files import CONFIG, sharded, write_model
 
 
@@ -155,3 +156,54 @@ class TestRemembered:
     ) -> None:
         place = str(write_model(tmp_path))
         assert [remembered(place), remembered(place)] == [1, 2]
+
+
+def facts(path: Path) -> ModelFacts:
+    found = look_at(str(path))
+    assert found is not None
+    return found.facts
+
+
+def test_what_a_models_files_say_about_it(tmp_path: Path) -> None:
+    config = {**CONFIG, "model_type": "qwen3", "torch_dtype": "bfloat16"}
+    path = write_model(tmp_path, config=config)
+    assert facts(path) == ModelFacts(
+        family="qwen3", dtype="bfloat16", weights_bytes=7, parameters=3
+    )
+
+
+def test_the_weights_of_several_files_are_added_up(tmp_path: Path) -> None:
+    files = sharded("1.safetensors", "2.safetensors")
+    files |= {"1.safetensors": "1234", "2.safetensors": "12"}
+    path = write_model(tmp_path, files=files, without=("model.safetensors",))
+    assert facts(path) == ModelFacts(weights_bytes=6)
+
+
+def test_quantized_weights_do_not_tell_how_many_numbers_they_are(tmp_path: Path) -> None:
+    quantized = {"dtype": "bfloat16", "quantization_config": {"quant_method": "fp8"}}
+    path = write_model(tmp_path, config={**CONFIG, **quantized})
+    assert facts(path).quantization == "fp8"
+    assert facts(path).parameters == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "template"),
+    [
+        ({}, None),
+        ({"chat_template.jinja": "{{ a }}", "tokenizer_config.json": "{}"}, "{{ a }}"),
+        ({"tokenizer_config.json": '{"chat_template": "{{ b }}"}'}, "{{ b }}"),
+        (
+            {
+                "tokenizer_config.json": '{"chat_template": [{"name": "rag", "template": "r"}, '
+                '{"name": "default", "template": "d"}]}'
+            },
+            "d",
+        ),
+        ({"tokenizer_config.json": '{"chat_template": 7}'}, None),
+        ({"tokenizer_config.json": "broken"}, None),
+    ],
+)
+def test_a_models_own_chat_template(
+    tmp_path: Path, files: dict[str, str], template: str | None
+) -> None:
+    assert own_chat_template(write_model(tmp_path, files=files)) == template

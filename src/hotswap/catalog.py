@@ -18,7 +18,7 @@ from typing import Any
 from anyio import Lock, from_thread, lowlevel, to_thread
 
 from hotswap.config import CatalogConfig, ConfigError, EngineConfig, apply_overrides
-from hotswap.contracts import RESIDENT_NAMES, ModelSpec, Report
+from hotswap.contracts import RESIDENT_NAMES, ModelFacts, ModelSpec, Report
 from hotswap.errors import CheckpointRefused, InvalidRequest, ModelNotFound
 from hotswap.hub import CachedModel, Hub, snapshot_files
 from hotswap.model_dir import CONFIG, ModelDir, Remembered, files_of, look_at
@@ -230,6 +230,7 @@ class Catalog:
             engine=self._flags_for(entry),
             max_position_embeddings=directory.max_position_embeddings if directory else None,
             created_unix=directory.created_unix if directory else 0,
+            facts=directory.facts if directory else ModelFacts(),
         )
         if directory is not None:
             if directory.settings_error and strict:

@@ -283,6 +283,21 @@ class EngineConfig:
     trust_remote_code: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What a model's files say about it; empty and 0 where they do not, or are not here."""
+
+    family: str = ""
+    """What its configuration calls the architecture: "qwen3"."""
+    dtype: str = ""
+    """Of its weights as they were saved: "bfloat16"."""
+    quantization: str = ""
+    """How its weights are quantized: "fp8"."""
+    weights_bytes: int = 0
+    parameters: int = 0
+    """Numbers in its weights, to within the headers of the files."""
+
+
 @dataclass(frozen=True, slots=True)
 class AppliedSetting:
     value: Any
@@ -313,6 +328,7 @@ class ModelSpec:
     """Its requests are answered by whichever model is resident, and never cause a swap."""
     max_position_embeddings: int | None = None
     created_unix: int = 0
+    facts: ModelFacts = ModelFacts()
 
 
 # -- an engine and who builds it -------------------------------------------------------------
@@ -576,6 +592,8 @@ class SwapSnapshot:
     memory: MemoryReport | None
     unserviceable_reason: str | None = None
     """Why not ``serviceable``, in a short sentence; None where it is."""
+    expires_in_s: float | None = None
+    """Until the resident model is let go, if nobody uses it from now on; None: never."""
 
     @property
     def unloads(self) -> int:
@@ -635,6 +653,18 @@ class ModelListing:
     progress: Progress | None = None
     error: str | None = None
     """Why the last load of this model failed, where it did."""
+    facts: ModelFacts = ModelFacts()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDescription:
+    """All that may be told of one model."""
+
+    listing: ModelListing
+    sampling: SamplingParams
+    """Defaults for what a request leaves unset."""
+    chat_template: str | None
+    """As Jinja source; None: it has none."""
 
 
 UnloadMode = Literal["drain", "abort"]
@@ -649,6 +679,13 @@ class ModelService(Protocol):
 
         Raises:
             HotswapError: on entering, any leaf; nothing has been sent to a client by then.
+        """
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """As `generate`: may wait for a swap; given up when cancelled.
+
+        Raises:
+            HotswapError: any leaf.
         """
 
     async def tokenize(self, request: GenerationRequest, *, texts: bool = False) -> Tokenized:
@@ -678,6 +715,38 @@ class ModelService(Protocol):
 
     async def model(self, name: str) -> ModelListing:
         """Raises: ModelNotFound."""
+
+    async def describe(self, name: str) -> ModelDescription:
+        """More about a model than its listing, read from its files.
+
+        Raises:
+            ModelNotFound, ModelLoadFailed
+        """
+
+    async def warm(self, name: str | None, *, keep_alive_s: float | None = None) -> str:
+        """Wait until a model is resident, as a request for it would; returns its id.
+
+        Raises:
+            HotswapError: as `generate`.
+        """
+
+    async def let_go(self, name: str | None) -> str:
+        """Have a model leave the device as soon as no answer of it runs; done at once where it is
+        not there, and waits for it where nothing runs. Returns its id.
+
+        Raises:
+            NotPermitted: requests may not swap models here, so they may not let go of one either.
+            ModelNotFound, ModelLoadFailed
+        """
+
+    async def pull(self, name: str, report: Report) -> str:
+        """Bring a model to this machine's disk, if it is not there; stops when cancelled. Returns
+        its id.
+
+        Raises:
+            NotPermitted: it is not here, and requests may not download it.
+            ModelNotFound, DownloadFailed, ModelLoadFailed, ShuttingDown
+        """
 
     async def load(self, name: str | None, overrides: Mapping[str, Any], source: str) -> LoadReport:
         """Put a model on the device and wait for it. ``name`` None: the start-up model.

@@ -57,6 +57,13 @@ class Residency:
             return math.inf
         return self.idle_since + self.idle_limit_s
 
+    def expires_in_s(self, now: float) -> float | None:
+        """Until it is let go, if nobody uses it from ``now`` on; None: never."""
+        if self.idle_limit_s is None or self.idle_limit_s < 0:
+            return None
+        idle_s = 0.0 if self.leases else now - self.idle_since
+        return max(0.0, self.idle_limit_s - idle_s)
+
 
 class Verdict(Generic[T]):
     """What somebody waits for: granted or refused, once."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from hotswap.config import parse_yaml
+from hotswap.contracts import ModelFacts
 from hotswap.errors import InvalidRequest
 
 CONFIG = "config.json"
@@ -20,6 +21,9 @@ _INDEX = "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
 # Embedding models of causal architecture (Qwen3-Embedding) are told by these.
 _EMBEDDING_MARKS = ("modules.json", "config_sentence_transformers.json")
+_TEMPLATE = "chat_template.jinja"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MAX_JSON_BYTES = 32 * 1024 * 1024
 
 
@@ -32,6 +36,7 @@ class ModelDir:
     """Why this cannot be served, with no path in it; None: a chat model."""
     max_position_embeddings: int | None = None
     created_unix: int = 0
+    facts: ModelFacts = field(default_factory=ModelFacts)
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What its ``hotswap_config.yaml`` says, unchecked."""
     settings_error: InvalidRequest | None = None
@@ -51,6 +56,7 @@ def look_at(place: str) -> ModelDir | None:
         config = _json_object(path / CONFIG)
         defect = _defect(config) or _missing_file(path, names)
         created_unix = int((path / CONFIG).stat().st_mtime)
+        facts = ModelFacts() if defect else _facts(path, config)
     except (OSError, ValueError) as error:
         return _with_defect(found, _reason(error))
     if defect:
@@ -61,6 +67,7 @@ def look_at(place: str) -> ModelDir | None:
         identity=found.identity,
         max_position_embeddings=_max_position_embeddings(config),
         created_unix=created_unix,
+        facts=facts,
         settings=settings,
         settings_error=settings_error,
     )
@@ -131,6 +138,44 @@ def _max_position_embeddings(config: Mapping[str, Any]) -> int | None:
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 return value
     return None
+
+
+def _facts(path: Path, config: Mapping[str, Any]) -> ModelFacts:
+    inner = config.get("text_config")
+    holders = (config, inner if isinstance(inner, dict) else {})
+    dtypes = [holder.get(key) for holder in holders for key in ("dtype", "torch_dtype")]
+    dtype = next((str(name)[:20] for name in dtypes if isinstance(name, str)), "")
+    quantized = config.get("quantization_config")
+    quantization = ""
+    if isinstance(quantized, dict):
+        quantization = str(quantized.get("quant_method", "unknown"))[:20]
+    weights_bytes = sum((path / name).stat().st_size for name in _weight_files(path))
+    width = 0 if quantization else _WIDTHS.get(dtype, 0)
+    return ModelFacts(
+        family=str(config.get("model_type", ""))[:80],
+        dtype=dtype,
+        quantization=quantization,
+        weights_bytes=weights_bytes,
+        parameters=weights_bytes // width if width else 0,
+    )
+
+
+def _weight_files(path: Path) -> set[str]:
+    return {_WEIGHTS} if (path / _WEIGHTS).is_file() else _shards(_json_object(path / _INDEX))
+
+
+def own_chat_template(path: Path) -> str | None:
+    """The chat template among a model's files; None where there is none that can be read."""
+    try:
+        if (path / _TEMPLATE).is_file():
+            return (path / _TEMPLATE).read_text("utf-8")
+        template = _json_object(path / _TOKENIZER_CONFIG).get("chat_template")
+    except (OSError, ValueError):
+        return None
+    if isinstance(template, list):  # several, each with a name
+        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
 
 
 def _settings(path: Path) -> tuple[dict[str, Any], InvalidRequest | None]:

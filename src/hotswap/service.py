@@ -7,9 +7,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from anyio import to_thread
+
 from hotswap.config import SwapRules
 from hotswap.contracts import (
     RESIDENT_NAMES,
+    EmbeddingRequest,
+    Embeddings,
     EngineRegistry,
     Generation,
     GenerationRequest,
@@ -17,11 +21,13 @@ from hotswap.contracts import (
     LoadForecast,
     LoadReport,
     ModelCatalog,
+    ModelDescription,
     ModelListing,
     ModelSpec,
     ModelStatus,
     Progress,
     Rendered,
+    Report,
     SwapPhase,
     SwapSnapshot,
     Tokenized,
@@ -37,7 +43,9 @@ from hotswap.errors import (
     ModelNotFound,
     ModelUnloaded,
     NotLoaded,
+    NotPermitted,
 )
+from hotswap.model_dir import own_chat_template
 from hotswap.swap import SwapController
 
 
@@ -76,6 +84,40 @@ class SwapService:
                 rendered = await self._render(stay.spec, request)
             async with stay.engine.generate(rendered) as generation:
                 yield generation
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """See `ModelService.embed`."""
+        target = await self._resolve(request.model)
+        raise InvalidRequest(f"{target.spec.id!r} is not an embedding model.", param="model")
+
+    async def warm(self, name: str | None, *, keep_alive_s: float | None = None) -> str:
+        """See `ModelService.warm`."""
+        async with self._controller.lease(await self._resolve(name), keep_alive_s) as stay:
+            return stay.spec.id
+
+    async def let_go(self, name: str | None) -> str:
+        """See `ModelService.let_go`."""
+        if not self._rules.on_demand:
+            raise NotPermitted(
+                "Requests may let go of a model where they may load one: "
+                "with --enable-on-demand-loading."
+            )
+        target = await self._resolve(name)
+        await self._controller.let_go(target.spec.id)
+        return target.spec.id
+
+    async def pull(self, name: str, report: Report) -> str:
+        """See `ModelService.pull`."""
+        self._controller.check_open()
+        try:
+            spec = await self._catalog.resolve(name)
+        except ModelNotFound:
+            raise NotPermitted(
+                f"The model {name[:200]!r} is not here, and --allow-download does not name it."
+            ) from None
+        if spec.path is None and not spec.background:
+            await self._catalog.fetch(spec, report)
+        return spec.id
 
     async def tokenize(self, request: GenerationRequest, *, texts: bool = False) -> Tokenized:
         """See `ModelService.tokenize`."""
@@ -288,6 +330,17 @@ class SwapService:
             raise _not_served(name)
         return _listing(spec, facts)
 
+    async def describe(self, name: str) -> ModelDescription:
+        """See `ModelService.describe`."""
+        listing = await self.model(name)
+        resident = self._controller.resident
+        is_resident = resident is not None and resident.id == listing.id
+        spec = resident if resident and is_resident else await self._catalog.resolve(name)
+        template = spec.engine.chat_template
+        if template is None and spec.path is not None:
+            template = await to_thread.run_sync(own_chat_template, spec.path)
+        return ModelDescription(listing=listing, sampling=spec.sampling, chat_template=template)
+
     def _facts(self, specs: tuple[ModelSpec, ...]) -> _Facts:
         controller = self._controller
         resident, coming = controller.resident, controller.coming
@@ -354,6 +407,7 @@ def _listing(spec: ModelSpec, facts: _Facts) -> ModelListing:
         max_model_len=_max_model_len(spec, facts),
         progress=progress,
         error=failure.message if failure else None,
+        facts=spec.facts,
     )
 
 

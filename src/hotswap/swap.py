@@ -218,6 +218,18 @@ class SwapController:
         finally:
             self._release(stay)
 
+    async def let_go(self, model: str) -> None:
+        """Have a model leave once no lease of it is held, and wait for that if none is; nothing
+        happens where it is not on the device, or is leaving for another one anyway."""
+        stay = self._residency
+        if stay is None or stay.spec.id != model:
+            return
+        stay.idle_limit_s = 0.0
+        self.desk.ring()
+        await self.desk.until(
+            lambda: self._residency is not stay or stay.leases > 0 or self._load is not None
+        )
+
     def check_admittance(self, target: Target) -> None:
         """Raise now what such a request would be refused with anyway."""
         self.check_open()
@@ -436,6 +448,7 @@ class SwapController:
             phase_seconds=_added(self._past_seconds, timings) if stay else self._past_seconds,
             memory=self._registry.memory,
             unserviceable_reason=reason,
+            expires_in_s=stay.expires_in_s(anyio.current_time()) if stay else None,
         )
 
     def _shown_timings(self, stay: Residency | None) -> dict[str, float]:

@@ -35,6 +35,16 @@ class Stamp:
     """And at which its model was there; None: it waits."""
     prompt_tokens: int = 0
     """Known from then on."""
+    first: float | None = None
+    """And of its first events; None: none have come."""
+    last: float | None = None
+    """And of its last ones so far."""
+
+    def note_events(self) -> None:
+        """Some have come. What is written of them is written later, when it can be sent."""
+        self.last = time.monotonic()
+        if self.first is None:
+            self.first = self.last
 
 
 class Frames(Protocol):

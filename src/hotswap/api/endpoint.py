@@ -19,7 +19,7 @@ from hotswap.api.outbox import Outbox
 from hotswap.api.pace import Pace
 from hotswap.api.sse import EventStream, progress_text, while_connected
 from hotswap.contracts import Finished, Generation, GenerationEvent, ModelService
-from hotswap.errors import EngineFailed
+from hotswap.errors import EngineFailed, HotswapError
 
 
 class GenerationEndpoint:
@@ -44,7 +44,10 @@ class GenerationEndpoint:
         self._pace = pace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        parsed = await read_object(receive, scope, self._parse)
+        await self.answer(await read_object(receive, scope, self._parse), scope, receive, send)
+
+    async def answer(self, parsed: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        """What follows when the body has been read."""
         request = replace(parsed.request, request_id=scope["state"]["request_id"])
         call = replace(parsed, request=request)
         if call.stream:
@@ -71,6 +74,7 @@ async def _answer(service: ModelService, call: Call) -> bytes:
         stamp.admitted = time.monotonic()
         stamp.prompt_tokens = generation.prompt_tokens
         async for events in generation:
+            stamp.note_events()
             unfinished -= _finished(events)
             for event in events:
                 document.add(event)
@@ -113,6 +117,7 @@ class _StreamedAnswer:
         unfinished = self._call.choices
         self._outbox.put(frames.opening)
         async for events in generation:
+            self._stamp.note_events()
             self._outbox.put(partial(_written, frames, events))
             unfinished -= _finished(events)
             if unfinished:  # else the model is held up for nothing
@@ -126,16 +131,10 @@ class _StreamedAnswer:
         Raises:
             HotswapError: the request failed before anything was sent.
         """
-        while True:
-            await self._outbox.filled()
-            error = self._outbox.error
-            if error and not stream.started:
-                raise error
-            body = self._outbox.take()
-            if self._outbox.drained:
-                break
-            await stream.write(body)
-        await stream.finish(body + self._frames.failure(error) if error else body)
+        await stream.send_from(self._outbox, self._failure)
+
+    def _failure(self, error: HotswapError) -> bytes:
+        return self._frames.failure(error)
 
     async def show_life(self, keepalive_s: float) -> None:
         """Signs of life for as long as nothing else comes."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.middleware import Middleware
 
-from hotswap.api import anthropic, responses
+from hotswap.api import anthropic, ollama, responses
 from hotswap.api.admin import (
     SLEEP_LEVELS,
     SLEEP_MODES,
@@ -29,6 +29,9 @@ from hotswap.api.endpoint import GenerationEndpoint
 from hotswap.api.gate import Management
 from hotswap.api.listing import ListingRoutes
 from hotswap.api.metrics import MEDIA_TYPE, MetricsRoute
+from hotswap.api.ollama_answers import NDJSON
+from hotswap.api.ollama_endpoints import EmbedEndpoint, OllamaEndpoint, PullEndpoint
+from hotswap.api.ollama_models import OllamaModels, refuse_changes
 from hotswap.api.openai import Chat, Completion, parse_chat, parse_completion
 from hotswap.api.openai_shapes import ChatAnswer, CompletionAnswer
 from hotswap.api.openapi import Operation
@@ -48,6 +51,7 @@ from hotswap.config import ServerConfig
 from hotswap.contracts import ModelService
 
 Rows = list[Operation]
+_CHANGES = ("create", "copy", "push")
 _SHOW_LOADING: dict[str, tuple[str, ...]] = {"show_loading": ()}
 
 
@@ -62,6 +66,8 @@ def operations_of(service: ModelService, server: ServerConfig, health: HealthSou
         *_openai(service, endpoint),
         *_responses(service, endpoint),
         *_anthropic(service, endpoint),
+        *_ollama(service, server, pace),
+        *_ollama_models(service),
         *_status(service, health),
         *(_management(service, server) if managed else ()),
     ]
@@ -155,6 +161,41 @@ def _openai(service: ModelService, endpoint: Any) -> Rows:
             request=Detokenize,
             answer=DetokenizeAnswer,
         ),
+    ]
+
+
+def _ollama(service: ModelService, server: ServerConfig, pace: Pace) -> Rows:
+    keepalive_s = server.keepalive_s
+    prompted = partial(OllamaEndpoint, service, keepalive_s=keepalive_s, pace=pace)
+    chat = prompted(ollama.parse_chat, ollama.chat_presence)
+    generate = prompted(ollama.parse_generate, ollama.generate_presence)
+    embed = EmbedEndpoint(service, ollama.parse_embed)
+    embeddings = EmbedEndpoint(service, ollama.parse_embeddings)
+    pull = PullEndpoint(service, keepalive_s=keepalive_s)
+    post = partial(Operation, "POST")
+    lines = partial(post, stream=NDJSON)
+    return [
+        lines("/api/chat", chat, "Answer a chat.", request=ollama.Chat),
+        lines("/api/generate", generate, "Continue a text.", request=ollama.Generate),
+        post("/api/embed", embed, "Turn texts into vectors.", request=ollama.Embed),
+        post("/api/embeddings", embeddings, "Turn a text into a vector.", request=ollama.OldEmbed),
+        lines("/api/pull", pull, "Bring a model to the disk.", request=ollama.PullOrder),
+    ]
+
+
+def _ollama_models(service: ModelService) -> Rows:
+    models = OllamaModels(service)
+    refused = "Refused: models are directories on the server's disk."
+    blob = "/api/blobs/{digest}"
+    return [
+        Operation("GET", "/api/version", models.version, "Tell the version."),
+        Operation("GET", "/api/tags", models.tags, "List the models."),
+        Operation("GET", "/api/ps", models.running, "Name the model on the device."),
+        Operation("POST", "/api/show", models.show, "Describe a model.", request=ollama.Named),
+        Operation("DELETE", "/api/delete", refuse_changes, refused),
+        *(Operation("POST", f"/api/{verb}", refuse_changes, refused) for verb in _CHANGES),
+        Operation("HEAD", blob, refuse_changes, refused),
+        Operation("POST", blob, refuse_changes, refused),
     ]
 
 
