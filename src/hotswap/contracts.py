@@ -264,6 +264,9 @@ class Rendered(Protocol):
 
 # -- what there is to serve --------------------------------------------------------------------
 
+Task = Literal["generate", "embed"]
+"""What a model is for."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
@@ -313,6 +316,8 @@ class ModelSpec:
     id: str
     path: Path | None
     """The model's directory; None: a Hub repository that must be downloaded first."""
+    task: Task = "generate"
+    """Means nothing before the model is here: its files say what it is for."""
     revision: str | None = None
     aliases: tuple[str, ...] = ()
     engine: EngineConfig = EngineConfig()
@@ -372,6 +377,14 @@ class Engine(Protocol):
 
         Raises:
             InvalidRequest: it does not fit this engine (its settings may have changed meanwhile).
+        """
+
+    async def embed(self, rendered: Any) -> Embeddings:
+        """Compute what `EngineRegistry.render_embedding` made; given up when cancelled.
+
+        Raises:
+            InvalidRequest: this engine embeds nothing.
+            HotswapError: the engine failed or was aborted.
         """
 
     def abort(self, error: HotswapError) -> None:
@@ -440,6 +453,14 @@ class EngineRegistry(Protocol):
         Raises:
             InvalidRequest: what is asked cannot be done by this model.
             ModelLoadFailed: the model's tokenizer or configuration is unusable.
+        """
+
+    async def render_embedding(self, spec: ModelSpec, request: EmbeddingRequest) -> Rendered:
+        """As `render`, of texts to be embedded.
+
+        Raises:
+            InvalidRequest: what is asked cannot be done by this model.
+            ModelLoadFailed: as `render`.
         """
 
     async def detokenize(self, spec: ModelSpec, ids: Sequence[int]) -> str:
@@ -650,6 +671,7 @@ class ModelListing:
     status: ModelStatus
     max_model_len: int | None
     """Less than it is set to be where its last start had memory for fewer tokens."""
+    task: Task = "generate"
     progress: Progress | None = None
     error: str | None = None
     """Why the last load of this model failed, where it did."""

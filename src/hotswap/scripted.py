@@ -8,6 +8,7 @@ one engine at a time, nothing generated on a dead one.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,8 @@ from anyio import Event
 
 from hotswap.contracts import (
     AppliedSetting,
+    EmbeddingRequest,
+    Embeddings,
     EngineStats,
     Estimate,
     Finished,
@@ -28,6 +31,7 @@ from hotswap.contracts import (
     ModelSpec,
     ParkedModel,
     Report,
+    Task,
     TextDelta,
 )
 from hotswap.errors import (
@@ -153,6 +157,13 @@ class ScriptedEngine:
         finally:
             self.running -= 1
 
+    async def embed(self, rendered: ScriptedPrompt) -> Embeddings:
+        """One step, and for each prompt its number as a vector of one."""
+        async with self.generate(rendered):
+            await self.step()
+        vectors = tuple(array("f", [float(number)]) for number in range(rendered.choices))
+        return Embeddings(self.model, vectors, rendered.prompt_tokens)
+
     async def step(self) -> None:
         """Take the time of one token.
 
@@ -215,14 +226,22 @@ class ScriptedRegistry:
         return self._memory
 
     async def render(self, spec: ModelSpec, request: GenerationRequest) -> ScriptedPrompt:
+        await self._look_up(spec)
+        tokens = self.script.tokens if request.max_tokens is None else request.max_tokens
+        choices = len(request.prompts) * request.n
+        return ScriptedPrompt(spec.id, 7 * len(request.prompts), tokens, choices)
+
+    async def render_embedding(self, spec: ModelSpec, request: EmbeddingRequest) -> ScriptedPrompt:
+        await self._look_up(spec)
+        prompts = len(request.prompts)
+        return ScriptedPrompt(spec.id, 7 * prompts, tokens=0, choices=prompts)
+
+    async def _look_up(self, spec: ModelSpec) -> None:
         await anyio.sleep(self.script.render_s)
         if spec.path is None:
             raise CheckpointRefused(f"The files of {spec.id!r} are not here.")
         if error := self.script.render_errors.get(spec.id):
             raise error
-        tokens = self.script.tokens if request.max_tokens is None else request.max_tokens
-        choices = len(request.prompts) * request.n
-        return ScriptedPrompt(spec.id, 7 * len(request.prompts), tokens, choices)
 
     async def detokenize(self, spec: ModelSpec, ids: Sequence[int]) -> str:
         return f"{spec.id}: {' '.join(map(str, ids))}"
@@ -295,6 +314,8 @@ class ScriptedCatalog:
         self.fetch_s = 1.0
         self.fetch_errors: dict[str, HotswapError] = {}
         self.fetched: list[str] = []
+        self.fetched_tasks: dict[str, Task] = {}
+        """What models turn out to be for, unless it is "generate"."""
 
     @property
     def startup(self) -> str | None:
@@ -322,5 +343,6 @@ class ScriptedCatalog:
         if spec.id in self.fetch_errors:
             raise self.fetch_errors[spec.id]
         self.fetched.append(spec.id)
-        local = self._specs[spec.id] = replace(spec, path=Path("downloaded"))
+        task = self.fetched_tasks.get(spec.id, "generate")
+        local = self._specs[spec.id] = replace(spec, path=Path("downloaded"), task=task)
         return local

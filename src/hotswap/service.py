@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from anyio import to_thread
 from hotswap.config import SwapRules
 from hotswap.contracts import (
     RESIDENT_NAMES,
+    ChatPrompt,
     EmbeddingRequest,
     Embeddings,
     EngineRegistry,
@@ -30,6 +31,7 @@ from hotswap.contracts import (
     Report,
     SwapPhase,
     SwapSnapshot,
+    Task,
     Tokenized,
     UnloadMode,
     UnloadReport,
@@ -74,6 +76,7 @@ class SwapService:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Generation]:
         """See `ModelService.generate`."""
         target = await self._resolve(request.model, any_name=request.any_name)
+        _check_task(target.spec, "generate")
         self._controller.check_admittance(target)
         # Before the queue: a request that must fail never costs a swap. A model that is still to
         # be downloaded has no tokenizer yet; there, after it.
@@ -87,8 +90,15 @@ class SwapService:
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """See `ModelService.embed`."""
-        target = await self._resolve(request.model)
-        raise InvalidRequest(f"{target.spec.id!r} is not an embedding model.", param="model")
+        target = await self._resolve(request.model, task="embed")
+        _check_task(target.spec, "embed")
+        self._controller.check_admittance(target)
+        spec = self._expected_for(target)
+        rendered = await self._render_embedding(spec, request) if spec.path is not None else None
+        async with self._controller.lease(target, request.keep_alive_s) as stay:
+            if rendered is None or (target.is_any and not is_same_load(spec, stay.spec)):
+                rendered = await self._render_embedding(stay.spec, request)
+            return await stay.engine.embed(rendered)
 
     async def warm(self, name: str | None, *, keep_alive_s: float | None = None) -> str:
         """See `ModelService.warm`."""
@@ -123,7 +133,10 @@ class SwapService:
         """See `ModelService.tokenize`."""
         target = await self._resolve(request.model, any_name=request.any_name)
         spec = self._expected_for(target)
-        rendered = await self._render(spec, request)
+        if spec.task == "embed":
+            rendered = await self._render_embedding(spec, _to_embed(request))
+        else:
+            rendered = await self._render(spec, request)
         return Tokenized(spec.id, rendered.token_ids, rendered.token_texts if texts else ())
 
     async def detokenize(self, model: str | None, ids: Sequence[int]) -> tuple[str, str]:
@@ -131,9 +144,12 @@ class SwapService:
         spec = self._expected_for(await self._resolve(model))
         return spec.id, await self._registry.detokenize(spec, ids)
 
-    async def _resolve(self, name: str | None, *, any_name: bool = False) -> Target:
+    async def _resolve(
+        self, name: str | None, *, any_name: bool = False, task: Task = "generate"
+    ) -> Target:
+        """``task``: that of the model where any would do."""
         if name is None or name in RESIDENT_NAMES:
-            return await self._any()
+            return await self._any(task)
         resident = self._controller.resident
         # Before the disk is asked: the resident model answers even if its files are gone.
         if resident is not None and name in (resident.id, *resident.aliases):
@@ -143,11 +159,11 @@ class SwapService:
         except ModelNotFound:
             if not any_name:
                 raise
-            return await self._any()
+            return await self._any(task)
         if resident is not None and spec.id == resident.id:
             return Target(resident)
         if spec.background:
-            return await self._any()
+            return await self._any(task)
         if not self._rules.on_demand and spec.id not in self._served_ids():
             if spec.id == self._catalog.startup:  # which is listed all the same
                 raise ModelUnloaded(
@@ -156,32 +172,40 @@ class SwapService:
             raise _not_served(name)
         return Target(spec)
 
-    async def _any(self) -> Target:
-        """Whichever model is there when the request's turn comes; if there is none then, the one
-        that is there now or sleeps, else the start-up one."""
+    async def _any(self, task: Task) -> Target:
+        """Whichever model for ``task`` is there when the request's turn comes; if there is none
+        then, the one that is there now or sleeps, else the start-up one."""
         present = self._controller.resident or self._controller.asleep
         if present is not None:
-            return Target(present, is_any=True)
-        ids = [self._catalog.startup, self._controller.last_resident]
-        if not self._rules.on_demand:
+            if present.task == task:
+                return Target(present, is_any=True)
+            if not self._rules.on_demand:
+                _check_task(present, task)
+        ids = [self._catalog.startup, self._controller.last_for(task)]
+        if present is not None or not self._rules.on_demand:
             ids.reverse()
         coming = self._controller.coming
         try:
-            return Target(await self._first_of(ids), is_any=True)
+            return Target(await self._first_of(ids, task), is_any=True)
         except HotswapError:
-            if coming is None:
+            if coming is None or coming.task != task:
                 raise
             return Target(coming, is_any=True)
 
-    async def _first_of(self, ids: Sequence[str | None]) -> ModelSpec:
+    async def _first_of(self, ids: Sequence[str | None], task: Task | None = None) -> ModelSpec:
+        """``task``: None: whatever it is for."""
         for id in ids:
             if id is not None:
-                return await self._catalog.resolve(id)
-        raise ModelNotFound("No model is loaded and none was named: set `model`.")
+                spec = await self._catalog.resolve(id)
+                if task in (None, spec.task) or spec.path is None:
+                    return spec
+        kind = "embedding model" if task == "embed" else "model"
+        raise ModelNotFound(f"No {kind} is loaded and none was named: set `model`.")
 
     def _expected_for(self, target: Target) -> ModelSpec:
         """The model that will answer, as things stand."""
-        return self._present() or target.spec if target.is_any else target.spec
+        present = self._present()
+        return present if present is not None and target.takes(present) else target.spec
 
     def _present(self) -> ModelSpec | None:
         """The resident model; during a swap, the one to come."""
@@ -196,8 +220,19 @@ class SwapService:
         return present or ({absent} if absent else set())
 
     async def _render(self, spec: ModelSpec, request: GenerationRequest) -> Rendered:
-        try:
+        _check_task(spec, "generate")
+        with self._noting_failures(spec):
             return await self._registry.render(spec, request)
+
+    async def _render_embedding(self, spec: ModelSpec, request: EmbeddingRequest) -> Rendered:
+        _check_task(spec, "embed")
+        with self._noting_failures(spec):
+            return await self._registry.render_embedding(spec, request)
+
+    @contextmanager
+    def _noting_failures(self, spec: ModelSpec) -> Iterator[None]:
+        try:
+            yield
         except ModelLoadFailed as error:
             self._controller.note_failure(spec, error)
             raise
@@ -379,6 +414,10 @@ class _Facts:
     def lists(self, spec: ModelSpec) -> bool:
         return self.served is None or spec.id in self.served or spec.background
 
+    def shows(self, spec: ModelSpec) -> bool:
+        """Clients offer for a chat whatever is listed; what is served alone hides nothing."""
+        return spec.task == "generate" or self.served is not None
+
 
 def _listings(facts: _Facts) -> tuple[ModelListing, ...]:
     known = {spec.id: spec for spec in facts.specs if facts.lists(spec)}
@@ -386,7 +425,8 @@ def _listings(facts: _Facts) -> tuple[ModelListing, ...]:
     for spec in (facts.resident, facts.coming):
         if spec is not None:
             known.setdefault(spec.id, spec)
-    return tuple(_listing(spec, facts) for spec in known.values())
+    shown = (spec for spec in known.values() if facts.shows(spec))
+    return tuple(_listing(spec, facts) for spec in shown)
 
 
 def _listing(spec: ModelSpec, facts: _Facts) -> ModelListing:
@@ -405,6 +445,7 @@ def _listing(spec: ModelSpec, facts: _Facts) -> ModelListing:
         owned_by=spec.id.rpartition("/")[0] or "hotswap",
         status=status,
         max_model_len=_max_model_len(spec, facts),
+        task=spec.task,
         progress=progress,
         error=failure.message if failure else None,
         facts=spec.facts,
@@ -420,6 +461,25 @@ def _max_model_len(spec: ModelSpec, facts: _Facts) -> int | None:
         return wanted
     same = started.max_position_embeddings == spec.max_position_embeddings
     return tokens if same else wanted
+
+
+def _check_task(spec: ModelSpec, task: Task) -> None:
+    """Raises: InvalidRequest: the model is here, and for another task."""
+    if spec.path is None or spec.task == task:
+        return
+    if spec.task == "embed":
+        problem = "is an embedding model: it generates no text; use /v1/embeddings"
+    else:
+        problem = "is not an embedding model: it cannot be used for embeddings"
+    raise InvalidRequest(f"{spec.id!r} {problem}.", param="model")
+
+
+def _to_embed(request: GenerationRequest) -> EmbeddingRequest:
+    """Raises: InvalidRequest: there are messages, which an embedding model knows nothing of."""
+    prompts = tuple(one for one in request.prompts if not isinstance(one, ChatPrompt))
+    if len(prompts) < len(request.prompts):
+        raise InvalidRequest("An embedding model takes no messages.", param="messages")
+    return EmbeddingRequest(prompts=prompts, model=request.model)
 
 
 def _not_served(name: str) -> ModelNotFound:

@@ -35,6 +35,7 @@ from hotswap.contracts import (
     Progress,
     SwapPhase,
     SwapSnapshot,
+    Task,
     UnloadMode,
     UnloadReason,
     UnloadReport,
@@ -123,6 +124,7 @@ class SwapController:
         """By model, and whether it was parked."""
         self._room: dict[str, tuple[ModelSpec, int]] = {}
         self._last_resident: str | None = None
+        self._last_for: dict[Task, str] = {}
         self._unloaded_by_hand = False
         self._asleep: ModelSpec | None = None
         self._closing = False
@@ -170,6 +172,10 @@ class SwapController:
     def last_resident(self) -> str | None:
         """Id of the model that is or was the last one on the device."""
         return self._last_resident
+
+    def last_for(self, task: Task) -> str | None:
+        """The same of the models for a task."""
+        return self._last_for.get(task)
 
     @property
     def asleep(self) -> ModelSpec | None:
@@ -239,8 +245,7 @@ class SwapController:
             raise ModelUnloaded("The model was unloaded; load it with POST /v1/load_model.")
         if self._waiting_before(target) >= self._rules.max_queue:
             raise Overloaded(f"The queue is full ({self._rules.max_queue} requests wait).")
-        there = not self._is_vacant() if target.is_any else self.is_resident(target.spec.id)
-        if not there:
+        if not self._is_near(target):
             self.desk.failures.check(target.spec.id, anyio.current_time())
 
     def note_failure(self, spec: ModelSpec, error: HotswapError) -> None:
@@ -260,17 +265,19 @@ class SwapController:
         stay = self._residency
         if stay is None or not self._is_open(stay):
             return len(self.desk.queue)
-        suits = target.is_any or stay.spec.id == target.spec.id
-        return stay.engine.stats().waiting if suits else len(self.desk.queue)
+        return stay.engine.stats().waiting if target.takes(stay.spec) else len(self.desk.queue)
 
-    def _is_vacant(self) -> bool:
-        """Whether no model is on the device, nor on its way there."""
-        return self._residency is None and self._load is None
+    def _is_near(self, target: Target) -> bool:
+        """Whether the named model is on the device; or, where any will do, one that is also is
+        while it is on its way."""
+        if not target.is_any:
+            return self.is_resident(target.spec.id)
+        return any(spec is not None and target.takes(spec) for spec in (self.resident, self.coming))
 
     async def _wait_for(self, target: Target) -> Residency:
         self.check_admittance(target)
         waiter = self.desk.join(target)
-        if not target.is_any or self._is_vacant():
+        if not target.is_any or not self._is_near(target):
             self._begin_download(target.spec)
         self._admit()
         self.desk.ring()
@@ -571,7 +578,8 @@ class SwapController:
         spec = load.prepared.spec
         limit = self._rules.idle_timeout_s if spec.ttl_s is None else spec.ttl_s
         stay = self._residency = Residency(load.prepared, engine, now, now, limit)
-        stay.awaited = any(waiter.model in (spec.id, None) for waiter in self.desk.queue)
+        self.desk.part_from(spec)
+        stay.awaited = any(waiter.takes(spec) for waiter in self.desk.queue)
         seconds = now - load.meter.started
         self._load_seconds[spec.id, load.was_parked] = seconds
         if (tokens := engine.stats().details.get("max_model_len")) is not None:
@@ -579,7 +587,7 @@ class SwapController:
         previous = load.fallback.spec.id if load.fallback is not None else None
         self._loads += 1
         self._swaps += self._last_resident not in (None, spec.id)
-        self._last_resident = spec.id
+        self._last_resident = self._last_for[spec.task] = spec.id
         self._asleep = None
         if load.silent_since < math.inf:
             load.timings["gap"] = now - max(load.silent_since, load.wanted_at)
@@ -629,8 +637,9 @@ class SwapController:
         stay = self._residency
         resident, leases = (stay.spec.id, stay.leases) if stay else (None, 0)
         waiting_for_any = [] if stay else self.desk.takers_of_any()
-        if waiting_for_any and self._load is not None:
-            return _Next(self._load.spec, leave_at=-math.inf)  # what is on its way suits them
+        coming = self.coming
+        if coming is not None and any(one.takes(coming) for one in waiting_for_any):
+            return _Next(coming, leave_at=-math.inf)  # what is on its way suits them
         local = [waiter for waiter in self.desk.queue if waiter.spec.path is not None]
         choice = successor(local, resident, leases, self._rules)
         if choice is not None:

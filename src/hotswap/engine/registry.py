@@ -20,11 +20,13 @@ import torch
 from anyio import to_thread
 
 from hotswap.contracts import (
+    EmbeddingRequest,
     Estimate,
     GenerationRequest,
     MemoryReport,
     ModelSpec,
     ParkedModel,
+    Rendered,
     Report,
 )
 from hotswap.engine import device as devices
@@ -39,7 +41,13 @@ from hotswap.engine.preflight import WeightFiles, check_weights
 from hotswap.engine.stage import LoadKey, Rested, Stage, TorchPrepared
 from hotswap.engine.text import PromptRenderer, RenderedRequest, text_of
 from hotswap.engine.weights import HostWeights, Known, read_weights
-from hotswap.errors import CheckpointRefused, DeviceLost, InsufficientMemory, ModelLoadFailed
+from hotswap.errors import (
+    CheckpointRefused,
+    DeviceLost,
+    InsufficientMemory,
+    InvalidRequest,
+    ModelLoadFailed,
+)
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -125,6 +133,12 @@ class TorchEngineRegistry:
         return await to_thread.run_sync(
             renderer.render, request, abandon_on_cancel=True, limiter=self._rendering
         )
+
+    async def render_embedding(  # noqa: ARG002
+        self, spec: ModelSpec, request: EmbeddingRequest
+    ) -> Rendered:
+        """See `hotswap.contracts.EngineRegistry.render_embedding`."""
+        raise InvalidRequest(f"{spec.id!r} is not an embedding model.", param="model")
 
     async def detokenize(self, spec: ModelSpec, ids: Sequence[int]) -> str:
         """See `hotswap.contracts.EngineRegistry.detokenize`."""
