@@ -92,7 +92,7 @@ class TestListing:
     def test_what_is_no_chat_model_is_left_out_and_says_why_when_asked_for(
         self, cache: Path, folder: Path, catalog: Callable[..., Catalog]
     ) -> None:
-        write_model(folder / "bert", config={"architectures": ["BertModel"]})
+        write_model(folder / "bert", config={"architectures": ["BertForMaskedLM"]})
         write_model(folder / "broken", config="{")
         write_cached(
             cache, "org/half", files=sharded("1.safetensors"), without=("model.safetensors",)
@@ -101,6 +101,14 @@ class TestListing:
         for name in ("bert", "broken", "org/half"):
             with pytest.raises(ModelNotFound, match="cannot be served: "):
                 resolved(catalog(), name)
+
+    def test_an_embedding_model_is_one_for_another_task(
+        self, folder: Path, catalog: Callable[..., Catalog]
+    ) -> None:
+        write_model(folder / "bert", config={"architectures": ["BertModel"]})
+        write_model(folder / "chat")
+        tasks = {name: resolved(catalog(), name).task for name in ("bert", "chat")}
+        assert tasks == {"bert": "embed", "chat": "generate"}
 
     def test_the_start_up_model_comes_first(
         self, folder: Path, catalog: Callable[..., Catalog]
@@ -396,8 +404,8 @@ class TestStartUpModel:
     def test_a_directory_of_something_else_says_so(
         self, tmp_path: Path, catalog: Callable[..., Catalog]
     ) -> None:
-        path = write_model(tmp_path / "bert", config={"architectures": ["BertModel"]})
-        with pytest.raises(ConfigError, match="BertModel is not a chat model"):
+        path = write_model(tmp_path / "bert", config={"architectures": ["BertForMaskedLM"]})
+        with pytest.raises(ConfigError, match="BertForMaskedLM is not a chat model"):
             wait(catalog(model=str(path)).startup_spec)
 
     def test_a_revision_beside_the_main_branch_is_listed_too(

@@ -23,6 +23,7 @@ def test_a_complete_checkpoint_is_a_chat_model(tmp_path: Path) -> None:
     found = look_at(str(tmp_path / "m"))
     assert found is not None
     assert found.defect is None
+    assert found.task == "generate"
     assert found.max_position_embeddings == 512
     assert found.created_unix == 1000
 
@@ -44,7 +45,8 @@ def test_a_checkpoint_in_several_files_needs_all_of_them(tmp_path: Path) -> None
         ("[]", {}, (), "config.json is not a JSON object"),
         ({}, {}, (), "names no architecture"),
         ({"architectures": []}, {}, (), "names no architecture"),
-        ({"architectures": ["BertModel"]}, {}, (), "BertModel is not a chat model"),
+        ({"architectures": ["BertForMaskedLM"]}, {}, (), "BertForMaskedLM is not a chat model"),
+        ({"architectures": ["BertModel", "CLIPModel"]}, {}, (), "is not a chat model"),
         (
             {"architectures": ["WhisperForConditionalGeneration"]},
             {},
@@ -52,7 +54,7 @@ def test_a_checkpoint_in_several_files_needs_all_of_them(tmp_path: Path) -> None
             "is not a chat model",
         ),
         ({**CONFIG, "is_encoder_decoder": True}, {}, (), "encoder-decoder"),
-        (CONFIG, {"modules.json": "[]"}, (), "embedding model"),
+        ({"architectures": ["BertModel"]}, {}, ("tokenizer.json",), "tokenizer is missing"),
         (CONFIG, {}, ("tokenizer.json",), "tokenizer is missing"),
         (CONFIG, {"pytorch_model.bin": "x"}, ("model.safetensors",), "no safetensors weights"),
         (CONFIG, {"model.gguf": "x"}, ("model.safetensors",), "no safetensors weights"),
@@ -73,6 +75,33 @@ def test_anything_else_says_what_is_wrong(
     assert found is not None
     assert reason in found
     assert str(tmp_path) not in found
+
+
+@pytest.mark.parametrize(
+    ("config", "files"),
+    [
+        ({"architectures": ["BertModel"]}, {}),
+        ({"architectures": ["XLMRobertaModel"]}, {}),
+        ({"architectures": ["ModernBertModel"]}, {}),
+        (CONFIG, {"modules.json": "[]"}),
+        (CONFIG, {"config_sentence_transformers.json": "{}"}),
+        ({"architectures": ["BertForMaskedLM"]}, {"modules.json": "[]"}),
+    ],
+)
+def test_an_embedding_model_is_told_by_its_files_or_its_architecture(
+    tmp_path: Path, config: dict[str, Any], files: dict[str, str]
+) -> None:
+    found = look_at(str(write_model(tmp_path, config=config, files=files)))
+    assert found is not None
+    assert (found.defect, found.task) == (None, "embed")
+
+
+def test_a_text_to_be_embedded_is_no_longer_than_its_model_was_made_for(tmp_path: Path) -> None:
+    files = {"sentence_bert_config.json": '{"max_seq_length": 256}'}
+    config = {"architectures": ["BertModel"], "max_position_embeddings": 512}
+    found = look_at(str(write_model(tmp_path, config=config, files=files)))
+    assert found is not None
+    assert found.max_position_embeddings == 256
 
 
 def test_a_dangling_link_is_a_missing_file(tmp_path: Path) -> None:

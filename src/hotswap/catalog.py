@@ -225,6 +225,7 @@ class Catalog:
         spec = ModelSpec(
             id=entry.id,
             path=directory.path if directory else None,
+            task=directory.task if directory else "generate",
             revision=entry.revision,
             aliases=tuple(entry.aliases),
             engine=self._flags_for(entry),
@@ -419,7 +420,7 @@ class _Survey:
         """What is listed."""
         self.entries: list[_Entry] = []
         self.defects: dict[str, str] = {}
-        """Directories that hold no chat model, by name."""
+        """Directories that hold no model that can be served, by name."""
         self._names: dict[str, _Entry] = {}
         self._aliases: dict[str, _Entry] = {}
         self._places: dict[tuple[int, int], _Entry] = {}

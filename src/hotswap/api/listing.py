@@ -61,6 +61,7 @@ def entry(listing: ModelListing) -> dict[str, Any]:
         "loaded": listing.status == "loaded",
         "status": {"value": listing.status, **_details(listing)},
         "max_model_len": listing.max_model_len,
+        "task": listing.task,
     }
 
 

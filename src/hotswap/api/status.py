@@ -49,6 +49,7 @@ class StatusRoutes:
             "models": "/v1/models",
             "chat": "/v1/chat/completions",
             "completions": "/v1/completions",
+            "embeddings": "/v1/embeddings",
             "health": "/health",
             "status": "/status",
         }
@@ -151,6 +152,7 @@ def describe(snapshot: SwapSnapshot, now: float) -> dict[str, Any]:
 def _describe_model(spec: ModelSpec) -> dict[str, Any]:
     return {
         "id": spec.id,
+        "task": spec.task,
         "revision": spec.revision,
         "aliases": spec.aliases,
         "engine": spec.engine,
