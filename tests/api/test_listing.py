@@ -16,6 +16,7 @@ SUMS_ENTRY = {
     "loaded": True,
     "status": {"value": "loaded"},
     "max_model_len": 512,
+    "task": "generate",
 }
 
 

@@ -51,3 +51,10 @@ async def embedding(path: Path, **engine: Any) -> AsyncIterator[Embedding]:
         prepared = await registry.prepare(spec, ignore)
         async with registry.start(prepared, ignore, ignore) as engine_:
             yield Embedding(registry, spec, engine_)
+
+
+def rows(found: Embeddings) -> Any:
+    """float32 [texts, dimensions]."""
+    import torch
+
+    return torch.tensor([list(vector) for vector in found.vectors])

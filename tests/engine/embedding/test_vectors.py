@@ -12,7 +12,7 @@ import pytest
 
 from hotswap.errors import CheckpointRefused, ContextLengthExceeded, InvalidRequest
 from tests.engine.embedding.encoders import WIDTH, plain_vectors
-from tests.engine.embedding.serving import embedding, embedding_spec
+from tests.engine.embedding.serving import embedding, embedding_spec, rows
 
 pytestmark = [pytest.mark.torch, pytest.mark.anyio]
 
@@ -29,12 +29,6 @@ TEXTS = (
     "the quick brown fox jumps over the lazy dog and a quick brown cat jumps over the fox!" * 2,
     "fox",
 )
-
-
-def rows(found: Any) -> Any:
-    import torch
-
-    return torch.tensor([list(vector) for vector in found.vectors])
 
 
 def same(found: Any, expected: Any) -> bool:
