@@ -50,7 +50,7 @@ class Gate:
         self.reached = asyncio.Event()
         self._open = threading.Event()
         self.layers = 0
-        body = served.engine._encoder.body
+        body: Any = served.engine._encoder.body
         self._hooks = [layer.register_forward_hook(self._count) for layer in body.encoder.layer]
         self._hooks.append(body.embeddings.register_forward_hook(self._wait))
 
@@ -81,8 +81,8 @@ def gate(served: Embedding) -> Iterator[Gate]:
 
 def failing(served: Embedding, error: Callable[[int], Exception | None]) -> list[int]:
     """Has a batch of so many texts fail; grows by the size of each batch."""
-    encoder, sizes = served.engine._encoder, list[int]()
-    forward = encoder.forward
+    encoder: Any = served.engine._encoder
+    sizes, forward = list[int](), encoder.forward
 
     def sometimes(texts: Any, before_layer: Any) -> Any:
         sizes.append(len(texts))
@@ -91,7 +91,7 @@ def failing(served: Embedding, error: Callable[[int], Exception | None]) -> list
             raise found
         return forward(texts, before_layer)
 
-    encoder.forward = sometimes  # type: ignore[method-assign]
+    encoder.forward = sometimes
     return sizes
 
 
