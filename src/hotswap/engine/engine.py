@@ -34,7 +34,8 @@ from hotswap.engine.generation import Post, Postbox, TorchGeneration
 from hotswap.engine.runner import Launched, ModelRunner
 from hotswap.engine.scheduler import Plan, Scheduler
 from hotswap.engine.sequence import Sequence
-from hotswap.engine.text import RenderedRequest, answer_room, prompt_name
+from hotswap.engine.spoken import SpokenText
+from hotswap.engine.text import RenderedPrompt, RenderedRequest, answer_room, prompt_name
 from hotswap.errors import (
     DeviceLost,
     EngineFailed,
@@ -203,7 +204,7 @@ class TorchEngine:
                 seed=seed_of_choice(rendered.seed, choice),
                 logprobs=request.logprobs,
             ),
-            text=AnswerText(index, rendered.vocabulary, request.stop, source.echo),
+            text=_answer_text(index, rendered, source),
         )
 
     def _abandon(self, generation: TorchGeneration) -> None:
@@ -345,14 +346,15 @@ class TorchEngine:
         if finished is not None:
             text.finish()
         number = self._tickets[sequence.id].number
-        delta = text.take()
-        if delta is not None:
-            post.add(number, delta)
+        for event in text.events():
+            post.add(number, event)
         if finished is not None:
+            calls = finished == "stop" and text.called and text.stop_sequence is None
             end = Finished(
                 index=text.index,
-                reason=finished,
+                reason="tool_calls" if calls else finished,
                 completion_tokens=sequence.answer_tokens,
+                reasoning_tokens=text.reasoning_tokens,
                 stop_sequence=text.stop_sequence,
             )
             post.add(number, end)
@@ -386,6 +388,13 @@ class TorchEngine:
     def _send(self, post: Post) -> None:
         if post:
             self._outbox.put(post)
+
+
+def _answer_text(index: int, rendered: RenderedRequest, source: RenderedPrompt) -> AnswerText:
+    vocabulary, stop = rendered.vocabulary, rendered.request.stop
+    if source.hearing is None:
+        return AnswerText(index, vocabulary, stop, source.echo)
+    return SpokenText(index, vocabulary, source.hearing, stop, source.echo)
 
 
 def is_device_lost(error: BaseException) -> bool:

@@ -25,6 +25,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from hotswap.contracts import EngineConfig, ModelSpec, SamplingParams
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.preflight import check_tokenizer_files, read_config, read_object
+from hotswap.engine.speech.families import Speech, speech_of
+from hotswap.engine.template import ChatTemplate
 from hotswap.errors import CheckpointRefused, HotswapError
 
 _log = logging.getLogger(__name__)
@@ -52,6 +54,12 @@ class Front:
     vocabulary: Vocabulary
     config: PreTrainedConfig
     chat_template: str | None
+    template: ChatTemplate | None
+    """``chat_template``, compiled; None also where that failed."""
+    template_fault: str | None
+    """Why it failed."""
+    speech: Speech
+    """What template and vocabulary know of tools and of reasoning."""
     vocab_size: int
     """Ids below it may be fed to the model."""
     eos_ids: frozenset[int]
@@ -184,12 +192,18 @@ def _load(path: Path, engine: EngineConfig, key: FrontKey) -> Front:
     tokenizer = _tokenizer(path, config, engine.trust_remote_code)
     generation = _generation_defaults(path)
     text_config = config.get_text_config(decoder=True)
+    vocabulary = Vocabulary(tokenizer)
+    source = engine.chat_template or _own_template(tokenizer)
+    template, fault = _compiled(source)
     return Front(
         key=key,
         tokenizer=tokenizer,
-        vocabulary=Vocabulary(tokenizer),
+        vocabulary=vocabulary,
         config=config,
-        chat_template=engine.chat_template or tokenizer.chat_template,
+        chat_template=source,
+        template=template,
+        template_fault=fault,
+        speech=_speech(template, source, vocabulary),
         vocab_size=int(text_config.vocab_size),
         eos_ids=_ids(generation.get("eos_token_id"))
         | _ids(getattr(text_config, "eos_token_id", None))
@@ -243,6 +257,31 @@ def _tokenizer(path: Path, config: PreTrainedConfig, trusted: bool) -> PreTraine
         _log.warning("The tokenizer of %s cannot be loaded", path, exc_info=True)
         raise CheckpointRefused("The tokenizer is missing or cannot be loaded.") from None
     return tokenizer
+
+
+def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Some have several, by name; the one for tools writes other conversations too."""
+    own: str | dict[str, str] | None = tokenizer.chat_template
+    return own.get("tool_use") or own.get("default") if isinstance(own, dict) else own
+
+
+def _compiled(source: str | None) -> tuple[ChatTemplate | None, str | None]:
+    """The template, or what is wrong with it: the model can complete texts all the same."""
+    if source is None:
+        return None, None
+    try:
+        return ChatTemplate(source), None
+    except Exception as error:  # whatever a compiler makes of wrong source
+        _log.warning("A chat template cannot be compiled", exc_info=True)
+        known = type(error).__module__.startswith("jinja2")
+        return None, str(error)[:200] if known else None
+
+
+def _speech(template: ChatTemplate | None, source: str | None, vocabulary: Vocabulary) -> Speech:
+    if template is None or source is None:
+        return Speech()
+    names = template.variables | template.attributes
+    return speech_of(source, names, vocabulary.added, vocabulary.special)
 
 
 def _generation_defaults(path: Path) -> dict[str, Any]:

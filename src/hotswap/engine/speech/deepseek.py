@@ -16,14 +16,14 @@ _OPEN = Markers(CALLS, CALL)
 _BLOCK, _BLOCK_END = "\n```json\n", "\n```"
 
 
-def read(reader: Reader, pieces: Pieces, tools: Tools) -> Reading[None]:
-    while (marker := (yield from reader.until(_OPEN, pieces.text))):
+def read(reader: Reader, pieces: Pieces) -> Reading[None]:
+    while marker := (yield from reader.until(_OPEN, pieces.text)):
         if marker == CALLS:
             yield from reader.spaces()
             if not (yield from reader.skip(CALL)):
                 pieces.text(reader.noted())
                 continue
-        if not (yield from _call(reader, pieces, tools)):
+        if not (yield from _call(reader, pieces)):
             pieces.text(reader.noted())
             continue
         yield from reader.spaces()
@@ -34,10 +34,10 @@ def read(reader: Reader, pieces: Pieces, tools: Tools) -> Reading[None]:
         yield from reader.skip(CALLS_END)
 
 
-def _call(reader: Reader, pieces: Pieces, tools: Tools) -> Reading[bool]:
+def _call(reader: Reader, pieces: Pieces) -> Reading[bool]:
     yield from reader.spaces()
     kind = yield from reader.skip("function" + SEPARATOR)
-    name = yield from reader.skip(*tools.names)
+    name = yield from reader.skip(*pieces.tools.names)
     if name is None or not (kind or (yield from reader.skip(SEPARATOR))):
         return False
     yield from reader.spaces()

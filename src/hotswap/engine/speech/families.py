@@ -75,9 +75,7 @@ FAMILIES = (
         write=phi.write,
         markers=(phi.OPEN, phi.CLOSE),
     ),
-    Family(
-        name="llama", sign=llama.TAG, read=llama.read, write=llama.write, markers=(llama.TAG,)
-    ),
+    Family(name="llama", sign=llama.TAG, read=llama.read, write=llama.write, markers=(llama.TAG,)),
 )
 THINKING_SWITCHES = frozenset({"enable_thinking", "thinking"})
 """What templates call the question whether to think."""
@@ -134,8 +132,10 @@ class Speech:
     """Its template knows of reasoning."""
     marks: Marks | None = None
     """Of reasoning, where there may be some."""
+    ids: Mapping[str, int] = field(default_factory=dict)
+    """Markers of family and reasoning that are tokens of their own, and their ids."""
     special: Mapping[str, int] = field(default_factory=dict)
-    """Markers of family and reasoning that are special tokens, and their ids."""
+    """Those of them that leave no text when they are not asked for."""
 
     @property
     def tools(self) -> bool:
@@ -148,21 +148,22 @@ class Speech:
 
 
 def speech_of(
-    template: str, variables: Set[str], added: Mapping[str, int], special: Set[int]
+    template: str, names: Set[str], added: Mapping[str, int], special: Set[int]
 ) -> Speech:
     """
     Args:
-        variables: what the template wants to be given.
+        names: what the template wants to be given, or looks for in messages.
         added: the tokens of the vocabulary that are texts of their own, and their ids.
         special: the ids that are no text.
     """
-    family = family_of(template, added.keys()) if "tools" in variables else None
+    family = family_of(template, added.keys()) if "tools" in names else None
     marks = marks_of(template, added.keys())
     said = marks is not None and (marks.open in template or marks.close in template)
     markers = (family.markers if family else ()) + ((marks.open, marks.close) if marks else ())
     return Speech(
         family=family,
-        thinking=said or bool(variables & THINKING_SWITCHES),
+        thinking=said or bool(names & THINKING_SWITCHES),
         marks=marks,
+        ids={text: added[text] for text in markers if text in added},
         special={text: added[text] for text in markers if added.get(text) in special},
     )

@@ -20,15 +20,16 @@ allowed, a model could go on with them for ever."""
 class Grammar:
     """Collects rules. Its methods return what stands for them in another rule."""
 
-    def __init__(self, special: Mapping[str, int], *, several: bool) -> None:
+    def __init__(self, ids: Mapping[str, int], *, several: bool) -> None:
         """
         Args:
-            special: texts that are special tokens, which no text can spell, and their ids.
+            ids: texts that are tokens of their own. They are asked for by id: llguidance lets no
+                text spell a special token, and a model knows them as tokens only.
             several: more than one call may be made.
         """
-        self._special = special
+        self._ids = ids
         self._several = several
-        self._split = re.compile(f"({'|'.join(map(re.escape, special))})") if special else None
+        self._split = re.compile(f"({'|'.join(map(re.escape, ids))})") if ids else None
         self._rules: list[str] = []
 
     def source(self, start: str) -> str:
@@ -38,7 +39,7 @@ class Grammar:
     def text(self, text: str) -> str:
         parts = self._split.split(text) if self._split is not None else [text]
         return " ".join(
-            f"<[{self._special[part]}]>" if part in self._special else _literal(part)
+            f"<[{self._ids[part]}]>" if part in self._ids else _literal(part)
             for part in parts
             if part
         )

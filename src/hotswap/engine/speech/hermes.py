@@ -12,7 +12,7 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _OPEN = Markers(OPEN)
 
 
-def read(reader: Reader, pieces: Pieces, tools: Tools) -> Reading[None]:
+def read(reader: Reader, pieces: Pieces) -> Reading[None]:
     while (yield from reader.until(_OPEN, pieces.text)):
         yield from reader.spaces()
         if not (yield from call_object(reader, pieces)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from hotswap.engine.speech import thinking
@@ -12,7 +12,7 @@ from hotswap.engine.speech.reader import Reader, Reading
 from hotswap.engine.speech.thinking import Marks
 from hotswap.engine.speech.tools import Tools
 
-ReadCalls = Callable[[Reader, Pieces, Tools], Reading[None]]
+ReadCalls = Callable[[Reader, Pieces], Reading[None]]
 """Reads an answer to its end: text, and the calls in it."""
 
 
@@ -25,7 +25,7 @@ class Hearing:
     opened: bool = False
     """The answer begins within the reasoning."""
     read_calls: ReadCalls | None = None
-    tools: Tools = Tools()
+    tools: Tools = field(default_factory=Tools)
     parallel: bool = True
     """Several calls in one answer are taken; else it ends with the first one."""
     shown: frozenset[int] = frozenset()
@@ -41,7 +41,7 @@ class Listener:
     def __init__(self, hearing: Hearing) -> None:
         self._hearing = hearing
         self._reader = Reader()
-        self._pieces = Pieces(self._reader, hearing.tools.names, parallel=hearing.parallel)
+        self._pieces = Pieces(self._reader, hearing.tools, parallel=hearing.parallel)
         self._reading = self._read()
         next(self._reading, None)
 
@@ -82,6 +82,6 @@ class Listener:
         if hearing.marks is not None:
             yield from thinking.read(reader, pieces, hearing.marks, opened=hearing.opened)
         if hearing.read_calls is not None:
-            yield from hearing.read_calls(reader, pieces, hearing.tools)
+            yield from hearing.read_calls(reader, pieces)
         else:
             yield from reader.rest(pieces.text)

@@ -12,7 +12,7 @@ TAG = "<|python_tag|>"
 _TAG = Markers(TAG)
 
 
-def read(reader: Reader, pieces: Pieces, tools: Tools) -> Reading[None]:
+def read(reader: Reader, pieces: Pieces) -> Reading[None]:
     """Without the tag only the beginning of an answer can be a call: further on, JSON is as likely
     to be an example that the model gives."""
     reader.note()

@@ -14,7 +14,7 @@ _CALLS = Markers(CALLS)
 _ID_END = Markers(ARGUMENTS)
 
 
-def read(reader: Reader, pieces: Pieces, tools: Tools) -> Reading[None]:
+def read(reader: Reader, pieces: Pieces) -> Reading[None]:
     while (yield from reader.until(_CALLS, pieces.text)):
         yield from reader.spaces()
         match (yield from reader.peek()):
@@ -23,13 +23,13 @@ def read(reader: Reader, pieces: Pieces, tools: Tools) -> Reading[None]:
             case "{":
                 whole = yield from call_object(reader, pieces)
             case _:
-                whole = yield from _named(reader, pieces, tools)
+                whole = yield from _named(reader, pieces)
         if not whole:
             pieces.text(reader.noted())
 
 
-def _named(reader: Reader, pieces: Pieces, tools: Tools) -> Reading[bool]:
-    name = yield from reader.skip(*tools.names)
+def _named(reader: Reader, pieces: Pieces) -> Reading[bool]:
+    name = yield from reader.skip(*pieces.tools.names)
     if name is None:
         return False
     yield from reader.spaces()

@@ -13,8 +13,8 @@ OPEN, CLOSE = "<|tool_call|>", "<|/tool_call|>"
 _OPEN = Markers(OPEN, "functools[")
 
 
-def read(reader: Reader, pieces: Pieces, tools: Tools) -> Reading[None]:
-    while (marker := (yield from reader.until(_OPEN, pieces.text))):
+def read(reader: Reader, pieces: Pieces) -> Reading[None]:
+    while marker := (yield from reader.until(_OPEN, pieces.text)):
         yield from reader.spaces()
         if not (yield from call_list(reader, pieces, opened=marker != OPEN)):
             pieces.text(reader.noted())

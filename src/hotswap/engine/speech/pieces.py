@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Literal
 
 from hotswap.engine.speech.reader import Reader
+from hotswap.engine.speech.tools import Tools
 
 
 @dataclass(slots=True)
@@ -29,16 +29,16 @@ class Pieces:
     """Gathers pieces. Spaces and line breaks that only stand between the parts of an answer belong
     to none of them."""
 
-    def __init__(self, reader: Reader, names: Set[str] = frozenset(), *, parallel: bool = True):
-        """``names``: of the tools that may be called. A call of another one is no call but text:
-        who sent the request could do nothing with it."""
+    def __init__(self, reader: Reader, tools: Tools, *, parallel: bool = True) -> None:
+        """``tools``: those that may be called. A call of another one is no call but text: who sent
+        the request could do nothing with it."""
+        self.tools = tools
         self.calls = 0
         """That have begun."""
         self.over = False
         """The one call there may be is complete. What else is said is not taken any more."""
         self.thinking = False
         self._reader = reader
-        self._names = names
         self._parallel = parallel
         self._pieces: list[Piece] = []
         self._gap: list[str] | None = []
@@ -54,7 +54,7 @@ class Pieces:
         return pieces
 
     def may_call(self, name: object) -> bool:
-        return name in self._names and (self._parallel or self.calls == 0)
+        return name in self.tools.names and (self._parallel or self.calls == 0)
 
     def text(self, text: str) -> None:
         """The text ``text``, which was read last, is said."""

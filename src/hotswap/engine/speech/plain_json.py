@@ -10,7 +10,7 @@ from hotswap.engine.speech.reader import Reader, Reading
 from hotswap.engine.speech.tools import Tools
 
 
-def read(reader: Reader, pieces: Pieces, tools: Tools) -> Reading[None]:
+def read(reader: Reader, pieces: Pieces) -> Reading[None]:
     reader.note()
     yield from reader.spaces()
     match (yield from reader.peek()):

@@ -18,8 +18,8 @@ _OPEN = Markers(OPEN, FUNCTION)
 _VALUE_END = Markers("\n" + PARAMETER_END, PARAMETER_END)
 
 
-def read(reader: Reader, pieces: Pieces, tools: Tools) -> Reading[None]:
-    while (marker := (yield from reader.until(_OPEN, pieces.text))):
+def read(reader: Reader, pieces: Pieces) -> Reading[None]:
+    while marker := (yield from reader.until(_OPEN, pieces.text)):
         if marker == OPEN:
             yield from reader.spaces()
             if not (yield from reader.skip(FUNCTION)):
@@ -29,7 +29,7 @@ def read(reader: Reader, pieces: Pieces, tools: Tools) -> Reading[None]:
         if name is None or not pieces.may_call(name):
             pieces.text(reader.noted())
             continue
-        yield from _function(reader, pieces, tools[name])
+        yield from _function(reader, pieces, pieces.tools[name])
 
 
 def _function(reader: Reader, pieces: Pieces, tool: Tool) -> Reading[None]:

@@ -28,12 +28,13 @@ def read(reader: Reader, pieces: Pieces, marks: Marks, *, opened: bool) -> Readi
         opened: the prompt ended with the opening mark, or within the reasoning.
     """
     if opened:
+        pieces.begin_reasoning()
         yield from reader.skip(marks.open)  # some models say it again
     else:
         spaces = yield from reader.spaces()
         if not (yield from reader.skip(marks.open)):
             pieces.text(spaces)
             return
-    pieces.begin_reasoning()
+        pieces.begin_reasoning()
     if (yield from reader.until(Markers(marks.close), pieces.reasoning)):
         pieces.end_reasoning()
