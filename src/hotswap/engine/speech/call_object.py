@@ -98,7 +98,7 @@ class _CallObject:
             return (yield from self._take_arguments())
         if not self._strange_keys and key not in _KNOWN:
             return False
-        return (yield from self._reader.json(_drop))
+        return (yield from self._reader.json(drop))
 
     def _take_name(self) -> Reading[bool]:
         self._name = yield from self._string()
@@ -167,5 +167,5 @@ def _is_object(text: str) -> bool:
     return isinstance(value, dict)
 
 
-def _drop(_: str) -> None:
-    """What stands under a key that says nothing to us."""
+def drop(_: str) -> None:
+    """For what belongs to a call and says nothing to us."""

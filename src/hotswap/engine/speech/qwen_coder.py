@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from hotswap.engine.speech.call_object import drop
 from hotswap.engine.speech.grammar import Grammar
 from hotswap.engine.speech.hermes import CLOSE, OPEN
 from hotswap.engine.speech.pieces import Pieces
@@ -48,13 +49,17 @@ def _function(reader: Reader, pieces: Pieces, tool: Tool) -> Reading[None]:
         before = ", "
         if not (yield from _value(reader, pieces, tool.types_of(name))):
             return  # the answer ended within it
-    if reader.ended and not (yield from reader.peek()):
+    closed = yield from reader.skip(FUNCTION_END)
+    if reader.ended and not closed:  # cut off: it must not look whole
+        yield from reader.rest(drop)
         return
     # Also where something strange follows: what there is, is whole.
     pieces.arguments("{}" if before == "{" else "}")
     pieces.end_call()
-    pieces.text(reader.noted())
-    yield from reader.skip(FUNCTION_END)
+    if not closed:
+        pieces.text(reader.noted())
+        return
+    reader.forget()
     yield from reader.spaces()
     yield from reader.skip(CLOSE)
 
@@ -63,7 +68,12 @@ def _value(reader: Reader, pieces: Pieces, types: frozenset[str]) -> Reading[boo
     yield from reader.skip("\n")
     if "string" in types or not types:
         pieces.arguments('"')
-        found = yield from reader.until(_VALUE_END, lambda text: pieces.arguments(_escaped(text)))
+
+        def take(text: str) -> None:
+            if not reader.ended:  # what is left then is the beginning of an end
+                pieces.arguments(_escaped(text))
+
+        found = yield from reader.until(_VALUE_END, take)
         if found:
             pieces.arguments('"')
     else:
