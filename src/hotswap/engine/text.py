@@ -9,7 +9,6 @@ from typing import Any
 from hotswap.contracts import (
     ChatPrompt,
     GenerationRequest,
-    Guide,
     Prompt,
     SamplingParams,
     TextPrompt,
@@ -18,6 +17,8 @@ from hotswap.engine.chat import write_out
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.drawing import DrawParams
 from hotswap.engine.front import Front
+from hotswap.engine.grammar import Reasoning
+from hotswap.engine.guide import Grammar
 from hotswap.engine.speech.listener import Hearing
 from hotswap.errors import ContextLengthExceeded, InvalidRequest
 
@@ -34,8 +35,8 @@ class RenderedPrompt:
     """Text that its answers begin with."""
     hearing: Hearing | None = None
     """What its answers are taken apart by; None: they are text."""
-    guide: Guide | None = None
-    """What its answers must be, after their reasoning."""
+    grammar: Grammar | None = None
+    """Guides each of its answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,7 @@ class PromptRenderer:
         self._max_model_len = min(front.max_model_len, max_model_len or front.max_model_len)
 
     def render(self, request: GenerationRequest) -> RenderedRequest:
-        """Raises: InvalidRequest, ContextLengthExceeded."""
+        """Raises: InvalidRequest, ContextLengthExceeded, Overloaded."""
         if request.echo and request.logprobs is not None:
             raise InvalidRequest("echo together with logprobs is not supported.", param="echo")
         prompts = tuple(self._prompt(prompt, request) for prompt in request.prompts)
@@ -116,7 +117,8 @@ class PromptRenderer:
             text = self._front.vocabulary.text(list(ids)) if echo else ""
         if not ids:
             ids = self._bos(prompt)
-        return RenderedPrompt(ids, text if echo else "", hearing, guide)
+        grammar = self._front.guides.compile(guide, _reasoning(hearing)) if guide else None
+        return RenderedPrompt(ids, text if echo else "", hearing, grammar)
 
     def _encode(self, text: str, prompt: Prompt, *, special: bool) -> tuple[int, ...]:
         tokenizer = self._front.tokenizer
@@ -156,6 +158,13 @@ class PromptRenderer:
     def _bias(self, bias: Mapping[int, float] | None) -> Mapping[int, float]:
         _check_ids(tuple(bias or ()), self._front.vocab_size, "logit_bias")
         return dict(bias or {})
+
+
+def _reasoning(hearing: Hearing | None) -> Reasoning | None:
+    """What may come before that which a guide is for."""
+    if hearing is None or hearing.marks is None:
+        return None
+    return Reasoning(hearing.marks.close, None if hearing.opened else hearing.marks.open)
 
 
 def text_of(front: Front, ids: Sequence[int]) -> str:
