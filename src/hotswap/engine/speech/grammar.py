@@ -44,11 +44,10 @@ class Grammar:
             if part
         )
 
-    def text_without(self, end: str) -> str:
-        """Any text that ``end`` is not in."""
-        ended = re.escape(end).replace("/", r"\/")
-        name = f"TEXT_{len(self._rules)}"
-        self._rules.append(f"{name}: /(.|\\n)*/ & ~/(.|\\n)*{ended}(.|\\n)*/")
+    def text_up_to(self, end: str) -> str:
+        """Any text that ends with ``end``, which is nowhere else in it."""
+        name = f"text_{len(self._rules)}"
+        self._rules.append(f"{name}[lazy]: /(.|\\n)*{re.escape(end).replace('/', chr(92) + '/')}/")
         return name
 
     def schema(self, schema: Mapping[str, Any]) -> str:

@@ -123,14 +123,12 @@ def _write_function(grammar: Grammar, tool: Tool) -> str:
     parts = [grammar.text(f"{FUNCTION}{tool.name}>\n")]
     for name in tool.properties:
         types = tool.types_of(name)
-        value = (
-            grammar.text_without(PARAMETER_END)
-            if "string" in types or not types
-            else grammar.schema(tool.schema_of(name))
-        )
-        part = (
-            f"{grammar.text(f'{PARAMETER}{name}>' + chr(10))} {value} "
-            f"{grammar.text(chr(10) + PARAMETER_END + chr(10))}"
-        )
+        if "string" in types or not types:
+            value = grammar.text_up_to(PARAMETER_END)
+        else:
+            value = (
+                f"{grammar.schema(tool.schema_of(name))} {grammar.text(chr(10) + PARAMETER_END)}"
+            )
+        part = f"{grammar.text(f'{PARAMETER}{name}>' + chr(10))} {value} {grammar.text(chr(10))}"
         parts.append(f"({part})" if name in tool.required else f"({part})?")
     return " ".join([*parts, grammar.text(FUNCTION_END)])
