@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotswap.engine.speech.families import FAMILIES, PLAIN, family_of, speech_of
+from hotswap.engine.speech.tools import tools_of
 from tests.engine.speech.hearing import TOOLS, Heard, call, family, hear, listener
 
 PARIS = '{"city": "Paris"}'
@@ -343,3 +344,22 @@ def test_tools_are_read_as_they_are_sent() -> None:
     assert [tool.name for tool in TOOLS] == ["weather", "weather_map", "clock"]
     assert TOOLS["weather"].types_of("days") == {"integer"}
     assert TOOLS["weather"].types_of("mood") == set()
+
+
+@pytest.mark.parametrize(
+    ("schema", "types"),
+    [
+        ({"type": ["string", "null"]}, {"string", "null"}),
+        ({"enum": [1, "a", None]}, {"integer", "string", "null"}),
+        ({"const": True}, {"boolean"}),
+        ({"anyOf": [{"type": "number"}, {"$ref": "#/$defs/more"}]}, {"number", "array"}),
+        ({"$ref": "#/$defs/round"}, set()),
+        ({"$ref": "#/nowhere/at/all"}, set()),
+        ({}, set()),
+        (True, set()),
+    ],
+)
+def test_a_parameters_types_are_found_in_its_schema(schema: Any, types: set[str]) -> None:
+    defs = {"more": {"type": "array"}, "round": {"$ref": "#/$defs/round"}}
+    function = {"name": "f", "parameters": {"properties": {"p": schema}, "$defs": defs}}
+    assert tools_of([{"function": function}])["f"].types_of("p") == types

@@ -123,7 +123,10 @@ def _write_function(grammar: Grammar, tool: Tool) -> str:
     parts = [grammar.text(f"{FUNCTION}{tool.name}>\n")]
     for name in tool.properties:
         types = tool.types_of(name)
-        if "string" in types or not types:
+        words = tool.words_of(name)
+        if words:
+            value = grammar.any_of(grammar.text(f"{word}\n{PARAMETER_END}") for word in words)
+        elif "string" in types or not types:
             value = grammar.text_up_to(PARAMETER_END)
         else:
             value = (

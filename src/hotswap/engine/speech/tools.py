@@ -7,6 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 _SHARED = ("$defs", "definitions")
+_DEEPEST = 8
+"""References to references, and choices of choices."""
+_NAMES: dict[type, str] = {
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    type(None): "null",
+    list: "array",
+    dict: "object",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +44,43 @@ class Tool:
 
     def types_of(self, parameter: str) -> frozenset[str]:
         """What its schema says that a parameter may be; nothing, where it does not say."""
-        schema = self.properties.get(parameter)
-        found = schema.get("type") if isinstance(schema, Mapping) else None
-        if isinstance(found, str):
-            return frozenset({found})
-        return frozenset(found) if isinstance(found, list | tuple) else frozenset()
+        return _types(self._found(parameter), self.parameters)
+
+    def words_of(self, parameter: str) -> tuple[str, ...]:
+        """The texts that a parameter may be, where they are listed."""
+        listed = self._found(parameter).get("enum")
+        words = listed if isinstance(listed, list | tuple) else ()
+        return tuple(words) if all(isinstance(word, str) for word in words) else ()
+
+    def _found(self, parameter: str) -> Mapping[str, Any]:
+        return _resolved(self.properties.get(parameter), self.parameters)
+
+
+def _resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``schema``, or the definition that it refers to."""
+    for _ in range(_DEEPEST):
+        reference = schema.get("$ref") if isinstance(schema, Mapping) else None
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            break
+        schema = root
+        for name in reference.removeprefix("#/").split("/"):
+            schema = schema.get(name) if isinstance(schema, Mapping) else None
+    return schema if isinstance(schema, Mapping) else {}
+
+
+def _types(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int = 0) -> frozenset[str]:
+    found = schema.get("type")
+    if isinstance(found, str):
+        return frozenset({found})
+    if isinstance(found, list | tuple):
+        return frozenset(found)
+    listed = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    types = {_NAMES[type(value)] for value in listed if type(value) in _NAMES}
+    if depth < _DEEPEST:
+        for key in ("anyOf", "oneOf"):
+            for choice in schema.get(key) or ():
+                types |= _types(_resolved(choice, root), root, depth + 1)
+    return frozenset(types)
 
 
 class Tools:
