@@ -315,7 +315,8 @@ async def test_without_tools_in_the_request_a_call_is_text(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("template", "reasoning"), [(HERMES.replace("OPEN", ""), ""), (THINKING, "Hm.\n</think>\n")]
+    ("template", "reasoning"),
+    [(HERMES.replace("think", "thought"), ""), (THINKING, "Hm.\n</think>\n")],
 )
 async def test_a_model_that_knows_nothing_calls_the_tool_that_it_must(
     checkpoint: Checkpoint, says: Says, template: str, reasoning: str
@@ -334,6 +335,26 @@ async def test_a_model_that_knows_nothing_calls_the_tool_that_it_must(
             assert given.pop("days") in (1, 2)
             assert isinstance(given.pop("sunny", True), bool)
             assert not given
+
+
+@pytest.mark.anyio
+async def test_marks_that_are_special_tokens_are_heard_and_others_not_seen(
+    checkpoint: Checkpoint, says: Says
+) -> None:
+    """The tokenizer's special tokens, taken for a family's."""
+    template = PLAIN.replace("think", "thought") + "{{ tools }}[TOOL_CALLS][ARGS]"
+    async with serving(checkpoint(), chat_template=template) as served:
+        special = served.prepared.front.tokenizer.pad_token
+        says(f'a{special}clock[ARGS]{{"b": 1}}')
+        assert (await served.ask(with_tools())).text == 'aclock[ARGS]{"b": 1}'
+        front = served.prepared.front
+        speech = dataclasses.replace(
+            front.speech, special={"[TOOL_CALLS]": front.tokenizer.pad_token_id}
+        )
+        front.vocabulary._bytes[front.tokenizer.pad_token_id] = b"[TOOL_CALLS]"
+        object.__setattr__(front, "speech", speech)
+        answer = await served.ask(with_tools())
+        assert (answer.text, answer.calls) == ("a", [["clock", '{"b": 1}']])
 
 
 @pytest.mark.anyio

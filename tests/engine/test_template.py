@@ -38,6 +38,8 @@ BOMBS = {
     "join": "{{ range(100000)|map('string')|join('x' * 1000000) }}",
     "join method": LONG + "{{ y.join(range(100000)|map('string')) }}",
     "joined copies": LONG + "{{ ([y] * 100000)|join }}",
+    "copies in a list": LONG + "{{ [y] * 100000 }}",
+    "copies in lists": LONG + "{{ [[y] * 100, [y] * 100] }}{{ {1: [y] * 100000}|tojson }}",
     "replace": LONG + "{{ y.replace('y', y) }}",
     "replace filter": LONG + "{{ y|replace('y', y) }}",
     "indent": "{{ ('\n' * 1000000)|indent(9999) }}",
@@ -62,7 +64,7 @@ HONEST = [
     "{{ 'a %s' % 'b' }}{{ '{} {}'.format(1, 'x') }}{{ '%s' | format('y') }}{{ 2 ** 10 }}",
     "{% for m in messages if m.role == 'user' %}{{ loop.index }}{{ m.content|upper }}{% endfor %}",
     "{% generation %}{{ messages[1].content }}{% endgeneration %}{{ {'a': [1, 2]}.a }}",
-    "{% for k, v in messages[0]|dictsort %}{{ k }}={{ v|indent(2) }}{% endfor %}{{ none }}{{ 1.5 }}",
+    "{% for k, v in messages[0]|dictsort %}{{ k }}={{ v|indent }}{% endfor %}{{ none }}{{ 1.5 }}",
     "{% set text %}{% for m in messages %}{{ m.content }}{% endfor %}{% endset %}{{ text|length }}",
     "{% filter upper %}{{ messages[0].content }}{% endfilter %}{{ (1, 'a') }}{{ true }}{{ y }}",
     "{% for x in [1, [2, [3]]] recursive %}{{ loop(x) if x is not number else x }}{% endfor %}",
@@ -79,7 +81,7 @@ def written(source: str, **values: Any) -> str:
 def test_honest_templates_write_what_transformers_writes(source: str) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    [theirs], _ = render_jinja_template([MESSAGES], chat_template=source)
+    theirs = render_jinja_template([MESSAGES], chat_template=source)[0][0]
     assert written(source) == theirs
 
 
@@ -135,5 +137,5 @@ def test_a_template_says_what_it_wants_to_be_given() -> None:
 
 def test_a_template_cannot_reach_into_the_server() -> None:
     for source in ("{{ messages.__class__.__mro__ }}", "{{ messages.append(1) }}"):
-        with pytest.raises(Exception, match="unsafe|not safely"):
+        with pytest.raises(Exception, match=r"unsafe|not safely"):
             written(source + "{{ messages.__class__.x }}")

@@ -108,8 +108,9 @@ class _Meter:
         self._given: dict[int, int] = {}
         """What the things that were given take, by their ids."""
         self.nested = False
-        """The template has put lists and the like into others. What was given are trees; what is
-        put together need not be one, and may be far larger written out than it is."""
+        """The template has put lists and the like, or long texts, into lists and the like. What was
+        given are trees; what is put together need not be one, and may be far larger written out
+        than it is."""
 
     def step(self) -> None:
         self.steps += 1
@@ -138,8 +139,8 @@ class _Meter:
             self.pay(len(value))
         elif isinstance(value, _HOLDERS):
             self.pay(len(value) * _ITEM_CHARS)
-            items = value.values() if isinstance(value, dict) else value
-            self.nested = self.nested or any(isinstance(item, _HOLDERS) for item in items)
+            items: Iterable[Any] = value.values() if isinstance(value, dict) else value
+            self.nested = self.nested or any(map(_is_large, items))
 
     def size(self, value: Any) -> int:
         """At least that of ``value`` written out, if it may be more than it takes now."""
@@ -151,7 +152,8 @@ class _Meter:
             return _ITEM_CHARS
         if not self._given:
             _note_sizes(self._values, self._given)
-        size, todo = 0, [value]
+        size = 0
+        todo: list[Any] = [value]
         while todo:
             self.step()
             item = todo.pop()
@@ -168,7 +170,11 @@ class _Meter:
         return size
 
 
-def _note_sizes(value: object, sizes: dict[int, int]) -> int:
+def _is_large(item: Any) -> bool:
+    return len(item) > _ITEM_CHARS if isinstance(item, str) else isinstance(item, _HOLDERS)
+
+
+def _note_sizes(value: Any, sizes: dict[int, int]) -> int:
     if isinstance(value, str):
         return len(value)
     size = _ITEM_CHARS
@@ -375,7 +381,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _format(self, value: Any, *args: Any, **kwargs: Any) -> str:
         given: Any = kwargs or args
         _afford_format(self._running.meter, str(value), given)
-        return str(value) % given
+        return str(str(value) % given)
 
 
 class _Running:
