@@ -246,10 +246,10 @@ def says(monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint) -> Says:
 
     from hotswap.engine.sequence import Sequence
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint())
+    own: Any = AutoTokenizer.from_pretrained(checkpoint())
     accept = Sequence.accept
 
-    def script(text: str, *, ends: bool = True) -> None:
+    def script(text: str, *, ends: bool = True, tokenizer: Any = own) -> None:
         """Where it does not end, the model goes on by itself."""
         ids = tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id] * ends
 
@@ -339,22 +339,22 @@ async def test_a_model_that_knows_nothing_calls_the_tool_that_it_must(
 
 @pytest.mark.anyio
 async def test_marks_that_are_special_tokens_are_heard_and_others_not_seen(
-    checkpoint: Checkpoint, says: Says
+    checkpoint: Checkpoint, says: Says, tmp_path: Path
 ) -> None:
-    """The tokenizer's special tokens, taken for a family's."""
-    template = PLAIN.replace("think", "thought") + "{{ tools }}[TOOL_CALLS][ARGS]"
-    async with serving(checkpoint(), chat_template=template) as served:
-        special = served.prepared.front.tokenizer.pad_token
-        says(f'a{special}clock[ARGS]{{"b": 1}}')
-        assert (await served.ask(with_tools())).text == 'aclock[ARGS]{"b": 1}'
-        front = served.prepared.front
-        speech = dataclasses.replace(
-            front.speech, special={"[TOOL_CALLS]": front.tokenizer.pad_token_id}
-        )
-        front.vocabulary._bytes[front.tokenizer.pad_token_id] = b"[TOOL_CALLS]"
-        object.__setattr__(front, "speech", speech)
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    path = Path(shutil.copytree(checkpoint(), tmp_path / "model"))
+    tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    added = ("[TOOL_CALLS]", "[ARGS]", "[OTHER]")
+    tokenizer.add_tokens([AddedToken(text, special=True) for text in added])
+    tokenizer.save_pretrained(path)
+    template = PLAIN.replace("think", "thought") + "{% if tools %}{% endif %}"
+    async with serving(path, chat_template=template) as served:
+        says('a[OTHER][TOOL_CALLS]clock[ARGS]{"b": 1}', tokenizer=tokenizer)
         answer = await served.ask(with_tools())
         assert (answer.text, answer.calls) == ("a", [["clock", '{"b": 1}']])
+        assert (await served.ask(chat())).text == 'aclock{"b": 1}'
 
 
 @pytest.mark.anyio
