@@ -136,3 +136,21 @@ def test_an_added_token_is_shown_as_it_is_written() -> None:
     vocabulary = Vocabulary(tokenizer)
     ids = tokenizer.convert_tokens_to_ids(["<think>", "übung mit raum"])
     assert pieces_of(vocabulary, ids) == ["<think>", "übung mit raum", ""]
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece, word_pieces])
+def test_special_tokens_that_are_asked_for_are_shown_as_they_are_written(make: Any) -> None:
+    from tokenizers import AddedToken
+
+    tokenizer = make()
+    tokenizer.add_tokens([AddedToken(text, special=True) for text in ("<|call|>", "<|other|>")])
+    vocabulary = Vocabulary(tokenizer)
+    mark, other = tokenizer.convert_tokens_to_ids(["<|call|>", "<|other|>"])
+    word = tokenizer.encode("the", add_special_tokens=False)
+    ids = [*word, mark, other, *word]
+    decoder = vocabulary.decoder(frozenset({mark}))
+    shown = "".join([*(decoder.push(token) for token in ids), decoder.finish()])
+    assert shown.replace(" ", "") == "the<|call|>the"
+    assert "".join(pieces_of(vocabulary, ids)).replace(" ", "") == "thethe"
+    assert mark in vocabulary.special
+    assert vocabulary.added["<|call|>"] == mark

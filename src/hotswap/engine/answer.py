@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from hotswap.contracts import TextDelta, TokenLogprob
+from hotswap.contracts import GenerationEvent, TextDelta, TokenLogprob
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.drawing import Draw
 
@@ -18,6 +18,7 @@ class AnswerText:
         self.index = index
         self.stop_sequence: str | None = None
         """The stop string that ended the answer."""
+        self.reasoning_tokens = 0
         self._vocabulary = vocabulary
         self._decoder = vocabulary.decoder()
         self._stop = StopStrings(stop)
@@ -27,6 +28,11 @@ class AnswerText:
         self._released_chars = 0
         self._logprobs: list[tuple[int, TokenLogprob]] = []
         """With the place in the text where the token begins."""
+
+    @property
+    def called(self) -> bool:
+        """Tool calls were made."""
+        return False
 
     def push(self, draw: Draw, *, may_stop: bool = True) -> bool:
         """Take a token; True: its text completed a stop string, which is cut off."""
@@ -65,6 +71,11 @@ class AnswerText:
             return None
         text, self._ready = self._ready, ""
         return TextDelta(index=self.index, text=text, logprobs=tuple(entries))
+
+    def events(self) -> Iterable[GenerationEvent]:
+        """What became ready since the last call, as it is told."""
+        delta = self.take()
+        return () if delta is None else (delta,)
 
     def _release(self, text: str, *, held: str) -> None:
         self._ready += text

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections.abc import Callable, Set
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -37,15 +38,25 @@ class Vocabulary:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._special = frozenset(tokenizer.all_special_ids)
+        added = tokenizer.added_tokens_decoder
+        # `all_special_ids` has only those that the tokenizer gives a role; most have none.
+        self.special: frozenset[int] = frozenset(tokenizer.all_special_ids).union(
+            token for token, text in added.items() if text.special
+        )
+        """Ids that leave no text."""
+        self.added: dict[str, int] = {text.content: token for token, text in added.items()}
+        """Tokens that are texts of their own, special or not, and their ids."""
         self._bytes: dict[int, bytes] = {}
         self._spelling = _spelling(tokenizer)
         if self._spelling is not None and not self._spells_right():
             self._spelling = None
 
-    def decoder(self) -> TextDecoder:
-        """A decoder for one answer."""
-        return _WindowDecoder(self) if self._spelling is None else _ByteDecoder(self)
+    def decoder(self, shown: Set[int] = frozenset()) -> TextDecoder:
+        """A decoder for one answer. ``shown``: special tokens that it gives out as they are
+        written, where others leave no text."""
+        if self._spelling is None:
+            return _WindowDecoder(self, shown)
+        return _ByteDecoder(self.visible) if not shown else _ByteDecoder(self._visible_with(shown))
 
     def raw(self, token: int) -> bytes:
         """The bytes that a token stands for, special tokens included."""
@@ -54,9 +65,20 @@ class Vocabulary:
             known = self._bytes[token] = self._spell(token)
         return known
 
+    def pieces(self, count: int) -> list[bytes] | None:
+        """`raw` of the first ``count`` tokens; None: what a token stands for depends on others."""
+        spelling = self._spelling
+        if spelling is None:
+            return None
+        names = self._tokenizer.convert_ids_to_tokens(list(range(count)))
+        return [spelling(name) if isinstance(name, str) else b"" for name in names]
+
     def visible(self, token: int) -> bytes:
         """The bytes that a token adds to an answer: none for special tokens."""
-        return b"" if token in self._special else self.raw(token)
+        return b"" if token in self.special else self.raw(token)
+
+    def _visible_with(self, shown: Set[int]) -> Callable[[int], bytes]:
+        return lambda token: self.raw(token) if token in shown else self.visible(token)
 
     def text(self, tokens: list[int]) -> str:
         """All of ``tokens`` as text, special ones left out."""
@@ -82,8 +104,8 @@ class Vocabulary:
 
 
 class _ByteDecoder:
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._visible = vocabulary.visible
+    def __init__(self, visible: Callable[[int], bytes]) -> None:
+        self._visible = visible
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
@@ -97,12 +119,15 @@ class _WindowDecoder:
     """Decodes the tokens since the last two places where the text was whole: the first stretch
     gives the second its context (a decoder drops the space of a word that comes first)."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, shown: Set[int] = frozenset()) -> None:
         self._vocabulary = vocabulary
+        self._shown = shown
         self._context: list[int] = []
         self._pending: list[int] = []
 
     def push(self, token: int) -> str:
+        if token in self._shown:
+            return self.finish() + self._vocabulary.raw(token).decode(errors="replace")
         self._pending.append(token)
         text = self._pending_text()
         if text.endswith(_REPLACEMENT) and len(self._pending) < _LONGEST_WAIT:

@@ -34,7 +34,8 @@ from hotswap.engine.generation import Post, Postbox, TorchGeneration
 from hotswap.engine.runner import Launched, ModelRunner
 from hotswap.engine.scheduler import Plan, Scheduler
 from hotswap.engine.sequence import Sequence
-from hotswap.engine.text import RenderedRequest, answer_room, prompt_name
+from hotswap.engine.spoken import SpokenText
+from hotswap.engine.text import RenderedPrompt, RenderedRequest, answer_room, prompt_name
 from hotswap.errors import (
     DeviceLost,
     EngineFailed,
@@ -208,7 +209,8 @@ class TorchEngine:
                 seed=seed_of_choice(rendered.seed, choice),
                 logprobs=request.logprobs,
             ),
-            text=AnswerText(index, rendered.vocabulary, request.stop, source.echo),
+            text=_answer_text(index, rendered, source),
+            guide=None if source.grammar is None else source.grammar.matcher(),
         )
 
     def _abandon(self, generation: TorchGeneration) -> None:
@@ -343,25 +345,39 @@ class TorchEngine:
                 continue
             self._tokens += 1
             sequence.accept(draw)
-            self._report(sequence, post)
+            if sequence.lost:
+                self._give_up(sequence, post)
+            else:
+                self._report(sequence, post)
 
     def _report(self, sequence: Sequence, post: Post) -> None:
         text, finished = sequence.text, sequence.finished
         if finished is not None:
             text.finish()
         number = self._tickets[sequence.id].number
-        delta = text.take()
-        if delta is not None:
-            post.add(number, delta)
+        for event in text.events():
+            post.add(number, event)
         if finished is not None:
+            calls = finished == "stop" and text.called and text.stop_sequence is None
             end = Finished(
                 index=text.index,
-                reason=finished,
+                reason="tool_calls" if calls else finished,
                 completion_tokens=sequence.answer_tokens,
+                reasoning_tokens=text.reasoning_tokens,
                 stop_sequence=text.stop_sequence,
             )
             post.add(number, end)
             self._forget(sequence)
+
+    def _give_up(self, sequence: Sequence, post: Post) -> None:
+        """Only its guide knows what could follow, and does not say."""
+        assert sequence.guide is not None
+        post.errors[self._tickets[sequence.id].number] = InvalidRequest(
+            f"The answer cannot go on after {sequence.answer_tokens} tokens: what may follow takes "
+            "too long to find out, or this model has no tokens for it.",
+            param=sequence.guide.param,
+        )
+        self._forget(sequence)
 
     def _recover(self, error: Exception, post: Post) -> None:
         """Out of memory costs the newest of the largest requests; anything else the engine."""
@@ -391,6 +407,13 @@ class TorchEngine:
     def _send(self, post: Post) -> None:
         if post:
             self._outbox.put(post)
+
+
+def _answer_text(index: int, rendered: RenderedRequest, source: RenderedPrompt) -> AnswerText:
+    vocabulary, stop = rendered.vocabulary, rendered.request.stop
+    if source.hearing is None:
+        return AnswerText(index, vocabulary, stop, source.echo)
+    return SpokenText(index, vocabulary, source.hearing, stop, source.echo)
 
 
 def is_device_lost(error: BaseException) -> bool:

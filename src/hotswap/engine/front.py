@@ -28,7 +28,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from hotswap.contracts import EngineConfig, ModelSpec, SamplingParams, Task
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.embedding.recipe import RECIPE_FILES, Recipe, default_recipe, read_recipe
+from hotswap.engine.guide import Guides
 from hotswap.engine.preflight import check_tokenizer_files, read_config, read_object
+from hotswap.engine.speech.families import Speech, speech_of
+from hotswap.engine.template import ChatTemplate
 from hotswap.errors import CheckpointRefused, HotswapError
 
 _log = logging.getLogger(__name__)
@@ -54,8 +57,15 @@ class Front:
     key: FrontKey
     tokenizer: PreTrainedTokenizerBase
     vocabulary: Vocabulary
+    guides: Guides
     config: PreTrainedConfig
     chat_template: str | None
+    template: ChatTemplate | None
+    """``chat_template``, compiled; None also where that failed."""
+    template_fault: str | None
+    """Why it failed."""
+    speech: Speech
+    """What template and vocabulary know of tools and of reasoning."""
     vocab_size: int
     """Ids below it may be fed to the model."""
     eos_ids: frozenset[int]
@@ -199,16 +209,26 @@ def _load(path: Path, engine: EngineConfig, task: Task, key: FrontKey) -> Front:
     if recipe is not None:
         own = _embedded_at_once(text_config, recipe, tokenizer, own)
         asked = min(asked or own, own)
+    vocabulary, vocab_size = Vocabulary(tokenizer), int(text_config.vocab_size)
+    eos_ids = (
+        _ids(generation.get("eos_token_id"))
+        | _ids(getattr(text_config, "eos_token_id", None))
+        | _ids(tokenizer.eos_token_id)
+    )
+    source = engine.chat_template or _own_template(tokenizer)
+    template, fault = _compiled(source)
     return Front(
         key=key,
         tokenizer=tokenizer,
-        vocabulary=Vocabulary(tokenizer),
+        vocabulary=vocabulary,
+        guides=Guides(tokenizer, vocabulary, vocab_size, eos_ids),
         config=config,
-        chat_template=engine.chat_template or tokenizer.chat_template,
-        vocab_size=int(text_config.vocab_size),
-        eos_ids=_ids(generation.get("eos_token_id"))
-        | _ids(getattr(text_config, "eos_token_id", None))
-        | _ids(tokenizer.eos_token_id),
+        chat_template=source,
+        template=template,
+        template_fault=fault,
+        speech=_speech(template, source, vocabulary),
+        vocab_size=vocab_size,
+        eos_ids=eos_ids,
         max_model_len=_max_model_len(own, asked),
         sampling=_sampling(generation),
         greedy=generation.get("do_sample") is False,
@@ -298,6 +318,31 @@ def _tokenizer(path: Path, config: PreTrainedConfig, trusted: bool) -> PreTraine
         _log.warning("The tokenizer of %s cannot be loaded", path, exc_info=True)
         raise CheckpointRefused("The tokenizer is missing or cannot be loaded.") from None
     return tokenizer
+
+
+def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Some have several, by name; the one for tools writes other conversations too."""
+    own: str | dict[str, str] | None = tokenizer.chat_template
+    return own.get("tool_use") or own.get("default") if isinstance(own, dict) else own
+
+
+def _compiled(source: str | None) -> tuple[ChatTemplate | None, str | None]:
+    """The template, or what is wrong with it: the model can complete texts all the same."""
+    if source is None:
+        return None, None
+    try:
+        return ChatTemplate(source), None
+    except Exception as error:  # whatever a compiler makes of wrong source
+        _log.warning("A chat template cannot be compiled", exc_info=True)
+        known = type(error).__module__.startswith("jinja2")
+        return None, str(error)[:200] if known else None
+
+
+def _speech(template: ChatTemplate | None, source: str | None, vocabulary: Vocabulary) -> Speech:
+    if template is None or source is None:
+        return Speech()
+    names = template.variables | template.attributes
+    return speech_of(source, names, vocabulary.added, vocabulary.special)
 
 
 def _generation_defaults(path: Path) -> dict[str, Any]:

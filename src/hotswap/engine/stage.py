@@ -188,6 +188,7 @@ class Stage:
                 "device": str(self._device),
                 "dtype": self.prepared.weights.dtype,
                 "max_model_len": self._max_model_len,
+                "chat": self.prepared.front.speech.summary(),
                 "step_tokens": self._scheduler.limits.token_budget,
                 "step_tokens_beside": self._scheduler.limits.token_budget_beside,
                 "weights_bytes": self.prepared.weights.bytes,

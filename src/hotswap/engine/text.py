@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +13,14 @@ from hotswap.contracts import (
     SamplingParams,
     TextPrompt,
 )
+from hotswap.engine.chat import write_out
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.drawing import DrawParams
 from hotswap.engine.front import Front
+from hotswap.engine.grammar import Reasoning
+from hotswap.engine.guide import Grammar
+from hotswap.engine.speech.listener import Hearing
 from hotswap.errors import ContextLengthExceeded, InvalidRequest
-
-_log = logging.getLogger(__name__)
-
-_OUR_TEMPLATE_ARGUMENTS = frozenset(
-    {"conversation", "messages", "tools", "chat_template", "add_generation_prompt"}
-    | {"continue_final_message", "tokenize", "return_dict", "return_tensors", "padding"}
-    | {"truncation", "max_length", "tokenizer_kwargs", "return_assistant_tokens_mask"}
-)
 
 _SETTLED = (
     *("temperature", "top_k", "top_p", "min_p"),
@@ -38,6 +33,10 @@ class RenderedPrompt:
     ids: tuple[int, ...]
     echo: str
     """Text that its answers begin with."""
+    hearing: Hearing | None = None
+    """What its answers are taken apart by; None: they are text."""
+    grammar: Grammar | None = None
+    """Guides each of its answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +87,10 @@ class PromptRenderer:
         self._max_model_len = min(front.max_model_len, max_model_len or front.max_model_len)
 
     def render(self, request: GenerationRequest) -> RenderedRequest:
-        """Raises: InvalidRequest, ContextLengthExceeded."""
+        """Raises: InvalidRequest, ContextLengthExceeded, Overloaded."""
         if request.echo and request.logprobs is not None:
             raise InvalidRequest("echo together with logprobs is not supported.", param="echo")
-        prompts = tuple(self._prompt(prompt, request.echo) for prompt in request.prompts)
+        prompts = tuple(self._prompt(prompt, request) for prompt in request.prompts)
         for prompt, source in zip(prompts, request.prompts, strict=True):
             answer_room(
                 len(prompt.ids), request.max_tokens, self._max_model_len, prompt_name(source)
@@ -110,9 +109,11 @@ class PromptRenderer:
             vocabulary=self._front.vocabulary,
         )
 
-    def _prompt(self, prompt: Prompt, echo: bool) -> RenderedPrompt:
+    def _prompt(self, prompt: Prompt, request: GenerationRequest) -> RenderedPrompt:
+        echo, hearing, guide = request.echo, None, request.guide
         if isinstance(prompt, ChatPrompt):
-            text = self._chat_text(prompt)
+            written = write_out(self._model, self._front, prompt, guide)
+            text, hearing, guide = written.text, written.hearing, written.guide
             ids = self._encode(text, prompt, special=False)
         elif isinstance(prompt, TextPrompt):
             text = prompt.text
@@ -123,7 +124,8 @@ class PromptRenderer:
             text = self._front.vocabulary.text(list(ids)) if echo else ""
         if not ids:
             ids = self._bos(prompt)
-        return RenderedPrompt(ids, text if echo else "")
+        grammar = self._front.guides.compile(guide, _reasoning(hearing)) if guide else None
+        return RenderedPrompt(ids, text if echo else "", hearing, grammar)
 
     def _encode(self, text: str, prompt: Prompt, *, special: bool) -> tuple[int, ...]:
         tokenizer = self._front.tokenizer
@@ -148,37 +150,6 @@ class PromptRenderer:
             raise InvalidRequest("The prompt has no tokens.", param=prompt_name(prompt))
         return (bos,)
 
-    def _chat_text(self, prompt: ChatPrompt) -> str:
-        if self._front.chat_template is None:
-            raise InvalidRequest(
-                f"{self._model!r} has no chat template, so it cannot answer messages; "
-                "use /v1/completions, or give a template with --chat-template.",
-                param="messages",
-            )
-        reserved = _OUR_TEMPLATE_ARGUMENTS & prompt.template_kwargs.keys()
-        if reserved:
-            raise InvalidRequest(
-                f"{min(reserved)!r} cannot be set here.", param="chat_template_kwargs"
-            )
-        try:
-            text = self._front.tokenizer.apply_chat_template(
-                [_plain(message) for message in prompt.messages],
-                tools=[_plain(tool) for tool in prompt.tools] or None,
-                chat_template=self._front.chat_template,
-                add_generation_prompt=not prompt.continue_final_message,
-                continue_final_message=prompt.continue_final_message,
-                tokenize=False,
-                **prompt.template_kwargs,
-            )
-        except Exception as error:  # a template raises whatever it likes, on purpose or not
-            _log.debug("The chat template of %r refused", self._model, exc_info=True)
-            reason = str(error) if type(error).__module__.startswith("jinja2") else ""
-            raise InvalidRequest(
-                f"The chat template cannot write these messages out. {reason[:200]}".strip(),
-                param="messages",
-            ) from None
-        return str(text)
-
     def _draw_params(self, asked: SamplingParams) -> DrawParams:
         layers = (asked, self._defaults, self._front.sampling)
         values: dict[str, Any] = {}
@@ -194,6 +165,13 @@ class PromptRenderer:
     def _bias(self, bias: Mapping[int, float] | None) -> Mapping[int, float]:
         _check_ids(tuple(bias or ()), self._front.vocab_size, "logit_bias")
         return dict(bias or {})
+
+
+def _reasoning(hearing: Hearing | None) -> Reasoning | None:
+    """What may come before that which a guide is for."""
+    if hearing is None or hearing.marks is None:
+        return None
+    return Reasoning(hearing.marks.close, None if hearing.opened else hearing.marks.open)
 
 
 def text_of(front: Front, ids: Sequence[int]) -> str:
@@ -241,12 +219,3 @@ def prompt_name(prompt: Prompt) -> str:
 def _wants_randomness(params: SamplingParams) -> bool:
     given = (params.temperature, params.top_k, params.top_p, params.min_p)
     return any(value is not None for value in given)
-
-
-def _plain(value: Any) -> Any:
-    """Mappings and tuples as the dicts and lists that templates and `tojson` expect."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

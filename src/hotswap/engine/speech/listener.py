@@ -1,0 +1,87 @@
+"""Listens to one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hotswap.engine.speech import thinking
+from hotswap.engine.speech.pieces import Piece, Pieces
+from hotswap.engine.speech.reader import Reader, Reading
+from hotswap.engine.speech.thinking import Marks
+from hotswap.engine.speech.tools import Tools
+
+ReadCalls = Callable[[Reader, Pieces], Reading[None]]
+"""Reads an answer to its end: text, and the calls in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hearing:
+    """How the answers to one prompt are listened to."""
+
+    marks: Marks | None = None
+    """Of reasoning; None: there is none, or it is over already."""
+    opened: bool = False
+    """The answer begins within the reasoning."""
+    read_calls: ReadCalls | None = None
+    tools: Tools = field(default_factory=Tools)
+    parallel: bool = True
+    """Several calls in one answer are taken; else it ends with the first one."""
+    shown: frozenset[int] = frozenset()
+    """Special tokens that stand for something in the text."""
+    ids: Literal["long", "short"] = "long"
+    """What ids of calls look like: "short" is nine letters and digits, which Mistral's templates
+    insist on."""
+
+
+class Listener:
+    """Takes the text of an answer, gives out its pieces."""
+
+    def __init__(self, hearing: Hearing) -> None:
+        self._hearing = hearing
+        self._reader = Reader()
+        self._pieces = Pieces(self._reader, hearing.tools, parallel=hearing.parallel)
+        self._reading = self._read()
+        next(self._reading, None)
+
+    @property
+    def thinking(self) -> bool:
+        return self._pieces.thinking
+
+    @property
+    def calls(self) -> int:
+        """That have begun."""
+        return self._pieces.calls
+
+    @property
+    def over(self) -> bool:
+        """Nothing that follows will be taken."""
+        return self._pieces.over
+
+    @property
+    def offset(self) -> int:
+        """Characters of the answer that it has decided about."""
+        return self._reader.offset
+
+    def push(self, text: str) -> None:
+        self._reader.add(text)
+        next(self._reading, None)
+
+    def finish(self) -> None:
+        """The answer has ended."""
+        self._reader.ended = True
+        next(self._reading, None)
+        self._pieces.finish()
+
+    def take(self) -> list[Piece]:
+        return self._pieces.take()
+
+    def _read(self) -> Reading[None]:
+        hearing, reader, pieces = self._hearing, self._reader, self._pieces
+        if hearing.marks is not None:
+            yield from thinking.read(reader, pieces, hearing.marks, opened=hearing.opened)
+        if hearing.read_calls is not None:
+            yield from hearing.read_calls(reader, pieces)
+        else:
+            yield from reader.rest(pieces.text)

@@ -1,0 +1,126 @@
+"""What an answer is taken apart into, and in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hotswap.engine.speech.reader import Reader
+from hotswap.engine.speech.tools import Tools
+
+
+@dataclass(slots=True)
+class Piece:
+    kind: Literal["text", "reasoning", "call", "arguments"]
+    """"call": a call begins, and ``text`` is the name of its tool."""
+    start: int
+    """Where in the answer it begins."""
+    end: int
+    call: int = 0
+    """Number of the call that it belongs to."""
+    parts: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
+
+
+class Pieces:
+    """Gathers pieces. Spaces and line breaks that only stand between the parts of an answer belong
+    to none of them."""
+
+    def __init__(self, reader: Reader, tools: Tools, *, parallel: bool = True) -> None:
+        """``tools``: those that may be called. A call of another one is no call but text: who sent
+        the request could do nothing with it."""
+        self.tools = tools
+        self.calls = 0
+        """That have begun."""
+        self.over = False
+        """The one call there may be is complete. What else is said is not taken any more."""
+        self.thinking = False
+        self._reader = reader
+        self._parallel = parallel
+        self._pieces: list[Piece] = []
+        self._gap: list[str] | None = []
+        """Spaces that may turn out to stand before a text; None: within one."""
+        self._tail: list[str] = []
+        """Spaces that may turn out to end the reasoning."""
+        self._thought = False
+        """Some reasoning has been given out."""
+
+    def take(self) -> list[Piece]:
+        """Those since the last call."""
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def may_call(self, name: object) -> bool:
+        return name in self.tools.names and (self._parallel or self.calls == 0)
+
+    def text(self, text: str) -> None:
+        """The text ``text``, which was read last, is said."""
+        if self._gap is not None and text:
+            if text.isspace():
+                self._gap.append(text)
+                return
+            begins = not self.calls and not self._thought
+            text = "".join(self._gap) + text if begins else text.lstrip()
+            self._gap = None
+        self._add("text", text, self._reader.offset)
+
+    def begin_reasoning(self) -> None:
+        self._reader.forget()
+        self.thinking = True
+
+    def reasoning(self, text: str) -> None:
+        """The text ``text``, which was read last, is thought."""
+        text = text if self._thought else text.lstrip()
+        thought = text.rstrip()
+        tail = text[len(thought) :]
+        if not thought:
+            self._tail += [tail] if tail else []
+            return
+        self._add("reasoning", "".join(self._tail) + thought, self._reader.offset - len(tail))
+        self._thought = True
+        self._tail = [tail]
+
+    def end_reasoning(self) -> None:
+        self._reader.forget()
+        self.thinking = False
+        self._thought = True
+        self._gap = []
+
+    def begin_call(self, name: str) -> None:
+        """From here on what is read is no text any more, whatever follows."""
+        self._reader.forget()
+        self._gap = []
+        offset = self._reader.offset
+        if not self.over:
+            self._pieces.append(Piece("call", offset, offset, self.calls, [name]))
+        self.calls += 1
+
+    def arguments(self, json: str) -> None:
+        """The arguments of the call go on."""
+        self._add("arguments", json, self._reader.offset, self.calls - 1)
+
+    def end_call(self) -> None:
+        self.over = not self._parallel
+
+    def finish(self) -> None:
+        """The answer has ended."""
+        if self.thinking:
+            self._add("reasoning", "".join(self._tail), self._reader.offset)
+        elif self._gap and not self.calls and not self._thought:
+            self._add("text", "".join(self._gap), self._reader.offset)
+
+    def _add(
+        self, kind: Literal["text", "reasoning", "arguments"], text: str, end: int, call: int = 0
+    ) -> None:
+        if self.over or not text:
+            return
+        start = end - len(text)
+        last = self._pieces[-1] if self._pieces else None
+        if last is not None and last.kind == kind and (kind == "arguments" or last.end == start):
+            last.parts.append(text)
+            last.end = end
+        else:
+            self._pieces.append(Piece(kind, start, end, call, [text]))

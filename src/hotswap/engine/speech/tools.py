@@ -1,0 +1,113 @@
+"""The tools of a request, as far as listening to calls of them needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_SHARED = ("$defs", "definitions")
+_DEEPEST = 8
+"""References to references, and choices of choices."""
+_NAMES: dict[type, str] = {
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    type(None): "null",
+    list: "array",
+    dict: "object",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    name: str
+    parameters: Mapping[str, Any]
+    """A JSON schema of its arguments."""
+
+    @property
+    def properties(self) -> Mapping[str, Any]:
+        found = self.parameters.get("properties")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def required(self) -> frozenset[str]:
+        found = self.parameters.get("required")
+        return frozenset(found) if isinstance(found, list | tuple) else frozenset()
+
+    def schema_of(self, parameter: str) -> Mapping[str, Any]:
+        """Its own schema, with the definitions that it may refer to."""
+        own = self.properties[parameter]
+        shared = {key: self.parameters[key] for key in _SHARED if key in self.parameters}
+        return {**shared, **own} if isinstance(own, Mapping) else shared
+
+    def types_of(self, parameter: str) -> frozenset[str]:
+        """What its schema says that a parameter may be; nothing, where it does not say."""
+        return _types(self._found(parameter), self.parameters)
+
+    def words_of(self, parameter: str) -> tuple[str, ...]:
+        """The texts that a parameter may be, where they are listed."""
+        listed = self._found(parameter).get("enum")
+        words = listed if isinstance(listed, list | tuple) else ()
+        return tuple(words) if all(isinstance(word, str) for word in words) else ()
+
+    def _found(self, parameter: str) -> Mapping[str, Any]:
+        return _resolved(self.properties.get(parameter), self.parameters)
+
+
+def _resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``schema``, or the definition that it refers to."""
+    for _ in range(_DEEPEST):
+        reference = schema.get("$ref") if isinstance(schema, Mapping) else None
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            break
+        schema = root
+        for name in reference.removeprefix("#/").split("/"):
+            schema = schema.get(name) if isinstance(schema, Mapping) else None
+    return schema if isinstance(schema, Mapping) else {}
+
+
+def _types(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int = 0) -> frozenset[str]:
+    found = schema.get("type")
+    if isinstance(found, str):
+        return frozenset({found})
+    if isinstance(found, list | tuple):
+        return frozenset(found)
+    listed = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    types = {_NAMES[type(value)] for value in listed if type(value) in _NAMES}
+    if depth < _DEEPEST:
+        for key in ("anyOf", "oneOf"):
+            for choice in schema.get(key) or ():
+                types |= _types(_resolved(choice, root), root, depth + 1)
+    return frozenset(types)
+
+
+class Tools:
+    """Tools by their names, in the order of the request. None: nothing can be called."""
+
+    def __init__(self, tools: Iterable[Tool] = ()) -> None:
+        self._tools = {tool.name: tool for tool in tools}
+        self.names: frozenset[str] = frozenset(self._tools)
+
+    def __iter__(self) -> Iterator[Tool]:
+        return iter(self._tools.values())
+
+    def __getitem__(self, name: str) -> Tool:
+        return self._tools[name]
+
+    def __bool__(self) -> bool:
+        return bool(self._tools)
+
+    def only(self, name: str) -> Tools:
+        return Tools([self._tools[name]])
+
+
+def tools_of(given: Iterable[Mapping[str, Any]]) -> Tools:
+    """Tools as OpenAI has them. What is not a function is left out."""
+    functions = (tool.get("function") for tool in given)
+    return Tools(
+        Tool(str(function["name"]), function.get("parameters") or {"type": "object"})
+        for function in functions
+        if isinstance(function, Mapping) and "name" in function
+    )

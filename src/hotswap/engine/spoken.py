@@ -1,0 +1,125 @@
+"""A chat's answer where the model may reason or call tools: `AnswerText`, taken apart."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from hotswap.contracts import (
+    GenerationEvent,
+    ReasoningDelta,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+)
+from hotswap.engine.answer import AnswerText
+from hotswap.engine.decoding import Vocabulary
+from hotswap.engine.drawing import Draw
+from hotswap.engine.speech.listener import Hearing, Listener
+from hotswap.engine.speech.pieces import Piece
+
+_LETTERS = string.ascii_letters + string.digits
+
+
+class SpokenText(AnswerText):
+    """Stop strings are looked for in all that the model writes, reasoning and calls included, as
+    vLLM does; so they come before the parts are told from each other. Log-probabilities go with
+    text and reasoning; those of calls and of marks are not given out."""
+
+    def __init__(
+        self,
+        index: int,
+        vocabulary: Vocabulary,
+        hearing: Hearing,
+        stop: Sequence[str] = (),
+        echo: str = "",
+    ) -> None:
+        super().__init__(index, vocabulary, stop)
+        if hearing.shown:
+            self._decoder = vocabulary.decoder(hearing.shown)
+        self._short_ids = hearing.ids == "short"
+        self._listener = Listener(hearing)
+        self._last: Piece | None = None
+        self._events: list[GenerationEvent] = []
+        if echo:
+            self._events.append(TextDelta(index=index, text=echo))
+
+    @property
+    def called(self) -> bool:
+        return self._listener.calls > 0
+
+    def push(self, draw: Draw, *, may_stop: bool = True) -> bool:
+        """True also where the only call that there may be is complete."""
+        thought = self._listener.thinking
+        stopped = super().push(draw, may_stop=may_stop)
+        self.reasoning_tokens += thought and self._listener.thinking
+        return stopped or (may_stop and self._listener.over)
+
+    def finish(self) -> None:
+        super().finish()
+        self._listener.finish()
+        self._gather()
+        last = self._last
+        # Tokens after the last character belong to what they follow.
+        rest = [entry for at, entry in self._logprobs if at >= self._listener.offset]
+        self._logprobs.clear()
+        if rest and last is not None and last.kind in ("text", "reasoning"):
+            self._say(last, "", tuple(rest))
+
+    def events(self) -> Iterable[GenerationEvent]:
+        events, self._events = self._events, []
+        return events
+
+    def _release(self, text: str, *, held: str) -> None:
+        self._released_chars += len(text)
+        self._held = held
+        if text:
+            self._listener.push(text)
+            self._gather()
+
+    def _gather(self) -> None:
+        """Make events of what the listener has heard."""
+        for piece in self._listener.take():
+            entries = self._entries(piece)
+            if piece.kind in ("text", "reasoning"):
+                self._say(piece, piece.text, entries)
+            elif piece.kind == "call":
+                self._events.append(
+                    ToolCallDelta(
+                        index=self.index, call=piece.call, id=self._new_id(), name=piece.text
+                    )
+                )
+            else:
+                self._go_on(piece)
+            self._last = piece
+
+    def _say(self, piece: Piece, text: str, entries: tuple[TokenLogprob, ...]) -> None:
+        kind = ReasoningDelta if piece.kind == "reasoning" else TextDelta
+        self._events.append(kind(index=self.index, text=text, logprobs=entries))
+
+    def _go_on(self, piece: Piece) -> None:
+        """The arguments of a call: in one event with its beginning, where both came together."""
+        last = self._events[-1] if self._events else None
+        if isinstance(last, ToolCallDelta) and last.call == piece.call:
+            self._events[-1] = replace(last, arguments=last.arguments + piece.text)
+        else:
+            self._events.append(
+                ToolCallDelta(index=self.index, call=piece.call, arguments=piece.text)
+            )
+
+    def _entries(self, piece: Piece) -> tuple[TokenLogprob, ...]:
+        """Those of the tokens that ``piece`` is made of. Those before it are forgotten."""
+        found: list[TokenLogprob] = []
+        while self._logprobs and self._logprobs[0][0] < piece.end:
+            begin, entry = self._logprobs.pop(0)
+            end = self._logprobs[0][0] if self._logprobs else self._decoded_chars
+            if end > piece.start or begin >= piece.start:
+                found.append(entry)
+        return tuple(found)
+
+    def _new_id(self) -> str:
+        if self._short_ids:
+            return "".join(secrets.choice(_LETTERS) for _ in range(9))
+        return f"call_{secrets.token_hex(12)}"
