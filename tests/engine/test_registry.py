@@ -349,14 +349,14 @@ async def test_a_failing_teardown_hides_no_lost_device(
 async def test_every_step_of_a_teardown_is_taken(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hotswap.engine.weights import Placement
+    from hotswap.engine.placement import InPlace
 
-    left: list[Placement] = []
+    left: list[InPlace] = []
 
-    def leave(self: Placement) -> None:
+    def leave(self: InPlace) -> None:
         left.append(self)
 
-    monkeypatch.setattr(Placement, "leave", leave)
+    monkeypatch.setattr(InPlace, "leave", leave)
     async with new_registry(park_bytes=0) as registry:
         prepared = await registry.prepare(spec_of(checkpoint()), ignore)
         with pytest.raises(DeviceLost):

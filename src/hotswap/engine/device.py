@@ -152,10 +152,19 @@ def largest_tensors(device: torch.device) -> str:
     return ", ".join(f"{list(t.shape)} of {t.dtype}, {t.nbytes} bytes" for t in largest) or "none"
 
 
+def wait_for(device: torch.device) -> None:
+    """Until it does nothing any more."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def release_cached(device: torch.device) -> None:
     """Give back what allocators keep for later."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+        clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+        if clear is not None:  # they live in the allocator's memory
+            clear()
         torch.cuda.empty_cache()
     trim_heap()
 
