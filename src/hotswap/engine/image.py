@@ -46,6 +46,10 @@ class HostImage:
         self._is_open = True
 
     @property
+    def is_open(self) -> bool:
+        return self._is_open
+
+    @property
     def skeleton(self) -> Skeleton:
         return self.layout.source
 

@@ -11,7 +11,6 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -36,9 +35,9 @@ from hotswap.engine.engine import TorchEngine
 from hotswap.engine.fit import estimate, missing_bytes, too_large
 from hotswap.engine.front import Front, Fronts, SharedFronts, fits, local_path
 from hotswap.engine.native.code import loops_compiled
-from hotswap.engine.park import Park, Parked
+from hotswap.engine.park import Park, Parked, let_go
 from hotswap.engine.preflight import WeightFiles, check_weights
-from hotswap.engine.prepared import LoadKey, TorchPrepared
+from hotswap.engine.prepared import LoadKey, TorchPrepared, load_key
 from hotswap.engine.rested import Rested
 from hotswap.engine.stage import Stage
 from hotswap.engine.stay import Stay
@@ -116,7 +115,7 @@ class TorchEngineRegistry:
                 _log.error("The device thread hangs and is left behind")
                 return
             for parked in self._park.empty():
-                await to_thread.run_sync(parked.let_go)
+                await to_thread.run_sync(parked.prepared.weights.close)
 
     @property
     def current(self) -> TorchEngine | None:
@@ -133,7 +132,7 @@ class TorchEngineRegistry:
     def forget(self, model: str) -> None:
         parked = self._park.take(model)
         if parked is not None:
-            _let_go([parked])
+            let_go([parked])
 
     async def render(self, spec: ModelSpec, request: GenerationRequest) -> RenderedRequest:
         """See `hotswap.contracts.EngineRegistry.render`. For the model on the device nothing is
@@ -164,7 +163,7 @@ class TorchEngineRegistry:
         device, path = devices.torch_device(spec.engine.device), local_path(spec)
         front = await self._fronts.get(spec)
         files = await to_thread.run_sync(check_weights, path, abandon_on_cancel=True)
-        return self._estimated(spec, front, files, _load_key(spec, device, path, files))
+        return self._estimated(spec, front, files, load_key(spec, device, path, files))
 
     def _estimated(
         self, spec: ModelSpec, front: Front, files: WeightFiles, key: LoadKey
@@ -201,7 +200,7 @@ class TorchEngineRegistry:
         path = local_path(spec)
         front = await self._fronts.get(spec)
         files = await to_thread.run_sync(check_weights, path, abandon_on_cancel=True)
-        key = _load_key(spec, device, path, files)
+        key = load_key(spec, device, path, files)
         parked = self._park.find(spec.id, key)
         if parked is None:
             await self._make_room(files, device)
@@ -252,7 +251,7 @@ class TorchEngineRegistry:
             else:
                 read = partial(read_weights, path, front, spec.engine, abandoned)
             weights = await to_thread.run_sync(read, abandon_on_cancel=True)
-            now = await to_thread.run_sync(_load_key, spec, device, path, files)
+            now = await to_thread.run_sync(load_key, spec, device, path, files)
         except OSError:  # also that a file is gone
             _log.warning("The files of %r cannot be read", spec.id, exc_info=True)
             now = None
@@ -281,7 +280,7 @@ class TorchEngineRegistry:
         memory = self._memory_of(device)
         stay = Stay.begin(device, lambda: self._aheads.bytes, rested)
         stage = Stage(
-            prepared,
+            replace(prepared, ahead=None),
             device,
             memory,
             rested=rested,
@@ -341,7 +340,7 @@ class TorchEngineRegistry:
             raise lost from without_frames(error)
         memory = self._memory = stay.report(rested)
         parked = Parked(stage.prepared, rested)
-        _let_go([parked] if room is None else self._park.put(parked, self._park_budget()))
+        let_go([parked] if room is None else self._park.put(parked, self._park_budget()))
         if memory.leaked_bytes:
             _log.warning(
                 "%r left %d bytes behind; the largest tensors alive: %s",
@@ -455,16 +454,3 @@ def _cut_key(front: Front, spec: ModelSpec) -> tuple[Any, ...]:
     """What the room for keys and values depends on."""
     engine = spec.engine
     return front.key, engine.device, engine.dtype, engine.kv_cache_memory
-
-
-def _let_go(models: Sequence[Parked]) -> None:
-    """Their memory comes back in a moment, and nobody waits for it."""
-    for parked in models:
-        threading.Thread(target=parked.let_go, name="letting-go").start()
-
-
-def _load_key(spec: ModelSpec, device: torch.device, path: Path, files: WeightFiles) -> LoadKey:
-    states = ((file.name, file.stat()) for file in (*files.files, path / "config.json"))
-    stamp = tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
-    engine = spec.engine
-    return str(path.resolve()), stamp, engine.dtype, engine.trust_remote_code, str(device)

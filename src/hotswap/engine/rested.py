@@ -102,7 +102,7 @@ class Saved:
         Args:
             room: Bytes of host memory.
         """
-        most = min(room, _SAVED_BYTES) // scheduler.budget.block_bytes
+        most = max(0, min(room, _SAVED_BYTES)) // scheduler.budget.block_bytes
         blocks = scheduler.pool.keep(most)
         if not blocks:
             return None

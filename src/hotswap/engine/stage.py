@@ -200,11 +200,13 @@ class Stage:
 
     def _make_image(self) -> None:
         """In the background, if there is to be one and it has room."""
-        weights = self.prepared.weights
-        lies_ready = weights.image is not None or not isinstance(weights.content, Skeleton)
-        if self._memory is None or lies_ready or weights.bytes > self._image_room:
+        weights, memory = self.prepared.weights, self._memory
+        there = weights.image is not None and weights.image.is_open
+        if memory is None or there or not isinstance(weights.content, Skeleton):
             return
-        self._imaging = Imaging(partial(_bring_into_image, weights, self._memory))
+        if weights.bytes > self._image_room:
+            return
+        self._imaging = Imaging(partial(_bring_into_image, weights, memory))
 
     def leave(self, *, room: int | None) -> Rested | None:
         """Free the device. Also after an `enter` that failed half way.
