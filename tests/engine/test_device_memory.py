@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,13 +174,16 @@ async def test_the_plain_model_and_the_skeleton_share_the_arena(
     """While they are compared there is one copy of the weights, and what lies beside it is gone
     afterwards."""
     from hotswap.engine import stage
+    from hotswap.engine.forward.choice import choose
     from hotswap.engine.placement import InArena
 
-    choose, seen = stage.choose, list[int]()
+    seen = list[int]()
 
     def chosen(placed: Any) -> Any:
         assert isinstance(placed, InArena)
-        start, end = placed._arena.data_ptr(), placed._arena.data_ptr() + len(placed._arena)
+        assert placed._arena is not None
+        start = placed._arena.data_ptr()
+        end = start + len(placed._arena)
         inside = [start <= p.data_ptr() < end for p in placed.model.parameters()]
         seen.append(inside.count(False))
         seen.append(len(placed._own))
@@ -384,11 +386,11 @@ async def test_the_next_model_goes_up_while_the_one_before_it_is_there(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which does not look like something that was left behind."""
-    from hotswap.engine import stay, upload
+    from hotswap.engine import device, stay, upload
 
     spec, other, notes = spec_of(checkpoint()), spec_of(checkpoint("llama")), Notes()
     monkeypatch.setattr(stay, "_CPU_NOISE_BYTES", 0)
-    monkeypatch.setattr(stay.devices, "used_bytes", lambda _: notes.alive)
+    monkeypatch.setattr(device, "used_bytes", lambda _: notes.alive)
     async with new_registry(notes) as registry:
         wanted, _ = await play(registry, other)
         resident = await registry.prepare(spec, ignore)
@@ -471,15 +473,16 @@ async def test_memory_that_turns_out_to_be_short_is_no_error_ahead_of_time(
 
 async def test_weights_that_do_not_arrive_are_told_at_the_start(checkpoint: Checkpoint) -> None:
     from hotswap.engine.device_memory import HostMemory
+    from hotswap.engine.lanes import HostLane
     from hotswap.errors import CheckpointRefused
 
-    class Broken(HostMemory):
-        @contextmanager
-        def ring(self) -> Iterator[Any]:
-            raise OSError("a page could not be read")
-            yield
+    class Broken(HostLane):
+        def copy(self, target: Tensor, source: Tensor) -> None:
+            raise OSError(f"{len(source)} bytes cannot be sent to {target.device}")
 
-    async with new_registry(Notes(), Broken()) as registry:
+    memory = HostMemory()
+    memory.lane = Broken()
+    async with new_registry(Notes(), memory) as registry:
         prepared = await registry.prepare(spec_of(checkpoint()), ignore)
         assert prepared.ahead is not None
         for _ in range(2):  # ahead of time, and then on the device thread
@@ -553,3 +556,56 @@ async def test_keys_do_not_keep_a_model_out_of_the_park(checkpoint: Checkpoint) 
     async with new_registry(Notes(), park_bytes=size) as registry:
         await play(registry, spec)
         assert [parked.bytes for parked in registry.parked()] == [size]
+
+
+# -- on a device ---------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+async def test_a_hundred_swaps_on_a_cuda_device_leave_nothing_behind(
+    checkpoint: Checkpoint,
+) -> None:
+    import torch
+
+    from hotswap.engine.registry import TorchEngineRegistry
+
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    specs = [spec_of(checkpoint(n), device="cuda") for n in ("qwen3", "gemma3", "gpt2")]
+    answers: dict[str, set[str]] = {}
+    async with TorchEngineRegistry() as registry:
+        for turn in range(100):
+            spec = specs[turn % 3]
+            prepared = await registry.prepare(spec, ignore)
+            async with registry.start(prepared, ignore, ignore) as engine:
+                answer = await Served(registry, prepared, engine).ask([turn, *LONG], max_tokens=4)
+                assert answer.finished
+                again = await Served(registry, prepared, engine).ask(LONG, max_tokens=4)
+                answers.setdefault(spec.id, set()).add(again.text)
+                if turn % 5 == 0:  # the next one goes up meanwhile
+                    early = await registry.prepare(specs[(turn + 1) % 3], ignore)
+            assert registry.memory is not None
+            assert registry.memory.leaked_bytes == 0, f"swap {turn}"
+            if turn % 5 == 0:
+                del early
+    assert [len(texts) for texts in answers.values()] == [1, 1, 1]
+
+
+@pytest.mark.gpu
+async def test_a_chat_on_a_cuda_device_goes_on_where_it_was(checkpoint: Checkpoint) -> None:
+    import torch
+
+    from hotswap.engine.registry import TorchEngineRegistry
+
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    spec, other = (spec_of(checkpoint(n), device="cuda") for n in ("qwen3", "llama"))
+    async with TorchEngineRegistry(park_bytes=0) as registry:
+        wanted, details = await play(registry, spec, MORE)
+        assert details["weights"] == "arena"
+    async with TorchEngineRegistry() as registry:
+        await play(registry, spec)
+        await play(registry, other)
+        answer, details = await play(registry, spec, MORE)
+        assert details["reused_prompt_tokens"] == 96
+        assert answer == wanted

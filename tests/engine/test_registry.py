@@ -307,7 +307,7 @@ async def test_a_model_that_cannot_be_taken_off_is_a_lost_device(
 ) -> None:
     from hotswap.engine.stage import Stage
 
-    def breaks(self: Stage, *, rest: bool) -> None:
+    def breaks(self: Stage, *, room: int | None) -> None:
         raise RuntimeError("secret of the driver")
 
     async with new_registry() as registry:
@@ -335,7 +335,7 @@ async def test_a_failing_teardown_hides_no_lost_device(
 ) -> None:
     from hotswap.engine.stage import Stage
 
-    def breaks(self: Stage, *, rest: bool) -> None:
+    def breaks(self: Stage, *, room: int | None) -> None:
         raise RuntimeError("synchronize failed")
 
     monkeypatch.setattr(Stage, "leave", breaks)

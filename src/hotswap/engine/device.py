@@ -147,7 +147,7 @@ def largest_tensors(device: torch.device) -> str:
     """What holds most memory of a device, for a log."""
     # By their types: some of torch's objects warn when they are asked for their class.
     alive = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
-    tensors = [tensor for tensor in alive if tensor.device == device]
+    tensors = [tensor for tensor in alive if tensor.device.type == device.type]
     largest = sorted(tensors, key=lambda tensor: tensor.nbytes, reverse=True)[:_SHOWN_TENSORS]
     return ", ".join(f"{list(t.shape)} of {t.dtype}, {t.nbytes} bytes" for t in largest) or "none"
 

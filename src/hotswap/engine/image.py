@@ -20,7 +20,7 @@ from hotswap.engine.forward.skeleton import Skeleton
 
 _log = logging.getLogger(__name__)
 
-_STRETCH_BYTES = 256 << 20
+_STRETCH_BYTES = 64 << 20
 """Pinned in one go, and copied in one: a copy may not cross the border of what was pinned."""
 _COPY_BYTES = 16 << 20
 """The same of filling. What is given up is given up between two of either."""

@@ -67,6 +67,9 @@ _WORTH_VACATING_BYTES = 16 << 20
 """Giving memory back takes milliseconds, and those of a small model count."""
 _KV_SHARE = {"cpu": 0.3, "cuda": 0.9}
 """Of the memory that is free once the weights are in place."""
+_KV_AGAIN = 1.05
+"""As much of that as the pool of a model that was there before may take: what is free is not the
+same to the byte each time."""
 
 
 class Stage:
@@ -154,7 +157,7 @@ class Stage:
         self._get_ready(self._forward, pool)
 
     def _resume(self, placement: Placement, known: Known, rested: Rested) -> None:
-        if rested.needed_bytes > self._kv_budget(known.verdict).limit_bytes:
+        if rested.needed_bytes > _KV_AGAIN * self._kv_budget(known.verdict).limit_bytes:
             rested.close()  # what it remembers is computed again
             self._repeat(placement, known)
             return
