@@ -432,6 +432,29 @@ async def test_a_prepared_model_that_is_dropped_takes_its_arena_with_it(
             gc.enable()
 
 
+@pytest.mark.parametrize("architecture", ["gemma3", "qwen3_moe"])
+async def test_what_was_made_on_the_device_thread_serves_other_threads(
+    checkpoint: Checkpoint, architecture: str
+) -> None:
+    """Tensors that are made in inference mode cannot be written outside of it."""
+    notes = Notes()
+    spec, other = spec_of(checkpoint(architecture)), spec_of(checkpoint("llama"))
+    notes.free = 0
+    memory = noted_memory(notes)
+    async with new_registry(notes, memory) as registry:
+        wanted, _ = await play(registry, spec)  # from the device thread
+        assert len(notes.pinned) == 1
+        registry.forget(spec.id)
+        await let_go()
+        notes.free = 64 << 30
+        for one in (other, spec):
+            prepared = await registry.prepare(one, ignore)
+            assert prepared.ahead is not None
+            async with registry.start(prepared, ignore, ignore) as engine:
+                answer = await Served(registry, prepared, engine).ask(LONG, max_tokens=8)
+        assert answer.text == wanted
+
+
 async def test_without_room_for_both_nothing_is_sent_ahead(checkpoint: Checkpoint) -> None:
     notes = Notes()
     notes.free = 2 << 30

@@ -60,8 +60,7 @@ class CudaMemory:
         self.device = device
         self._lane = CudaLane(device)
         self.lane: Lane = self._lane
-        self._turn = threading.Lock()
-        self._ring: Ring | None = None
+        self._ring = _SharedRing(pinned=True)
 
     def free_bytes(self) -> int:
         return devices.free_bytes(self.device)
@@ -75,10 +74,8 @@ class CudaMemory:
 
     @contextmanager
     def ring(self) -> Iterator[Ring]:
-        with self._turn:
-            if self._ring is None:
-                self._ring = Ring(self.lane, _buffers(pinned=True))
-            yield self._ring
+        with self._ring.taken(self.lane) as ring:
+            yield ring
 
     def pin(self, memory: Tensor) -> bool:
         cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
@@ -101,8 +98,7 @@ class HostMemory:
     def __init__(self) -> None:
         self.device = torch.device("cpu")
         self.lane: Lane = HostLane()
-        self._turn = threading.Lock()
-        self._buffers = _buffers(pinned=False)
+        self._ring = _SharedRing(pinned=False)
 
     def free_bytes(self) -> int:
         return devices.free_host_bytes()
@@ -112,8 +108,8 @@ class HostMemory:
 
     @contextmanager
     def ring(self) -> Iterator[Ring]:
-        with self._turn:
-            yield Ring(self.lane, self._buffers)
+        with self._ring.taken(self.lane) as ring:
+            yield ring
 
     def pin(self, _: Tensor) -> bool:
         return True
@@ -130,7 +126,26 @@ def memory_of(device: torch.device) -> DeviceMemory | None:
     return CudaMemory(device) if device.type == "cuda" else None
 
 
-def _buffers(*, pinned: bool) -> list[Tensor]:
-    return [
-        torch.empty(_BUFFER_BYTES, dtype=torch.uint8, pin_memory=pinned) for _ in range(_BUFFERS)
-    ]
+class _SharedRing:
+    """Made when it is first needed, and kept."""
+
+    def __init__(self, *, pinned: bool) -> None:
+        self._pinned = pinned
+        self._turn = threading.Lock()
+        self._ring: Ring | None = None
+
+    @contextmanager
+    def taken(self, lane: Lane) -> Iterator[Ring]:
+        """By one thread at a time."""
+        with self._turn:
+            if self._ring is None:
+                self._ring = Ring(lane, self._buffers())
+            yield self._ring
+
+    def _buffers(self) -> list[Tensor]:
+        # The device thread is in inference mode; what is made there cannot be written elsewhere.
+        with torch.inference_mode(mode=False):
+            return [
+                torch.empty(_BUFFER_BYTES, dtype=torch.uint8, pin_memory=self._pinned)
+                for _ in range(_BUFFERS)
+            ]
