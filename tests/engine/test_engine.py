@@ -20,7 +20,7 @@ from hotswap.errors import (
     ModelUnloaded,
     SwapInProgress,
 )
-from tests.engine.serving import Served, reference, request, serving, spec_of
+from tests.engine.serving import Answer, Served, reference, request, serving, spec_of
 
 pytestmark = [pytest.mark.torch, pytest.mark.anyio]
 
@@ -475,7 +475,7 @@ async def test_out_of_memory_costs_one_request_and_the_others_go_on(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(checkpoint()) as served:
-        wanted = (await served.ask(PROMPTS[0], max_tokens=20, ignore_eos=True)).text
+        wanted = (await served.ask(PROMPTS[0], max_tokens=100, ignore_eos=True)).text
         runner = served.engine._runner
         works = runner.launch
         before = served.engine.stats().steps
@@ -488,19 +488,22 @@ async def test_out_of_memory_costs_one_request_and_the_others_go_on(
             return works(plan, after)
 
         monkeypatch.setattr(runner, "launch", short_once)
-        got: list[str] = []
-
-        async def small() -> None:
-            got.append((await served.ask(PROMPTS[0], max_tokens=20, ignore_eos=True)).text)
-
-        async def large() -> None:
+        small, large = [
+            await served.registry.render(
+                served.spec, request(prompt, max_tokens=tokens, ignore_eos=True)
+            )
+            for prompt, tokens in ((PROMPTS[0], 100), ([9] * 100, 200))
+        ]
+        answer = Answer()
+        # At once: one that is still to be rendered may find the other one gone.
+        async with served.engine.generate(small) as first, served.engine.generate(large) as second:
             with pytest.raises(InsufficientMemory):
-                await served.ask([9] * 100, max_tokens=200, ignore_eos=True)
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(small)
-            group.start_soon(large)
-        assert got == [wanted]
+                async for _ in second:
+                    pass
+            async for events in first:
+                for event in events:
+                    answer.take(event)
+        assert answer.text == wanted
         assert served.engine.failure is None
 
 
