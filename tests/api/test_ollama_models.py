@@ -130,6 +130,12 @@ def test_a_model_is_shown(body: dict[str, Any]) -> None:
     }
 
 
+def test_an_embedding_model_is_shown_as_one() -> None:
+    service = ScriptedService(listings=(replace(SUMS, task="embed"),))
+    shown = ask(app_of(service), "POST", "/api/show", {"model": "sums"}).json
+    assert shown["capabilities"] == ["embedding"]
+
+
 def test_an_unknown_model_is_not_shown() -> None:
     exchange = ask(app_of(), "POST", "/api/show", {"model": "x"})
     assert (exchange.status, exchange.json) == (404, {"error": "model 'x' not found"})

@@ -18,9 +18,10 @@ from hotswap.api.body import read_object
 from hotswap.api.fields import Count, TokenId, decode, duration_s
 from hotswap.api.sse import while_connected
 from hotswap.contracts import EmbeddingRequest, Embeddings, ModelService, TextPrompt, TokenPrompt
-from hotswap.errors import InvalidRequest
 
 MAX_TEXTS = 2048
+MAX_TOKENS = 1 << 20
+"""Of a text that is given as token ids."""
 _THREAD_FROM_NUMBERS = 16 << 10
 """Writing out more than this would hold up every stream."""
 
@@ -28,8 +29,10 @@ Text = Annotated[str, Meta(min_length=1)]
 Ids = Annotated[list[TokenId], Meta(min_length=1)]
 
 
-class Body(Struct, kw_only=True):
-    input: Any
+class EmbeddingBody(Struct, kw_only=True):
+    """A body of ``/v1/embeddings``."""
+
+    input: Text | Annotated[list[Text | TokenId | Ids], Meta(min_length=1, max_length=MAX_TOKENS)]
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None
@@ -42,16 +45,32 @@ class _Texts(Struct):
     input: Annotated[list[Text], Meta(max_length=MAX_TEXTS)]
 
 
-class _Text(Struct):
-    input: Text
-
-
 class _IdLists(Struct):
     input: Annotated[list[Ids], Meta(max_length=MAX_TEXTS)]
 
 
 class _Ids(Struct):
     input: Ids
+
+
+class EmbeddingAnswer(Struct):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsAnswer(Struct):
+    """What `embeddings_document` writes, for ``/openapi.json``."""
+
+    object: Literal["list"]
+    data: list[EmbeddingAnswer]
+    model: str
+    usage: EmbeddingUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +108,9 @@ def parse_embedding(fields: dict[str, Any]) -> EmbeddingCall:
     Raises:
         InvalidRequest: names the field.
     """
-    body = decode(fields, Body)
+    body = decode(fields, EmbeddingBody)
     request = EmbeddingRequest(
-        prompts=_prompts(body.input),
+        prompts=_prompts(body),
         model=body.model,
         dimensions=body.dimensions,
         truncate=bool(body.truncate),
@@ -123,20 +142,18 @@ def _in_base64(vector: array[float]) -> str:
     return base64.b64encode(vector.tobytes()).decode()
 
 
-def _keep_alive_s(body: Body) -> float | None:
+def _keep_alive_s(body: EmbeddingBody) -> float | None:
     if body.keep_alive is not None:
         return duration_s(body.keep_alive, "keep_alive")
     return None if body.ttl is None else duration_s(body.ttl, "ttl")
 
 
-def _prompts(given: Any) -> tuple[TextPrompt | TokenPrompt, ...]:
-    fields = {"input": given}
+def _prompts(body: EmbeddingBody) -> tuple[TextPrompt | TokenPrompt, ...]:
+    """The four forms of an input; decoded a second time, as the form that its beginning has."""
+    given = body.input
     if isinstance(given, str):
-        return (TextPrompt(decode(fields, _Text).input),)
-    if not isinstance(given, list) or not given:
-        raise InvalidRequest(
-            "input: expected a string, strings, token ids, or lists of token ids", param="input"
-        )
+        return (TextPrompt(given),)
+    fields = {"input": given}
     if isinstance(given[0], str):
         return tuple(map(TextPrompt, decode(fields, _Texts).input))
     if isinstance(given[0], list):

@@ -24,6 +24,7 @@ from hotswap.contracts import (
     ModelSpec,
     SamplingParams,
     SwapSnapshot,
+    Task,
 )
 from hotswap.errors import ModelNotFound, NotPermitted
 
@@ -146,7 +147,7 @@ def _description(description: ModelDescription) -> dict[str, Any]:
         "modified_at": timestamp(listing.created_unix),
         "details": _details(facts),
         "model_info": info,
-        "capabilities": _capabilities(description.chat_template or ""),
+        "capabilities": _capabilities(listing.task, description.chat_template or ""),
     }
 
 
@@ -165,8 +166,10 @@ def _parameters(sampling: SamplingParams) -> str:
     return "\n".join(f"{name} {value:g}" for name, value in named.items() if value is not None)
 
 
-def _capabilities(template: str) -> list[str]:
-    """What the chat template has words for."""
+def _capabilities(task: Task, template: str) -> list[str]:
+    """What the chat template has words for, if there is to be a chat."""
+    if task == "embed":
+        return ["embedding"]
     capabilities = ["completion"]
     if "tools" in template:
         capabilities.append("tools")

@@ -25,6 +25,7 @@ from hotswap.api.admin import (
 )
 from hotswap.api.counting import TokenCount
 from hotswap.api.dialect import EVENT_STREAM
+from hotswap.api.embeddings import EmbeddingBody, EmbeddingEndpoint, EmbeddingsAnswer
 from hotswap.api.endpoint import GenerationEndpoint
 from hotswap.api.gate import Management
 from hotswap.api.listing import ListingRoutes
@@ -144,6 +145,14 @@ def _openai(service: ModelService, endpoint: Any) -> Rows:
             answer=CompletionAnswer,
             stream=EVENT_STREAM,
             query=_SHOW_LOADING,
+        ),
+        Operation(
+            "POST",
+            "/v1/embeddings",
+            EmbeddingEndpoint(service),
+            "Turn texts into vectors.",
+            request=EmbeddingBody,
+            answer=EmbeddingsAnswer,
         ),
         Operation(
             "POST",

@@ -60,10 +60,7 @@ class RenderedRequest:
 
     @property
     def token_texts(self) -> tuple[tuple[str, ...], ...]:
-        raw = self.vocabulary.raw
-        return tuple(
-            tuple(raw(token).decode(errors="replace") for token in ids) for ids in self.token_ids
-        )
+        return token_texts(self.vocabulary, self.token_ids)
 
 
 _SURELY_CHARS_PER_TOKEN = 8
@@ -172,6 +169,14 @@ def _reasoning(hearing: Hearing | None) -> Reasoning | None:
     if hearing is None or hearing.marks is None:
         return None
     return Reasoning(hearing.marks.close, None if hearing.opened else hearing.marks.open)
+
+
+def token_texts(
+    vocabulary: Vocabulary, prompts: Sequence[Sequence[int]]
+) -> tuple[tuple[str, ...], ...]:
+    """What each token of each prompt stands for."""
+    raw = vocabulary.raw
+    return tuple(tuple(raw(token).decode(errors="replace") for token in ids) for ids in prompts)
 
 
 def text_of(front: Front, ids: Sequence[int]) -> str:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from hotswap.contracts import EmbeddingRequest, TextPrompt, TokenPrompt
+from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.embedding.recipe import Recipe
 from hotswap.engine.front import Front
+from hotswap.engine.text import token_texts
 from hotswap.errors import ContextLengthExceeded, InvalidRequest
 
 _SURELY_CHARS_PER_TOKEN = 8
@@ -24,10 +26,15 @@ class RenderedEmbedding:
     token_ids: tuple[tuple[int, ...], ...]
     dimensions: int | None
     """Numbers of each vector that are wanted; None: all."""
+    vocabulary: Vocabulary
 
     @property
     def prompt_tokens(self) -> int:
         return sum(map(len, self.token_ids))
+
+    @property
+    def token_texts(self) -> tuple[tuple[str, ...], ...]:
+        return token_texts(self.vocabulary, self.token_ids)
 
 
 class EmbeddingRenderer:
@@ -50,12 +57,13 @@ class EmbeddingRenderer:
             model=self._model,
             token_ids=tuple(self._ids(one, request.truncate) for one in request.prompts),
             dimensions=wanted,
+            vocabulary=self._front.vocabulary,
         )
 
     def _ids(self, prompt: TextPrompt | TokenPrompt, truncate: bool) -> tuple[int, ...]:
         limit = self._front.max_model_len
         if isinstance(prompt, TextPrompt):
-            ids, ends = self._encoded(self._written(prompt.text), truncate)
+            ids, ends = self._encoded(prompt, truncate)
         else:
             ids, ends = prompt.ids, 0
         if not ids:
@@ -71,15 +79,18 @@ class EmbeddingRenderer:
         text = self._recipe.prefix + text
         return text.lower() if self._recipe.lower_case else text
 
-    def _encoded(self, text: str, truncate: bool) -> tuple[tuple[int, ...], int]:
+    def _encoded(self, prompt: TextPrompt, truncate: bool) -> tuple[tuple[int, ...], int]:
         """The tokens of a text, or of a beginning of it that is too long anyway; and how many at
         the end belong to no text, but mark the end."""
-        limit = self._front.max_model_len
+        text, limit = self._written(prompt.text), self._front.max_model_len
         chars = _SURELY_CHARS_PER_TOKEN * limit
         while True:
             # See `hotswap.engine.text`: tokenising megabytes takes minutes.
             encoded = self._front.tokenizer(
-                text[:chars], return_special_tokens_mask=True, verbose=False
+                text[:chars],
+                add_special_tokens=prompt.special,
+                return_special_tokens_mask=True,
+                verbose=False,
             )
             ids, special = tuple(encoded["input_ids"]), encoded["special_tokens_mask"]
             if chars >= len(text):
