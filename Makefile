@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+ECOSYSTEM := .venv-ecosystem
+WEBUI := .venv-openwebui
 
-.PHONY: demo serve test fast check fix clean help
+.PHONY: demo serve test test-ecosystem e2e fast check fix clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -18,8 +20,14 @@ serve: $(INSTALLED)  ## serve a model: make serve ARGS="--model Qwen/Qwen3-0.6B"
 test: check  ## lint, types and all tests
 	$(BIN)/python -m pytest $(ARGS)
 
+test-ecosystem: $(INSTALLED) $(ECOSYSTEM)/.installed  ## clients that need an environment of their own
+	HOTSWAP=$(BIN)/hotswap $(ECOSYSTEM)/bin/python -m pytest -c tests/ecosystem/pytest.ini tests/ecosystem $(ARGS)
+
+e2e: $(INSTALLED) $(WEBUI)/.installed  ## Open WebUI in a browser (needs Debian's chromium)
+	HOTSWAP_OPEN_WEBUI=$(WEBUI)/bin/open-webui $(BIN)/python -m pytest -m browser tests/e2e/openwebui $(ARGS)
+
 fast: $(INSTALLED)  ## the tests that need no torch
-	$(BIN)/python -m pytest -m "not torch and not e2e" $(ARGS)
+	$(BIN)/python -m pytest -m "not torch and not e2e and not browser" $(ARGS)
 
 check: $(INSTALLED)  ## lint and types
 	$(BIN)/ruff check
@@ -40,5 +48,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m hotswap.engine.native.code
 	touch $(INSTALLED)
 
+$(ECOSYSTEM)/.installed: tests/ecosystem/requirements.txt
+	test -x $(ECOSYSTEM)/bin/python || $(PYTHON) -m venv $(ECOSYSTEM)
+	$(ECOSYSTEM)/bin/python -m pip install --quiet --requirement tests/ecosystem/requirements.txt
+	touch $@
+
+$(WEBUI)/.installed: tests/e2e/openwebui/requirements.txt constraints.txt
+	test -x $(WEBUI)/bin/python || $(PYTHON) -m venv $(WEBUI)
+	grep '^torch==' constraints.txt > $(WEBUI)/torch.txt
+	$(WEBUI)/bin/python -m pip install --quiet --requirement $(WEBUI)/torch.txt
+	$(WEBUI)/bin/python -m pip install --quiet --constraint $(WEBUI)/torch.txt --requirement tests/e2e/openwebui/requirements.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,browser]"
+	touch $@
+
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ECOSYSTEM) $(WEBUI) .e2e .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -19,6 +19,7 @@ from hotswap.hub import CachedModel, Hub
 from tests.model_files import CONFIG, sharded, write_cached, write_model
 
 T = TypeVar("T")
+MERE_NAME = {"background": True}
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ class TestListing:
     def test_what_is_no_chat_model_is_left_out_and_says_why_when_asked_for(
         self, cache: Path, folder: Path, catalog: Callable[..., Catalog]
     ) -> None:
-        write_model(folder / "bert", config={"architectures": ["BertModel"]})
+        write_model(folder / "bert", config={"architectures": ["BertForMaskedLM"]})
         write_model(folder / "broken", config="{")
         write_cached(
             cache, "org/half", files=sharded("1.safetensors"), without=("model.safetensors",)
@@ -100,6 +101,14 @@ class TestListing:
         for name in ("bert", "broken", "org/half"):
             with pytest.raises(ModelNotFound, match="cannot be served: "):
                 resolved(catalog(), name)
+
+    def test_an_embedding_model_is_one_for_another_task(
+        self, folder: Path, catalog: Callable[..., Catalog]
+    ) -> None:
+        write_model(folder / "bert", config={"architectures": ["BertModel"]})
+        write_model(folder / "chat")
+        tasks = {name: resolved(catalog(), name).task for name in ("bert", "chat")}
+        assert tasks == {"bert": "embed", "chat": "generate"}
 
     def test_the_start_up_model_comes_first(
         self, folder: Path, catalog: Callable[..., Catalog]
@@ -395,8 +404,8 @@ class TestStartUpModel:
     def test_a_directory_of_something_else_says_so(
         self, tmp_path: Path, catalog: Callable[..., Catalog]
     ) -> None:
-        path = write_model(tmp_path / "bert", config={"architectures": ["BertModel"]})
-        with pytest.raises(ConfigError, match="BertModel is not a chat model"):
+        path = write_model(tmp_path / "bert", config={"architectures": ["BertForMaskedLM"]})
+        with pytest.raises(ConfigError, match="BertForMaskedLM is not a chat model"):
             wait(catalog(model=str(path)).startup_spec)
 
     def test_a_revision_beside_the_main_branch_is_listed_too(
@@ -538,6 +547,96 @@ class TestSettings:
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         write_model(folder / "later")
         assert resolved(running, "later").engine.max_model_len == 3
+
+
+class TestAliases:
+    def test_a_models_own_name_comes_before_an_alias_of_another_one(
+        self, folder: Path, catalog: Callable[..., Catalog], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        write_model(folder / "a")
+        write_model(folder / "b")
+        running = catalog(models={"a": {"aliases": ["b", "tasks", "x"]}, "tasks": MERE_NAME})
+        for name in ("b", "tasks"):
+            assert resolved(running, name).id == name
+        assert resolved(running, "x").id == "a"
+        aliases = {spec.id: spec.aliases for spec in wait(running.models)}
+        assert aliases == {"a": ("x",), "b": (), "tasks": ()}
+        assert [record.getMessage() for record in caplog.records] == [
+            "the alias 'b' of 'a' is left out: it is the name of 'b'",
+            "the alias 'tasks' of 'a' is left out: it is the name of 'tasks'",
+        ]
+
+    def test_a_served_name_does_not_hide_another_model(
+        self, tmp_path: Path, folder: Path, catalog: Callable[..., Catalog]
+    ) -> None:
+        write_model(folder / "b")
+        started = catalog(
+            model=str(write_model(tmp_path / "a")), served_model_names=("one", "b", "two")
+        )
+        assert [(spec.id, spec.aliases) for spec in wait(started.models)] == [
+            ("one", ("two",)),
+            ("b", ()),
+        ]
+        assert resolved(started, "b").path == folder / "b"
+
+    def test_the_first_served_name_is_the_start_up_models_and_hides_another_one_aloud(
+        self,
+        tmp_path: Path,
+        folder: Path,
+        catalog: Callable[..., Catalog],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        path = write_model(tmp_path / "a")
+        write_model(folder / "b")
+        started = catalog(model=str(path), served_model_names=("b",))
+        assert resolved(started, "b").path == path
+        assert [record.getMessage() for record in caplog.records] == [
+            "--served-model-name b is also the name of another model, which cannot be asked for"
+        ]
+
+    def test_of_two_models_with_one_alias_the_first_has_it(
+        self, folder: Path, catalog: Callable[..., Catalog], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for name in ("a", "z"):
+            write_model(folder / name)
+        running = catalog(models={"z": {"aliases": ["x", "y"]}, "a": {"aliases": ["x"]}})
+        assert [resolved(running, name).id for name in ("x", "y")] == ["z", "z"]
+        assert resolved(running, "a").aliases == ()
+        assert [record.getMessage() for record in caplog.records] == [
+            "the alias 'x' of 'a' is left out: it is the alias of 'z'"
+        ]
+
+    def test_a_model_that_comes_takes_its_name_from_whose_alias_it_was(
+        self, folder: Path, catalog: Callable[..., Catalog]
+    ) -> None:
+        write_model(folder / "a")
+        running = catalog(models={"a": {"aliases": ["b"]}})
+        assert resolved(running, "b").id == "a"
+        write_model(folder / "b")
+        assert ids(running) == ["a", "b"]
+        assert resolved(running, "b").id == "b"
+
+    def test_settings_of_two_names_of_one_model_add_up_their_aliases(
+        self, folder: Path, catalog: Callable[..., Catalog], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        write_model(folder / "a")
+        running = catalog(models={"a": {"aliases": ["x"]}, "x": {"aliases": ["a", "x", "y"]}})
+        assert resolved(running, "y").aliases == ("x", "y")
+        assert not caplog.records
+
+    @pytest.mark.parametrize("name", ["default", "current"])
+    def test_a_model_that_has_a_name_for_any_model_is_warned_about(
+        self,
+        name: str,
+        folder: Path,
+        catalog: Callable[..., Catalog],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        write_model(folder / name)
+        running = catalog()
+        assert ids(running) == ids(running) == [name]
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert repr(name) in caplog.text
 
 
 class SlowHub(Hub):

@@ -48,6 +48,28 @@ class TestFlags:
     def test_serve_takes_the_model_without_a_flag(self) -> None:
         assert load("serve", "a/b") == load("--model", "a/b") == load("serve", "--model", "a/b")
 
+    @pytest.mark.parametrize("written", ["-5GB", "-5", "-.5GiB", "-1e3", "-inf", "- 5GB"])
+    @pytest.mark.parametrize(
+        ("flag", "expected"),
+        [
+            ("--park-memory", "0 or more bytes"),
+            ("--kv-cache-memory", "1 or more bytes"),
+            ("--drain-timeout-s", "0 or more seconds"),
+            ("--keepalive-s", "more than 0 seconds"),
+            ("--idle-timeout-s", "more than 0 seconds"),
+            ("--max-queue", "a whole number of 1 or more"),
+        ],
+    )
+    def test_a_negative_number_is_no_flag(self, flag: str, expected: str, written: str) -> None:
+        told = refusal("--model", "x", flag, written)
+        assert told.startswith(f"{flag} must be {expected}")
+        assert told.endswith(f"not {written!r}")
+        assert told == refusal("--model", "x", f"{flag}={written}")
+
+    def test_a_negative_number_after_no_flag_that_takes_one_is_unknown(self) -> None:
+        for argv in (["-5GB"], ["--dev-mode", "-5GB"], ["--park-memory", "5", "-5GB"]):
+            assert "there is no option -5GB" in refusal("--model", "x", *argv)
+
     def test_the_inline_name_of_on_demand_loading_is_known(self) -> None:
         assert load("--enable-inline-model-loading").swap.on_demand
 
@@ -128,7 +150,7 @@ class TestFlags:
             ("--model x --dtype int8", "--dtype must be one of auto, float32"),
             ("--model x --device tpu", "--device must be auto, cpu, cuda"),
             ("--model x --max-queue 0", "--max-queue must be a whole number of 1 or more"),
-            ("--model x --park-memory much", "--park-memory must be a number of bytes, such as"),
+            ("--model x --park-memory much", "--park-memory must be 0 or more bytes, such as"),
             ("--model x --idle-timeout-s 0", "--idle-timeout-s must be more than 0 seconds"),
             ("serv --model x", "no command 'serv'. Did you mean serve?"),
             ("serve x --model y", "two models are given"),
@@ -170,6 +192,10 @@ class TestLayers:
         assert settings.server.host == "::1"
         assert settings.swap.max_queue == 5
         assert settings.catalog.model == "from-file"
+
+    def test_the_demo_serves_other_models_beside_its_own(self, tmp_path: Path) -> None:
+        found = load("demo", "--models-dir", str(tmp_path)).catalog.models_dirs
+        assert found == (tmp_path, demo.MODELS_DIR)
 
     def test_the_file_beats_the_demos_own_settings(self, tmp_path: Path) -> None:
         file = written(tmp_path, "dev_mode: false\n")
@@ -246,6 +272,14 @@ class TestFile:
             ("models: {a: {ttl_s: x}}", "models: a: ttl_s must be"),
             ("models: {a: {pin: 1}}", "models: a: pin must be true or false"),
             ("models: {a: {background: yes please}}", "models: a: background must be"),
+            ("models: {current: }", "models: no model can be called 'current'"),
+            ("models: {'': {path: /m}}", "models: no model can be called ''"),
+            (
+                "models: {a: {aliases: [x, default]}}",
+                "aliases: no model can be called 'default'",
+            ),
+            ("models: {a: {aliases: current}}", "a: aliases: no model can be called 'current'"),
+            ("models: {a: {aliases: ['']}}", "models: a: aliases must be"),
         ],
     )
     def test_a_mistake_names_the_file_and_the_key(
@@ -255,6 +289,20 @@ class TestFile:
         message = refusal("--model", "x", "--config", file)
         assert complaint in message
         assert message.startswith(file)
+
+    def test_one_alias_needs_no_list(self, tmp_path: Path) -> None:
+        file = written(tmp_path, "models: {a: {aliases: gpt-4}}")
+        assert load("--model", "a", "--config", file).catalog.models == {
+            "a": {"aliases": ["gpt-4"]}
+        }
+
+    def test_a_served_name_that_means_any_model_is_refused(self, tmp_path: Path) -> None:
+        for name in ("current", "default"):
+            message = refusal("--model", "x", "--served-model-name", "mine", name)
+            assert message.startswith(f"--served-model-name: no model can be called '{name}'")
+            file = written(tmp_path, f"model: x\nserved-model-name: {name}")
+            assert f"no model can be called '{name}'" in refusal("--config", file)
+        assert "--served-model-name must not be empty" in refusal("--served-model-name", "")
 
 
 class TestAccess:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from hotswap.model_dir import Remembered, files_of, look_at
+from hotswap.contracts import ModelFacts
+from hotswap.model_dir import Remembered, files_of, look_at, own_chat_template
 from tests.model_files import CONFIG, sharded, write_model
 
 
@@ -22,6 +23,7 @@ def test_a_complete_checkpoint_is_a_chat_model(tmp_path: Path) -> None:
     found = look_at(str(tmp_path / "m"))
     assert found is not None
     assert found.defect is None
+    assert found.task == "generate"
     assert found.max_position_embeddings == 512
     assert found.created_unix == 1000
 
@@ -43,7 +45,8 @@ def test_a_checkpoint_in_several_files_needs_all_of_them(tmp_path: Path) -> None
         ("[]", {}, (), "config.json is not a JSON object"),
         ({}, {}, (), "names no architecture"),
         ({"architectures": []}, {}, (), "names no architecture"),
-        ({"architectures": ["BertModel"]}, {}, (), "BertModel is not a chat model"),
+        ({"architectures": ["BertForMaskedLM"]}, {}, (), "BertForMaskedLM is not a chat model"),
+        ({"architectures": ["BertModel", "CLIPModel"]}, {}, (), "is not a chat model"),
         (
             {"architectures": ["WhisperForConditionalGeneration"]},
             {},
@@ -51,7 +54,7 @@ def test_a_checkpoint_in_several_files_needs_all_of_them(tmp_path: Path) -> None
             "is not a chat model",
         ),
         ({**CONFIG, "is_encoder_decoder": True}, {}, (), "encoder-decoder"),
-        (CONFIG, {"modules.json": "[]"}, (), "embedding model"),
+        ({"architectures": ["BertModel"]}, {}, ("tokenizer.json",), "tokenizer is missing"),
         (CONFIG, {}, ("tokenizer.json",), "tokenizer is missing"),
         (CONFIG, {"pytorch_model.bin": "x"}, ("model.safetensors",), "no safetensors weights"),
         (CONFIG, {"model.gguf": "x"}, ("model.safetensors",), "no safetensors weights"),
@@ -72,6 +75,33 @@ def test_anything_else_says_what_is_wrong(
     assert found is not None
     assert reason in found
     assert str(tmp_path) not in found
+
+
+@pytest.mark.parametrize(
+    ("config", "files"),
+    [
+        ({"architectures": ["BertModel"]}, {}),
+        ({"architectures": ["XLMRobertaModel"]}, {}),
+        ({"architectures": ["ModernBertModel"]}, {}),
+        (CONFIG, {"modules.json": "[]"}),
+        (CONFIG, {"config_sentence_transformers.json": "{}"}),
+        ({"architectures": ["BertForMaskedLM"]}, {"modules.json": "[]"}),
+    ],
+)
+def test_an_embedding_model_is_told_by_its_files_or_its_architecture(
+    tmp_path: Path, config: dict[str, Any], files: dict[str, str]
+) -> None:
+    found = look_at(str(write_model(tmp_path, config=config, files=files)))
+    assert found is not None
+    assert (found.defect, found.task) == (None, "embed")
+
+
+def test_a_text_to_be_embedded_is_no_longer_than_its_model_was_made_for(tmp_path: Path) -> None:
+    files = {"sentence_bert_config.json": '{"max_seq_length": 256}'}
+    config = {"architectures": ["BertModel"], "max_position_embeddings": 512}
+    found = look_at(str(write_model(tmp_path, config=config, files=files)))
+    assert found is not None
+    assert found.max_position_embeddings == 256
 
 
 def test_a_dangling_link_is_a_missing_file(tmp_path: Path) -> None:
@@ -155,3 +185,54 @@ class TestRemembered:
     ) -> None:
         place = str(write_model(tmp_path))
         assert [remembered(place), remembered(place)] == [1, 2]
+
+
+def facts(path: Path) -> ModelFacts:
+    found = look_at(str(path))
+    assert found is not None
+    return found.facts
+
+
+def test_what_a_models_files_say_about_it(tmp_path: Path) -> None:
+    config = {**CONFIG, "model_type": "qwen3", "torch_dtype": "bfloat16"}
+    path = write_model(tmp_path, config=config)
+    assert facts(path) == ModelFacts(
+        family="qwen3", dtype="bfloat16", weights_bytes=7, parameters=3
+    )
+
+
+def test_the_weights_of_several_files_are_added_up(tmp_path: Path) -> None:
+    files = sharded("1.safetensors", "2.safetensors")
+    files |= {"1.safetensors": "1234", "2.safetensors": "12"}
+    path = write_model(tmp_path, files=files, without=("model.safetensors",))
+    assert facts(path) == ModelFacts(weights_bytes=6)
+
+
+def test_quantized_weights_do_not_tell_how_many_numbers_they_are(tmp_path: Path) -> None:
+    quantized = {"dtype": "bfloat16", "quantization_config": {"quant_method": "fp8"}}
+    path = write_model(tmp_path, config={**CONFIG, **quantized})
+    assert facts(path).quantization == "fp8"
+    assert facts(path).parameters == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "template"),
+    [
+        ({}, None),
+        ({"chat_template.jinja": "{{ a }}", "tokenizer_config.json": "{}"}, "{{ a }}"),
+        ({"tokenizer_config.json": '{"chat_template": "{{ b }}"}'}, "{{ b }}"),
+        (
+            {
+                "tokenizer_config.json": '{"chat_template": [{"name": "rag", "template": "r"}, '
+                '{"name": "default", "template": "d"}]}'
+            },
+            "d",
+        ),
+        ({"tokenizer_config.json": '{"chat_template": 7}'}, None),
+        ({"tokenizer_config.json": "broken"}, None),
+    ],
+)
+def test_a_models_own_chat_template(
+    tmp_path: Path, files: dict[str, str], template: str | None
+) -> None:
+    assert own_chat_template(write_model(tmp_path, files=files)) == template

@@ -3,6 +3,8 @@ a load would do."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hotswap.config import SwapRules
@@ -13,6 +15,8 @@ from hotswap.errors import (
     InvalidRequest,
     ModelLoadFailed,
     ModelNotFound,
+    ModelUnloaded,
+    NotLoaded,
     ShuttingDown,
 )
 from hotswap.scripted import MODEL_BYTES, Script
@@ -87,12 +91,134 @@ def test_a_model_that_comes_to_the_catalogue_is_seen() -> None:
     play(scenario)
 
 
-def test_without_loading_on_demand_only_what_answers_is_listed() -> None:
+def parked(house: House) -> list[str]:
+    return [model.model for model in house.registry.parked()]
+
+
+@pytest.mark.parametrize("how", ["listing", "load", "request_load"])
+def test_a_parked_model_that_the_catalogue_has_no_more_is_let_go(how: str) -> None:
     async def scenario(house: House) -> None:
+        for model in "ABC":
+            await house.ask(model)
+        del house.catalog._specs["A"]
+        assert parked(house) == ["A", "B"]
+        if how == "listing":
+            assert statuses(await house.service.models()) == {"B": "sleeping", "C": "loaded"}
+        elif how == "load":
+            await house.service.load("C", {}, "request")
+        else:
+            await house.service.request_load("C")
+        assert parked(house) == ["B"]
+
+    play(scenario)
+
+
+def test_a_parked_model_that_is_here_but_not_listed_stays() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        await house.ask("B")
+        resolve = house.catalog.resolve
+
+        async def models() -> tuple[ModelSpec, ...]:
+            return (spec("B"),)
+
+        house.catalog.models = models  # type: ignore[method-assign]
+        await house.service.models()
+        assert parked(house) == ["A"]
+
+        async def only_to_download(name: str) -> ModelSpec:
+            return replace(await resolve(name), path=None)
+
+        house.catalog.resolve = only_to_download  # type: ignore[method-assign]
+        await house.service.models()
+        assert parked(house) == []
+
+    play(scenario)
+
+
+def test_a_parked_start_up_model_whose_files_are_gone_is_let_go() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        await house.ask("B")
+        assert statuses(await house.service.models())["A"] == "sleeping"
+
+        async def gone(name: str) -> ModelSpec:
+            raise CheckpointRefused(f"{name} cannot be served: there is no such directory.")
+
+        house.catalog.resolve = gone  # type: ignore[method-assign]
+        assert statuses(await house.service.models())["A"] == "unloaded"
+        assert parked(house) == []
+
+    play(scenario, startup="A")
+
+
+async def answers(house: House) -> dict[str, str]:
+    """What the listing says of a model, and what a request for it gets."""
+    listed, got = statuses(await house.service.models()), {}
+    for model in "ABC":
+        answer = await house.ask(model)
+        got[model] = f"{listed.get(model)}: {answer.error.code if answer.error else answer.model}"
+    return got
+
+
+def test_without_loading_on_demand_what_is_listed_is_found() -> None:
+    async def scenario(house: House) -> None:
+        missing, asleep = "None: model_not_found", "sleeping: model_unloaded"
+        await house.service.load("A", {}, "request")
+        assert await answers(house) == {"A": "loaded: A", "B": missing, "C": missing}
         await house.service.load("B", {}, "request")
-        assert set(statuses(await house.service.models())) == {"A", "B"}
+        assert await answers(house) == {"A": asleep, "B": "loaded: B", "C": missing}
+        await house.service.unload()
+        assert await answers(house) == {"A": asleep, "B": asleep, "C": missing}
+        await house.service.load("A", {}, "request")
+        await house.service.unload(park=False)
+        unloaded = {"A": "unloaded: model_unloaded", "B": missing, "C": missing}
+        assert await answers(house) == unloaded
 
     play(scenario, rules=SwapRules(on_demand=False), startup="A")
+
+
+def test_without_loading_on_demand_a_refusal_says_what_brings_the_model() -> None:
+    async def scenario(house: House) -> None:
+        async def told(name: str) -> str:
+            error = (await house.ask(name)).error
+            assert isinstance(error, ModelUnloaded)
+            return error.message
+
+        await house.service.load("B", {}, "request")
+        assert "another model; load it with POST /v1/load_model" in await told("A")
+        await house.service.sleep(park=True)
+        assert "put to sleep; POST /wake_up wakes it" in await told("B")
+        await house.service.wake_up()
+        await house.service.unload()
+        assert "was unloaded; load it with POST /v1/load_model" in await told("B")
+
+    play(scenario, rules=SwapRules(on_demand=False), startup="A")
+
+
+def test_a_context_that_memory_cut_is_listed_as_it_was_cut_also_while_the_model_sleeps() -> None:
+    async def scenario(house: House) -> None:
+        async def lengths() -> dict[str, int | None]:
+            return {one.id: one.max_model_len for one in await house.service.models()}
+
+        assert await lengths() == {"A": 4096, "B": 4096}
+        await house.ask("A")
+        assert await lengths() == {"A": 100, "B": 4096}
+        await house.ask("B")
+        assert await lengths() == {"A": 100, "B": 4096}
+        house.registry.script.room_tokens["A"] = 64
+        await house.service.load("A", {"max_model_len": 64}, "request")
+        assert (await lengths())["A"] == 64
+        house.registry.script.room_tokens["A"] = 100
+        await house.ask("B")
+        assert (await lengths())["A"] == 4096, "of these settings nothing is known any more"
+        await house.service.load("A", {}, "request")
+        house.catalog._specs["A"] = spec("A", max_position_embeddings=2048)
+        await house.service.unload()
+        assert (await lengths())["A"] == 2048, "other files"
+
+    models = tuple(spec(name, max_position_embeddings=4096) for name in "AB")
+    play(scenario, script=Script(room_tokens={"A": 100}), models=models)
 
 
 def test_a_forecast_says_what_would_go_and_changes_nothing() -> None:
@@ -182,8 +308,25 @@ def test_tokens_are_told_without_loading_anything() -> None:
     async def scenario(house: House) -> None:
         request = GenerationRequest(prompts=(TextPrompt("x"),), model="B")
         tokenized = await house.service.tokenize(request)
-        assert (tokenized.model, len(tokenized.ids)) == ("B", 1)
+        assert (tokenized.model, len(tokenized.ids), tokenized.texts) == ("B", 1, ())
+        [texts] = (await house.service.tokenize(request, texts=True)).texts
+        assert len(texts) == len(tokenized.ids[0])
         assert await house.service.detokenize("A", [4, 5]) == ("A", "A: 4 5")
         assert house.registry.prepared == []
+
+    play(scenario)
+
+
+def test_unloading_a_sleeping_model_lets_go_of_it() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        await house.ask("B")
+        version = house.controller.snapshot().version
+        assert (await house.service.unload("A")).model == "A"
+        seen = statuses(await house.service.models())
+        assert (seen["A"], seen["B"]) == ("unloaded", "loaded")
+        assert house.controller.snapshot().version > version
+        with pytest.raises(NotLoaded):
+            await house.service.unload("A")
 
     play(scenario)

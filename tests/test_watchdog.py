@@ -58,6 +58,9 @@ class Reading:
     def generate(self, rendered: Any) -> Any:
         raise AssertionError("the watchdog only looks")
 
+    async def embed(self, rendered: Any) -> Any:
+        raise AssertionError("the watchdog only looks")
+
     def abort(self, error: Exception) -> None:
         raise AssertionError("the watchdog only looks")
 

@@ -18,7 +18,7 @@ from typing import Any
 from anyio import Lock, from_thread, lowlevel, to_thread
 
 from hotswap.config import CatalogConfig, ConfigError, EngineConfig, apply_overrides
-from hotswap.contracts import ModelSpec, Report
+from hotswap.contracts import RESIDENT_NAMES, ModelFacts, ModelSpec, Report
 from hotswap.errors import CheckpointRefused, InvalidRequest, ModelNotFound
 from hotswap.hub import CachedModel, Hub, snapshot_files
 from hotswap.model_dir import CONFIG, ModelDir, Remembered, files_of, look_at
@@ -50,8 +50,9 @@ class _Entry:
     repo_id: str | None = None
     revision: str | None = None
     aliases: list[str] = field(default_factory=list)
+    """Names that it was found or given under beside its id; those of ``settings`` come on top."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """From ``models:`` in the config file."""
+    """From ``models:`` in the config file; of the aliases there, those that it got."""
 
 
 class Catalog:
@@ -224,11 +225,13 @@ class Catalog:
         spec = ModelSpec(
             id=entry.id,
             path=directory.path if directory else None,
+            task=directory.task if directory else "generate",
             revision=entry.revision,
             aliases=tuple(entry.aliases),
             engine=self._flags_for(entry),
             max_position_embeddings=directory.max_position_embeddings if directory else None,
             created_unix=directory.created_unix if directory else 0,
+            facts=directory.facts if directory else ModelFacts(),
         )
         if directory is not None:
             if directory.settings_error and strict:
@@ -266,28 +269,85 @@ class Catalog:
             survey.add(name, directory)
         for name, directory in in_cache:
             survey.add(name, directory, repo_id=name)
+        self._add_mere_names(survey)
+        # Last: a model's own name comes before any alias, wherever the model was found.
+        self._give_aliases(survey)
+        survey.specs = tuple(self._spec(entry, strict=False) for entry in survey.entries)
+        self._complain_of_ids(survey, in_dirs + in_cache)
+        return survey
+
+    def _complain_of_ids(self, survey: _Survey, local: Sequence[tuple[str, ModelDir]]) -> None:
+        for entry in survey.entries:
+            if entry.id in RESIDENT_NAMES:
+                self._complain(
+                    f"a model is called {entry.id!r}, and a request for that name gets whichever "
+                    "model is loaded: give it another name"
+                )
+        first = self._config.served_model_names[:1]
+        for name, directory in local:
+            owner = survey.named(name) if name in first else None
+            if owner is not None and not directory.defect and survey.at(directory) is not owner:
+                self._complain(
+                    f"--served-model-name {name} is also the name of another model, "
+                    "which cannot be asked for"
+                )
+
+    def _add_mere_names(self, survey: _Survey) -> None:
         for name, settings in self._config.models.items():
             if survey.named(name) is None and _is_mere_name(name, settings):
                 survey.put(_Entry(name, None))
                 if idle := sorted(settings.keys() - _OF_MERE_NAMES):
-                    self._complain(name, f"{', '.join(idle)} has no effect on a name without files")
-            if not survey.configure(name, settings):
-                self._complain(name, "there is no such model here")
-        survey.specs = tuple(self._spec(entry, strict=False) for entry in survey.entries)
-        return survey
+                    self._complain_of_settings(
+                        name, f"{', '.join(idle)} has no effect on a name without files"
+                    )
 
-    def _complain(self, name: str, reason: str) -> None:
-        """Once: the model may be put there later, and then is configured."""
-        if name not in self._complained:
-            self._complained.add(name)
-            log.warning("`models:` has settings for %r, and %s", name, reason)
+    def _give_aliases(self, survey: _Survey) -> None:
+        """Those of the start-up model first, then those of ``models:`` in their order."""
+        startup = survey.named(self.startup) if self.startup is not None else None
+        if startup is not None:
+            asked = self._config.served_model_names[1:]
+            startup.aliases[:0] = self._granted(survey, startup, asked)
+        for name, settings in self._config.models.items():
+            entry = survey.named(name)
+            if entry is None:
+                self._complain_of_settings(name, "there is no such model here")
+                continue
+            given = dict(settings)
+            if "aliases" in settings:
+                former = entry.settings.get("aliases", ())
+                given["aliases"] = [*former, *self._granted(survey, entry, settings["aliases"])]
+            entry.settings = {**entry.settings, **given}
+
+    def _granted(self, survey: _Survey, entry: _Entry, aliases: Sequence[str]) -> list[str]:
+        """The aliases that ``entry`` gets: not those that another model has."""
+        granted = []
+        for alias in dict.fromkeys(aliases):
+            owner = survey.give(alias, entry)
+            if owner is not entry:
+                kind = "name" if survey.is_own_name(alias) else "alias"
+                self._complain(
+                    f"the alias {alias!r} of {entry.id!r} is left out: "
+                    f"it is the {kind} of {owner.id!r}"
+                )
+            elif alias not in (entry.id, *entry.aliases):
+                granted.append(alias)
+        return granted
+
+    def _complain_of_settings(self, name: str, reason: str) -> None:
+        self._complain(f"`models:` has settings for {name!r}, and {reason}")
+
+    def _complain(self, about: str) -> None:
+        """Once, although the disk is looked at again and again: what is missing may be put there
+        later."""
+        if about not in self._complained:
+            self._complained.add(about)
+            log.warning("%s", about)
 
     def _add_startup(self, survey: _Survey, in_dirs: Mapping[str, ModelDir]) -> None:
         name, id = self._config.model, self.startup
         if name is None or id is None:
             return
-        entry = _Entry(id, None)
-        aliases = list(self._config.served_model_names[1:])
+        entry, own = _Entry(id, None), id
         path = Path(name).expanduser()
         written = _REPOSITORY.fullmatch(name)
         if _is_path(name) or written is None:
@@ -296,14 +356,14 @@ class Catalog:
             entry.directory = self._look_at(str(path))
         elif name in in_dirs:
             entry.directory = in_dirs[name]
-            aliases.append(name)
+            own = name
         elif os.path.exists(path):  # typed without "./"; the Hub is not asked
             entry.directory = self._look_at(str(path)) or _nothing_at(path, name)
         else:
             entry.repo_id, entry.revision = written["repo"], written["revision"]
             entry.directory = self._cached(entry.repo_id, entry.revision)
-            aliases.append(name)
-        entry.aliases = [alias for alias in dict.fromkeys(aliases) if alias != id]
+            own = name
+        entry.aliases = [own] if own != id else []
         survey.put(entry)
 
     def _add_declared(
@@ -350,7 +410,8 @@ class Catalog:
 
 
 class _Survey:
-    """What was found, in order; each directory once, each name meaning the first that had it."""
+    """What was found, in order; each directory once, each name meaning the first that had it, and
+    an alias only where it is nobody's name."""
 
     def __init__(self, begun: float = -math.inf) -> None:
         self.begun = begun
@@ -359,8 +420,9 @@ class _Survey:
         """What is listed."""
         self.entries: list[_Entry] = []
         self.defects: dict[str, str] = {}
-        """Directories that hold no chat model, by name."""
+        """Directories that hold no model that can be served, by name."""
         self._names: dict[str, _Entry] = {}
+        self._aliases: dict[str, _Entry] = {}
         self._places: dict[tuple[int, int], _Entry] = {}
 
     def put(self, entry: _Entry) -> None:
@@ -381,18 +443,15 @@ class _Survey:
         else:
             self.put(_Entry(name, directory, repo_id))
 
-    def configure(self, name: str, settings: Mapping[str, Any]) -> bool:
-        """Whether there is such a model."""
-        entry = self.named(name)
-        if entry is None:
-            return False
-        entry.settings = {**entry.settings, **settings}
-        for alias in settings.get("aliases", ()):
-            self._names.setdefault(alias, entry)
-        return True
+    def give(self, alias: str, entry: _Entry) -> _Entry:
+        """Who has that name now: ``entry``, unless another one had it before."""
+        return self._names.get(alias) or self._aliases.setdefault(alias, entry)
+
+    def is_own_name(self, name: str) -> bool:
+        return name in self._names
 
     def named(self, name: str) -> _Entry | None:
-        return self._names.get(name) or self._at_path(name)
+        return self._names.get(name) or self._aliases.get(name) or self._at_path(name)
 
     def at(self, directory: ModelDir) -> _Entry | None:
         return self._places.get(directory.identity)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import hotswap
 from hotswap import demo
-from hotswap.contracts import EngineConfig, ModelSpec
+from hotswap.contracts import RESIDENT_NAMES, EngineConfig, ModelSpec
 from hotswap.errors import InvalidRequest
 from hotswap.model_settings import apply_overrides
 from hotswap.options import (
@@ -23,6 +23,7 @@ from hotswap.options import (
     default_text,
     markdown_table,
     nearest,
+    with_negatives,
 )
 from hotswap.yaml_text import parse_yaml
 
@@ -117,7 +118,11 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ) 
     environment = _from_environment(environ)
     file, models = _from_file(flags.get("config") or environment.get("config"))
     preset = _DEMO if command == "demo" else {}
-    settings = _assemble({**preset, **file, **environment, **flags}, models)
+    values = {**preset, **file, **environment, **flags}
+    if command == "demo":  # whoever shows it other models still wants its own
+        bundled = str(demo.MODELS_DIR)
+        values["catalog.models_dirs"] = (*values.get("catalog.models_dirs", ()), bundled)
+    settings = _assemble(values, models)
     _check(settings)
     return settings
 
@@ -173,7 +178,6 @@ def settings_table() -> str:
 
 _DEMO: Mapping[str, Any] = {
     "catalog.model": "hotswap/sums",
-    "catalog.models_dirs": (str(demo.MODELS_DIR),),
     "catalog.scan_hub_cache": False,
     "swap.on_demand": True,
     "server.dev_mode": True,
@@ -187,7 +191,7 @@ def _from_command_line(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """The command, empty if none is given, and the settings."""
     parser = command_line_parser(hotswap.__version__, _default_texts())
     # Intermixed: the command may come after flags, and the model after more of them.
-    parsed, unknown = parser.parse_known_intermixed_args(argv)
+    parsed, unknown = parser.parse_known_intermixed_args(with_negatives(argv))
     given = vars(parsed)
     command, model = _command_and_model(given.pop("words"), unknown)
     if model is not None:
@@ -261,6 +265,7 @@ def _models_in(value: Any, path: str) -> dict[str, dict[str, Any]]:
 def _model_entry(name: str, value: Any, path: str) -> dict[str, Any]:
     entry = {} if value is None else value
     where = f"{path}: models: {name}"
+    _check_name(name, f"{path}: models")
     if not isinstance(entry, dict):
         raise ConfigError(f"{where} must be a mapping of settings")
     if not isinstance(entry.get("path", ""), str):
@@ -269,10 +274,21 @@ def _model_entry(name: str, value: Any, path: str) -> dict[str, Any]:
         entry = entry | {"chat_template": _chat_template(entry["chat_template"], where)}
     settings = {key: item for key, item in entry.items() if key != "path"}
     try:
-        apply_overrides(ModelSpec(id=name, path=None), settings, "config_file")
+        spec = apply_overrides(ModelSpec(id=name, path=None), settings, "config_file")
     except InvalidRequest as error:
         raise ConfigError(f"{where}: {error.message}") from None
-    return entry
+    for alias in spec.aliases:
+        _check_name(alias, f"{where}: aliases")
+    # One alone may be written without a list.
+    return entry | {"aliases": list(spec.aliases)} if "aliases" in entry else entry
+
+
+def _check_name(name: str, where: str) -> None:
+    if name in RESIDENT_NAMES:
+        raise ConfigError(
+            f"{where}: no model can be called {name!r}: "
+            "a request for that name gets whichever model is loaded"
+        )
 
 
 def _read(option: Option, written: str | list[str], where: str) -> Any:
@@ -342,6 +358,8 @@ def _check(settings: Settings) -> None:
         )
     if catalog.served_model_names and catalog.model is None:
         raise ConfigError("--served-model-name needs --model")
+    for name in catalog.served_model_names:
+        _check_name(name, "--served-model-name")
     if settings.engine.chat_template is not None and catalog.model is None:
         raise ConfigError("--chat-template needs --model; `models:` takes one per model")
     for folder in catalog.models_dirs:

@@ -22,6 +22,9 @@ from hotswap.errors import HotswapError
 
 # -- what a client asks for ------------------------------------------------------------------
 
+RESIDENT_NAMES = frozenset({"", "default", "current"})
+"""Names under which a client asks for whatever model is resident. No model is called so."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolChoice:
@@ -54,6 +57,8 @@ class ChatPrompt:
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
     text: str
+    special: bool = True
+    """With the special tokens that the model's tokenizer puts around a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +243,8 @@ class Tokenized:
     model: str
     ids: tuple[tuple[int, ...], ...]
     """Of each prompt."""
+    texts: tuple[tuple[str, ...], ...] = ()
+    """Where they were asked for, what each token stands for; half a character is U+FFFD."""
 
 
 class Rendered(Protocol):
@@ -250,8 +257,15 @@ class Rendered(Protocol):
     def token_ids(self) -> tuple[tuple[int, ...], ...]:
         """Of each prompt."""
 
+    @property
+    def token_texts(self) -> tuple[tuple[str, ...], ...]:
+        """What each of these tokens stands for. Made when it is asked for."""
+
 
 # -- what there is to serve --------------------------------------------------------------------
+
+Task = Literal["generate", "embed"]
+"""What a model is for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +286,21 @@ class EngineConfig:
     trust_remote_code: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What a model's files say about it; empty and 0 where they do not, or are not here."""
+
+    family: str = ""
+    """What its configuration calls the architecture: "qwen3"."""
+    dtype: str = ""
+    """Of its weights as they were saved: "bfloat16"."""
+    quantization: str = ""
+    """How its weights are quantized: "fp8"."""
+    weights_bytes: int = 0
+    parameters: int = 0
+    """Numbers in its weights, to within the headers of the files."""
+
+
 @dataclass(frozen=True, slots=True)
 class AppliedSetting:
     value: Any
@@ -287,6 +316,8 @@ class ModelSpec:
     id: str
     path: Path | None
     """The model's directory; None: a Hub repository that must be downloaded first."""
+    task: Task = "generate"
+    """Means nothing before the model is here: its files say what it is for."""
     revision: str | None = None
     aliases: tuple[str, ...] = ()
     engine: EngineConfig = EngineConfig()
@@ -302,6 +333,7 @@ class ModelSpec:
     """Its requests are answered by whichever model is resident, and never cause a swap."""
     max_position_embeddings: int | None = None
     created_unix: int = 0
+    facts: ModelFacts = ModelFacts()
 
 
 # -- an engine and who builds it -------------------------------------------------------------
@@ -345,6 +377,14 @@ class Engine(Protocol):
 
         Raises:
             InvalidRequest: it does not fit this engine (its settings may have changed meanwhile).
+        """
+
+    async def embed(self, rendered: Any) -> Embeddings:
+        """Compute what `EngineRegistry.render_embedding` made; given up when cancelled.
+
+        Raises:
+            InvalidRequest: this engine embeds nothing.
+            HotswapError: the engine failed or was aborted.
         """
 
     def abort(self, error: HotswapError) -> None:
@@ -413,6 +453,14 @@ class EngineRegistry(Protocol):
         Raises:
             InvalidRequest: what is asked cannot be done by this model.
             ModelLoadFailed: the model's tokenizer or configuration is unusable.
+        """
+
+    async def render_embedding(self, spec: ModelSpec, request: EmbeddingRequest) -> Rendered:
+        """As `render`, of texts to be embedded.
+
+        Raises:
+            InvalidRequest: what is asked cannot be done by this model.
+            ModelLoadFailed: as `render`.
         """
 
     async def detokenize(self, spec: ModelSpec, ids: Sequence[int]) -> str:
@@ -565,6 +613,8 @@ class SwapSnapshot:
     memory: MemoryReport | None
     unserviceable_reason: str | None = None
     """Why not ``serviceable``, in a short sentence; None where it is."""
+    expires_in_s: float | None = None
+    """Until the resident model is let go, if nobody uses it from now on; None: never."""
 
     @property
     def unloads(self) -> int:
@@ -620,9 +670,23 @@ class ModelListing:
     owned_by: str
     status: ModelStatus
     max_model_len: int | None
+    """Less than it is set to be where its last start had memory for fewer tokens."""
+    task: Task = "generate"
     progress: Progress | None = None
     error: str | None = None
     """Why the last load of this model failed, where it did."""
+    facts: ModelFacts = ModelFacts()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDescription:
+    """All that may be told of one model."""
+
+    listing: ModelListing
+    sampling: SamplingParams
+    """Defaults for what a request leaves unset."""
+    chat_template: str | None
+    """As Jinja source; None: it has none."""
 
 
 UnloadMode = Literal["drain", "abort"]
@@ -639,8 +703,18 @@ class ModelService(Protocol):
             HotswapError: on entering, any leaf; nothing has been sent to a client by then.
         """
 
-    async def tokenize(self, request: GenerationRequest) -> Tokenized:
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """As `generate`: may wait for a swap; given up when cancelled.
+
+        Raises:
+            HotswapError: any leaf.
+        """
+
+    async def tokenize(self, request: GenerationRequest, *, texts: bool = False) -> Tokenized:
         """What the request would be answered for. Neither loads a model nor waits for one.
+
+        Args:
+            texts: say what each token stands for, too.
 
         Raises:
             HotswapError: as `generate` would, before it waits.
@@ -663,6 +737,38 @@ class ModelService(Protocol):
 
     async def model(self, name: str) -> ModelListing:
         """Raises: ModelNotFound."""
+
+    async def describe(self, name: str) -> ModelDescription:
+        """More about a model than its listing, read from its files.
+
+        Raises:
+            ModelNotFound, ModelLoadFailed
+        """
+
+    async def warm(self, name: str | None, *, keep_alive_s: float | None = None) -> str:
+        """Wait until a model is resident, as a request for it would; returns its id.
+
+        Raises:
+            HotswapError: as `generate`.
+        """
+
+    async def let_go(self, name: str | None) -> str:
+        """Have a model leave the device as soon as no answer of it runs; done at once where it is
+        not there, and waits for it where nothing runs. Returns its id.
+
+        Raises:
+            NotPermitted: requests may not swap models here, so they may not let go of one either.
+            ModelNotFound, ModelLoadFailed
+        """
+
+    async def pull(self, name: str, report: Report) -> str:
+        """Bring a model to this machine's disk, if it is not there; stops when cancelled. Returns
+        its id.
+
+        Raises:
+            NotPermitted: it is not here, and requests may not download it.
+            ModelNotFound, DownloadFailed, ModelLoadFailed, ShuttingDown
+        """
 
     async def load(self, name: str | None, overrides: Mapping[str, Any], source: str) -> LoadReport:
         """Put a model on the device and wait for it. ``name`` None: the start-up model.
@@ -692,30 +798,44 @@ class ModelService(Protocol):
         mode: UnloadMode = "drain",
         park: bool = True,
     ) -> UnloadReport:
-        """Take the resident model off the device; with a name that is loading, cancel that load.
+        """Take the resident model off the device; with a name that is loading, cancel that load;
+        with one that sleeps, let go of what is kept of it.
 
         Args:
             park: keep it in host memory, where there is room.
 
         Raises:
             ModelNotFound: no such model.
-            NotLoaded: ``name`` is neither resident nor loading.
+            NotLoaded: ``name`` is neither resident nor loading, nor does it sleep.
             SwapInProgress: the running answers did not end in time; the model still serves.
         """
 
     async def sleep(self, *, park: bool, mode: UnloadMode = "drain") -> UnloadReport:
-        """`unload`, after which a request for any model, or `wake_up`, brings this one back with
-        the settings that it had.
+        """Leave the device empty, whatever goes on: the resident model is unloaded, and every load
+        that is under way or wanted by now is called off, its waiters refused with `ModelUnloaded`.
+
+        Afterwards `wake_up`, and where requests may load models also a request for whichever model
+        is loaded, brings back the model that was on the device last, with the settings that it
+        had; where none had been, the one that was on its way. A request that names another model
+        brings that one. What is asked for after `sleep` was called is not called off: with
+        `wake_up` right behind it, the model leaves and comes back.
+
+        Returns:
+            Once nothing is on the device. Where nothing was there or on its way, at once.
 
         Raises:
-            SwapInProgress: as `unload`.
+            SwapInProgress: the running answers did not end in time; the resident model is awake
+                still, but the loads have been called off.
+            DeviceLost: what was on the device could not be taken off.
         """
 
     async def wake_up(self) -> LoadReport:
         """Put the model on the device that was put to sleep or was there last, else the start-up
-        model, and wait for it. Nothing is done where one is on the device.
+        model, and wait for it. Nothing is done where one is on the device; where one is on its way
+        there, that one is waited for.
 
         Raises:
             ModelNotFound: there was none, and the server was started without one.
+            ModelUnloaded: somebody put it to sleep again, or unloaded it, before it was ready.
             ModelLoadFailed, InsufficientMemory, SwapInProgress, ShuttingDown
         """

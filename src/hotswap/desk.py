@@ -57,6 +57,13 @@ class Residency:
             return math.inf
         return self.idle_since + self.idle_limit_s
 
+    def expires_in_s(self, now: float) -> float | None:
+        """Until it is let go, if nobody uses it from ``now`` on; None: never."""
+        if self.idle_limit_s is None or self.idle_limit_s < 0:
+            return None
+        idle_s = 0.0 if self.leases else now - self.idle_since
+        return max(0.0, self.idle_limit_s - idle_s)
+
 
 class Verdict(Generic[T]):
     """What somebody waits for: granted or refused, once."""
@@ -92,6 +99,10 @@ class Target:
     spec: ModelSpec
     """Where any model will do: the one to bring if there is none."""
     is_any: bool = False
+    """Any for the same task."""
+
+    def takes(self, spec: ModelSpec) -> bool:
+        return _takes(self.spec, spec, is_any=self.is_any)
 
 
 @dataclass(eq=False)
@@ -107,6 +118,9 @@ class Waiter:
     def model(self) -> str | None:
         """None: any will do."""
         return None if self.is_any else self.spec.id
+
+    def takes(self, spec: ModelSpec) -> bool:
+        return _takes(self.spec, spec, is_any=self.is_any)
 
 
 @dataclass(eq=False)
@@ -212,10 +226,16 @@ class Desk:
 
     def admit(self, stay: Residency) -> None:
         """Let in whoever waits for the resident model or for any, as one batch."""
-        for waiter in [one for one in self.queue if one.model in (None, stay.spec.id)]:
+        self.part_from(stay.spec)
+        for waiter in [one for one in self.queue if one.takes(stay.spec)]:
             self.queue.remove(waiter)
             stay.leases += 1
             waiter.verdict.grant(stay)
+
+    def part_from(self, resident: ModelSpec) -> None:
+        """Whom any model would suit, but none for another task, now waits for his own."""
+        for waiter in self.takers_of_any():
+            waiter.is_any = waiter.takes(resident)
 
     def refuse(self, which: Callable[[Waiter | LoadWish], bool], error: HotswapError) -> None:
         """Send such waiters away, requests and operators alike."""
@@ -265,6 +285,10 @@ class Desk:
         for wish in self.load_wishes:
             wish.spec = local if wish.spec == spec else wish.spec
         self.ring()
+
+
+def _takes(own: ModelSpec, spec: ModelSpec, *, is_any: bool) -> bool:
+    return spec.id == own.id or (is_any and spec.task == own.task)
 
 
 def is_same_load(one: ModelSpec, other: ModelSpec) -> bool:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import anyio
 
 from hotswap.contracts import (
+    EmbeddingRequest,
     Engine,
     EngineRegistry,
     Estimate,
@@ -85,6 +86,9 @@ class LateRegistry:
 
     async def render(self, spec: ModelSpec, request: GenerationRequest) -> Rendered:
         return await (await self.arrival()).render(spec, request)
+
+    async def render_embedding(self, spec: ModelSpec, request: EmbeddingRequest) -> Rendered:
+        return await (await self.arrival()).render_embedding(spec, request)
 
     async def detokenize(self, spec: ModelSpec, ids: Sequence[int]) -> str:
         return await (await self.arrival()).detokenize(spec, ids)

@@ -1,4 +1,5 @@
-"""What one directory holds: whether it is a chat model, and what it says about itself."""
+"""What one directory holds: whether it is a model that can be served, what for, and what it says
+about itself."""
 
 from __future__ import annotations
 
@@ -11,15 +12,32 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from hotswap.config import parse_yaml
+from hotswap.contracts import ModelFacts, Task
 from hotswap.errors import InvalidRequest
 
 CONFIG = "config.json"
 SETTINGS = "hotswap_config.yaml"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model")
+_TOKENIZERS = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model"),
+    *("vocab.txt", "sentencepiece.bpe.model"),
+)
 # Embedding models of causal architecture (Qwen3-Embedding) are told by these.
 _EMBEDDING_MARKS = ("modules.json", "config_sentence_transformers.json")
+_TEMPLATE = "chat_template.jinja"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+_EMBEDDED_LENGTH = "sentence_bert_config.json"
+_ENCODERS = frozenset(
+    f"{family}Model"
+    for family in (
+        *("Albert", "Bert", "Camembert", "DebertaV2", "DistilBert", "Electra", "EuroBert", "Gte"),
+        *("JinaEmbeddingsV3", "MPNet", "ModernBert", "NomicBert", "Roberta", "XLMRoberta"),
+        *("Gemma3Text", "Llama", "Mistral", "Qwen2", "Qwen3"),
+    )
+)
+"""Architectures without a head for any task, as models that embed texts are saved."""
 _MAX_JSON_BYTES = 32 * 1024 * 1024
 
 
@@ -29,9 +47,11 @@ class ModelDir:
     identity: tuple[int, int]
     """Device and inode: equal for two names of one directory."""
     defect: str | None = None
-    """Why this cannot be served, with no path in it; None: a chat model."""
+    """Why this cannot be served, with no path in it; None: it can."""
+    task: Task = "generate"
     max_position_embeddings: int | None = None
     created_unix: int = 0
+    facts: ModelFacts = field(default_factory=ModelFacts)
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What its ``hotswap_config.yaml`` says, unchecked."""
     settings_error: InvalidRequest | None = None
@@ -49,8 +69,11 @@ def look_at(place: str) -> ModelDir | None:
     found = ModelDir(path=path, identity=(status.st_dev, status.st_ino))
     try:
         config = _json_object(path / CONFIG)
-        defect = _defect(config) or _missing_file(path, names)
+        task = _task(config, names)
+        defect = _defect(config, task) or _missing_file(path, names)
+        longest = _longest(path, names, config, task)
         created_unix = int((path / CONFIG).stat().st_mtime)
+        facts = ModelFacts() if defect else _facts(path, config)
     except (OSError, ValueError) as error:
         return _with_defect(found, _reason(error))
     if defect:
@@ -59,8 +82,10 @@ def look_at(place: str) -> ModelDir | None:
     return ModelDir(
         path=path,
         identity=found.identity,
-        max_position_embeddings=_max_position_embeddings(config),
+        task=task,
+        max_position_embeddings=longest,
         created_unix=created_unix,
+        facts=facts,
         settings=settings,
         settings_error=settings_error,
     )
@@ -88,12 +113,23 @@ def _json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _defect(config: Mapping[str, Any]) -> str | None:
+def _task(config: Mapping[str, Any], names: frozenset[str]) -> Task:
+    if names.intersection(_EMBEDDING_MARKS):
+        return "embed"
+    architectures = config.get("architectures")
+    is_encoder = isinstance(architectures, list) and _ENCODERS.issuperset(map(str, architectures))
+    return "embed" if architectures and is_encoder else "generate"
+
+
+def _defect(config: Mapping[str, Any], task: Task) -> str | None:
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
         return f"{CONFIG} names no architecture"
     # GPT-2 is older than the naming rule.
-    if not any(str(name).endswith(("ForCausalLM", "GPT2LMHeadModel")) for name in architectures):
+    is_causal = any(
+        str(name).endswith(("ForCausalLM", "GPT2LMHeadModel")) for name in architectures
+    )
+    if task == "generate" and not is_causal:
         return f"{str(architectures[0])[:80]} is not a chat model"
     if config.get("is_encoder_decoder"):
         return "it is an encoder-decoder model"
@@ -101,8 +137,6 @@ def _defect(config: Mapping[str, Any]) -> str | None:
 
 
 def _missing_file(path: Path, names: frozenset[str]) -> str | None:
-    if names.intersection(_EMBEDDING_MARKS):
-        return "it is an embedding model"
     if not names.intersection(_TOKENIZERS):
         return "its tokenizer is missing"
     if _WEIGHTS in names:
@@ -123,6 +157,19 @@ def _shards(index: Mapping[str, Any]) -> set[str]:
     return {str(shard) for shard in weight_map.values()}
 
 
+def _longest(
+    path: Path, names: frozenset[str], config: Mapping[str, Any], task: Task
+) -> int | None:
+    """Tokens that it sees at most; an embedding model may be meant for shorter texts than it has
+    positions."""
+    positions = _max_position_embeddings(config)
+    if task != "embed" or _EMBEDDED_LENGTH not in names:
+        return positions
+    own = _json_object(path / _EMBEDDED_LENGTH).get("max_seq_length")
+    told = own if isinstance(own, int) and not isinstance(own, bool) and own > 0 else None
+    return min(filter(None, (told, positions)), default=None)
+
+
 def _max_position_embeddings(config: Mapping[str, Any]) -> int | None:
     inner = config.get("text_config")
     for holder in (config, inner if isinstance(inner, dict) else {}):
@@ -131,6 +178,44 @@ def _max_position_embeddings(config: Mapping[str, Any]) -> int | None:
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 return value
     return None
+
+
+def _facts(path: Path, config: Mapping[str, Any]) -> ModelFacts:
+    inner = config.get("text_config")
+    holders = (config, inner if isinstance(inner, dict) else {})
+    dtypes = [holder.get(key) for holder in holders for key in ("dtype", "torch_dtype")]
+    dtype = next((str(name)[:20] for name in dtypes if isinstance(name, str)), "")
+    quantized = config.get("quantization_config")
+    quantization = ""
+    if isinstance(quantized, dict):
+        quantization = str(quantized.get("quant_method", "unknown"))[:20]
+    weights_bytes = sum((path / name).stat().st_size for name in _weight_files(path))
+    width = 0 if quantization else _WIDTHS.get(dtype, 0)
+    return ModelFacts(
+        family=str(config.get("model_type", ""))[:80],
+        dtype=dtype,
+        quantization=quantization,
+        weights_bytes=weights_bytes,
+        parameters=weights_bytes // width if width else 0,
+    )
+
+
+def _weight_files(path: Path) -> set[str]:
+    return {_WEIGHTS} if (path / _WEIGHTS).is_file() else _shards(_json_object(path / _INDEX))
+
+
+def own_chat_template(path: Path) -> str | None:
+    """The chat template among a model's files; None where there is none that can be read."""
+    try:
+        if (path / _TEMPLATE).is_file():
+            return (path / _TEMPLATE).read_text("utf-8")
+        template = _json_object(path / _TOKENIZER_CONFIG).get("chat_template")
+    except (OSError, ValueError):
+        return None
+    if isinstance(template, list):  # several, each with a name
+        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
 
 
 def _settings(path: Path) -> tuple[dict[str, Any], InvalidRequest | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -263,6 +263,17 @@ OPTIONS: tuple[Option, ...] = (
 BY_KEY: Mapping[str, Option] = {key: option for option in OPTIONS for key in option.keys}
 
 
+_NEGATIVE = re.compile(r"-(?:[.\d]|inf|nan)", re.IGNORECASE)
+_VALUED = frozenset(
+    f"--{flag}"
+    for option in OPTIONS
+    if option.kind.metavar is not None and not option.kind.many
+    for flag in (option.flag, option.also)
+    if flag
+)
+"""Flags that take one value."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """' Did you mean X?', or nothing if no name is near."""
     close = difflib.get_close_matches(word, sorted(known), n=1)
@@ -306,6 +317,18 @@ def command_line_parser(version: str, defaults: Mapping[str, str]) -> argparse.A
         "--version", action="version", version=f"hotswap {version}", help="show the version"
     )
     return parser
+
+
+def with_negatives(argv: Sequence[str]) -> list[str]:
+    """``argv`` with what looks like a negative number tied to the flag before it. argparse takes
+    "-5GB" for a flag; the option's kind is to say that it must not be negative."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] in _VALUED and _NEGATIVE.match(word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _add_flag(group: argparse._ArgumentGroup, option: Option, default: str) -> None:

@@ -8,6 +8,7 @@ one engine at a time, nothing generated on a dead one.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,8 @@ from anyio import Event
 
 from hotswap.contracts import (
     AppliedSetting,
+    EmbeddingRequest,
+    Embeddings,
     EngineStats,
     Estimate,
     Finished,
@@ -28,6 +31,7 @@ from hotswap.contracts import (
     ModelSpec,
     ParkedModel,
     Report,
+    Task,
     TextDelta,
 )
 from hotswap.errors import (
@@ -58,6 +62,8 @@ class Script:
     last event must be a `Finished`."""
     device_bytes: int = 10 * MODEL_BYTES
     """What an estimate says is free."""
+    room_tokens: dict[str, int] = field(default_factory=dict)
+    """By model: tokens of prompt and answer that there is memory for."""
     render_errors: dict[str, HotswapError] = field(default_factory=dict)
     prepare_errors: dict[str, HotswapError] = field(default_factory=dict)
     start_errors: dict[str, HotswapError] = field(default_factory=dict)
@@ -76,6 +82,10 @@ class ScriptedPrompt:
     @property
     def token_ids(self) -> tuple[tuple[int, ...], ...]:
         return (tuple(range(self.prompt_tokens)),)
+
+    @property
+    def token_texts(self) -> tuple[tuple[str, ...], ...]:
+        return (tuple(map(str, range(self.prompt_tokens))),)
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,7 @@ class ScriptedEngine:
         self.last_progress = anyio.current_time()
         self.first_token: float | None = None
         self.script = script
+        self._room_tokens = script.room_tokens.get(model)
         self._changed = changed
         self._failure: HotswapError | None = None
         self._ended: HotswapError | None = None
@@ -145,6 +156,13 @@ class ScriptedEngine:
             yield ScriptedGeneration(self, rendered)
         finally:
             self.running -= 1
+
+    async def embed(self, rendered: ScriptedPrompt) -> Embeddings:
+        """One step, and for each prompt its number as a vector of one."""
+        async with self.generate(rendered):
+            await self.step()
+        vectors = tuple(array("f", [float(number)]) for number in range(rendered.choices))
+        return Embeddings(self.model, vectors, rendered.prompt_tokens)
 
     async def step(self) -> None:
         """Take the time of one token.
@@ -182,6 +200,7 @@ class ScriptedEngine:
             first_token=self.first_token,
             last_token=self.last_progress if self.steps else None,
             alive=self.alive and self._failure is None,
+            details={"max_model_len": room} if (room := self._room_tokens) is not None else {},
         )
 
 
@@ -207,14 +226,22 @@ class ScriptedRegistry:
         return self._memory
 
     async def render(self, spec: ModelSpec, request: GenerationRequest) -> ScriptedPrompt:
+        await self._look_up(spec)
+        tokens = self.script.tokens if request.max_tokens is None else request.max_tokens
+        choices = len(request.prompts) * request.n
+        return ScriptedPrompt(spec.id, 7 * len(request.prompts), tokens, choices)
+
+    async def render_embedding(self, spec: ModelSpec, request: EmbeddingRequest) -> ScriptedPrompt:
+        await self._look_up(spec)
+        prompts = len(request.prompts)
+        return ScriptedPrompt(spec.id, 7 * prompts, tokens=0, choices=prompts)
+
+    async def _look_up(self, spec: ModelSpec) -> None:
         await anyio.sleep(self.script.render_s)
         if spec.path is None:
             raise CheckpointRefused(f"The files of {spec.id!r} are not here.")
         if error := self.script.render_errors.get(spec.id):
             raise error
-        tokens = self.script.tokens if request.max_tokens is None else request.max_tokens
-        choices = len(request.prompts) * request.n
-        return ScriptedPrompt(spec.id, 7 * len(request.prompts), tokens, choices)
 
     async def detokenize(self, spec: ModelSpec, ids: Sequence[int]) -> str:
         return f"{spec.id}: {' '.join(map(str, ids))}"
@@ -287,6 +314,8 @@ class ScriptedCatalog:
         self.fetch_s = 1.0
         self.fetch_errors: dict[str, HotswapError] = {}
         self.fetched: list[str] = []
+        self.fetched_tasks: dict[str, Task] = {}
+        """What models turn out to be for, unless it is "generate"."""
 
     @property
     def startup(self) -> str | None:
@@ -314,5 +343,6 @@ class ScriptedCatalog:
         if spec.id in self.fetch_errors:
             raise self.fetch_errors[spec.id]
         self.fetched.append(spec.id)
-        local = self._specs[spec.id] = replace(spec, path=Path("downloaded"))
+        task = self.fetched_tasks.get(spec.id, "generate")
+        local = self._specs[spec.id] = replace(spec, path=Path("downloaded"), task=task)
         return local

@@ -161,6 +161,8 @@ class _Server:
         config.bind = [f"fd://{self._listener.detach()}"]
         config.accesslog = None
         config.errorlog = logging.getLogger("hotswap.hypercorn")
+        # It would close a connection after its 1,000th request.
+        config.keep_alive_max_requests = sys.maxsize
         # Its default of 3 s would cut answers that the controller lets run to their end.
         config.graceful_timeout = self._settings.swap.drain_timeout_s + 2 * ABORT_GRACE_S
         return config

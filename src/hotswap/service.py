@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from anyio import to_thread
+
 from hotswap.config import SwapRules
 from hotswap.contracts import (
+    RESIDENT_NAMES,
+    ChatPrompt,
+    EmbeddingRequest,
+    Embeddings,
     EngineRegistry,
     Generation,
     GenerationRequest,
@@ -16,23 +22,33 @@ from hotswap.contracts import (
     LoadForecast,
     LoadReport,
     ModelCatalog,
+    ModelDescription,
     ModelListing,
     ModelSpec,
     ModelStatus,
     Progress,
     Rendered,
+    Report,
     SwapPhase,
     SwapSnapshot,
+    Task,
     Tokenized,
     UnloadMode,
     UnloadReport,
 )
 from hotswap.desk import Target, is_same_load
-from hotswap.errors import HotswapError, InvalidRequest, ModelLoadFailed, ModelNotFound
+from hotswap.errors import (
+    CheckpointRefused,
+    HotswapError,
+    InvalidRequest,
+    ModelLoadFailed,
+    ModelNotFound,
+    ModelUnloaded,
+    NotLoaded,
+    NotPermitted,
+)
+from hotswap.model_dir import own_chat_template
 from hotswap.swap import SwapController
-
-RESIDENT_NAMES = frozenset({None, "", "default", "current"})
-"""Names under which a client asks for whatever model is resident."""
 
 
 class SwapService:
@@ -50,6 +66,7 @@ class SwapService:
         self._registry = registry
         self._catalog = catalog
         self._rules = rules
+        self._surveyed: tuple[ModelSpec, ...] | None = None
         self._listed: tuple[ModelListing, ...] = ()
         self._listed_facts: _Facts | None = None
 
@@ -59,6 +76,7 @@ class SwapService:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Generation]:
         """See `ModelService.generate`."""
         target = await self._resolve(request.model, any_name=request.any_name)
+        _check_task(target.spec, "generate")
         self._controller.check_admittance(target)
         # Before the queue: a request that must fail never costs a swap. A model that is still to
         # be downloaded has no tokenizer yet; there, after it.
@@ -70,20 +88,68 @@ class SwapService:
             async with stay.engine.generate(rendered) as generation:
                 yield generation
 
-    async def tokenize(self, request: GenerationRequest) -> Tokenized:
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """See `ModelService.embed`."""
+        target = await self._resolve(request.model, task="embed")
+        _check_task(target.spec, "embed")
+        self._controller.check_admittance(target)
+        spec = self._expected_for(target)
+        rendered = await self._render_embedding(spec, request) if spec.path is not None else None
+        async with self._controller.lease(target, request.keep_alive_s) as stay:
+            if rendered is None or (target.is_any and not is_same_load(spec, stay.spec)):
+                rendered = await self._render_embedding(stay.spec, request)
+            return await stay.engine.embed(rendered)
+
+    async def warm(self, name: str | None, *, keep_alive_s: float | None = None) -> str:
+        """See `ModelService.warm`."""
+        async with self._controller.lease(await self._resolve(name), keep_alive_s) as stay:
+            return stay.spec.id
+
+    async def let_go(self, name: str | None) -> str:
+        """See `ModelService.let_go`."""
+        if not self._rules.on_demand:
+            raise NotPermitted(
+                "Requests may let go of a model where they may load one: "
+                "with --enable-on-demand-loading."
+            )
+        target = await self._resolve(name)
+        await self._controller.let_go(target.spec.id)
+        return target.spec.id
+
+    async def pull(self, name: str, report: Report) -> str:
+        """See `ModelService.pull`."""
+        self._controller.check_open()
+        try:
+            spec = await self._catalog.resolve(name)
+        except ModelNotFound:
+            raise NotPermitted(
+                f"The model {name[:200]!r} is not here, and --allow-download does not name it."
+            ) from None
+        if spec.path is None and not spec.background:
+            await self._catalog.fetch(spec, report)
+        return spec.id
+
+    async def tokenize(self, request: GenerationRequest, *, texts: bool = False) -> Tokenized:
         """See `ModelService.tokenize`."""
         target = await self._resolve(request.model, any_name=request.any_name)
         spec = self._expected_for(target)
-        return Tokenized(spec.id, (await self._render(spec, request)).token_ids)
+        if spec.task == "embed":
+            rendered = await self._render_embedding(spec, _to_embed(request))
+        else:
+            rendered = await self._render(spec, request)
+        return Tokenized(spec.id, rendered.token_ids, rendered.token_texts if texts else ())
 
     async def detokenize(self, model: str | None, ids: Sequence[int]) -> tuple[str, str]:
         """See `ModelService.detokenize`."""
         spec = self._expected_for(await self._resolve(model))
         return spec.id, await self._registry.detokenize(spec, ids)
 
-    async def _resolve(self, name: str | None, *, any_name: bool = False) -> Target:
+    async def _resolve(
+        self, name: str | None, *, any_name: bool = False, task: Task = "generate"
+    ) -> Target:
+        """``task``: that of the model where any would do."""
         if name is None or name in RESIDENT_NAMES:
-            return await self._any()
+            return await self._any(task)
         resident = self._controller.resident
         # Before the disk is asked: the resident model answers even if its files are gone.
         if resident is not None and name in (resident.id, *resident.aliases):
@@ -93,41 +159,53 @@ class SwapService:
         except ModelNotFound:
             if not any_name:
                 raise
-            return await self._any()
+            return await self._any(task)
         if resident is not None and spec.id == resident.id:
             return Target(resident)
         if spec.background:
-            return await self._any()
+            return await self._any(task)
         if not self._rules.on_demand and spec.id not in self._served_ids():
+            if spec.id == self._catalog.startup:  # which is listed all the same
+                raise ModelUnloaded(
+                    f"{spec.id!r} made way for another model; load it with POST /v1/load_model."
+                )
             raise _not_served(name)
         return Target(spec)
 
-    async def _any(self) -> Target:
-        """Whichever model is there when the request's turn comes; if there is none then, the one
-        that is there now or sleeps, else the start-up one."""
+    async def _any(self, task: Task) -> Target:
+        """Whichever model for ``task`` is there when the request's turn comes; if there is none
+        then, the one that is there now or sleeps, else the start-up one."""
         present = self._controller.resident or self._controller.asleep
         if present is not None:
-            return Target(present, is_any=True)
-        ids = [self._catalog.startup, self._controller.last_resident]
-        if not self._rules.on_demand:
+            if present.task == task:
+                return Target(present, is_any=True)
+            if not self._rules.on_demand:
+                _check_task(present, task)
+        ids = [self._catalog.startup, self._controller.last_for(task)]
+        if present is not None or not self._rules.on_demand:
             ids.reverse()
         coming = self._controller.coming
         try:
-            return Target(await self._first_of(ids), is_any=True)
+            return Target(await self._first_of(ids, task), is_any=True)
         except HotswapError:
-            if coming is None:
+            if coming is None or coming.task != task:
                 raise
             return Target(coming, is_any=True)
 
-    async def _first_of(self, ids: Sequence[str | None]) -> ModelSpec:
+    async def _first_of(self, ids: Sequence[str | None], task: Task | None = None) -> ModelSpec:
+        """``task``: None: whatever it is for."""
         for id in ids:
             if id is not None:
-                return await self._catalog.resolve(id)
-        raise ModelNotFound("No model is loaded and none was named: set `model`.")
+                spec = await self._catalog.resolve(id)
+                if task in (None, spec.task) or spec.path is None:
+                    return spec
+        kind = "embedding model" if task == "embed" else "model"
+        raise ModelNotFound(f"No {kind} is loaded and none was named: set `model`.")
 
     def _expected_for(self, target: Target) -> ModelSpec:
         """The model that will answer, as things stand."""
-        return self._present() or target.spec if target.is_any else target.spec
+        present = self._present()
+        return present if present is not None and target.takes(present) else target.spec
 
     def _present(self) -> ModelSpec | None:
         """The resident model; during a swap, the one to come."""
@@ -142,8 +220,19 @@ class SwapService:
         return present or ({absent} if absent else set())
 
     async def _render(self, spec: ModelSpec, request: GenerationRequest) -> Rendered:
-        try:
+        _check_task(spec, "generate")
+        with self._noting_failures(spec):
             return await self._registry.render(spec, request)
+
+    async def _render_embedding(self, spec: ModelSpec, request: EmbeddingRequest) -> Rendered:
+        _check_task(spec, "embed")
+        with self._noting_failures(spec):
+            return await self._registry.render_embedding(spec, request)
+
+    @contextmanager
+    def _noting_failures(self, spec: ModelSpec) -> Iterator[None]:
+        try:
+            yield
         except ModelLoadFailed as error:
             self._controller.note_failure(spec, error)
             raise
@@ -152,8 +241,9 @@ class SwapService:
 
     async def load(self, name: str | None, overrides: Mapping[str, Any], source: str) -> LoadReport:
         """See `ModelService.load`."""
-        spec = await self._loadable(name)
-        return await self._controller.load(self._catalog.override(spec, overrides, source))
+        spec = self._catalog.override(await self._loadable(name), overrides, source)
+        await self._survey()
+        return await self._controller.load(spec)
 
     async def forecast(
         self, name: str | None, overrides: Mapping[str, Any], source: str
@@ -178,7 +268,9 @@ class SwapService:
 
     async def request_load(self, name: str) -> None:
         """See `ModelService.request_load`."""
-        self._controller.begin_load(await self._loadable(name))
+        spec = await self._loadable(name)
+        await self._survey()
+        self._controller.begin_load(spec)
 
     async def _loadable(self, name: str | None) -> ModelSpec:
         """The model of that name, or the start-up one."""
@@ -215,7 +307,14 @@ class SwapService:
     ) -> UnloadReport:
         """See `ModelService.unload`."""
         model = None if name is None else (await self._catalog.resolve(name)).id
-        return await self._controller.unload(model, drain_timeout_s, mode, park=park)
+        try:
+            return await self._controller.unload(model, drain_timeout_s, mode, park=park)
+        except NotLoaded:
+            if model not in {parked.model for parked in self._registry.parked()}:
+                raise
+        self._registry.forget(model)
+        self._controller.desk.ring()
+        return UnloadReport(model=model)
 
     # -- what everybody may see
 
@@ -233,11 +332,30 @@ class SwapService:
         The same tuple again for as long as everything it was made from is the same: most clients
         ask again and again while nothing changes, and who encodes it can keep that as well.
         """
-        facts = self._facts(await self._catalog.models())
+        facts = self._facts(await self._survey())
         if facts != self._listed_facts:
             self._listed = _listings(facts)
         self._listed_facts = facts
         return self._listed
+
+    async def _survey(self) -> tuple[ModelSpec, ...]:
+        """What the catalogue has. Parked models that it has no more are let go of: nothing can be
+        started whose files are gone."""
+        specs = await self._catalog.models()
+        if specs is not self._surveyed:
+            self._surveyed = specs
+            # The start-up model is listed whether it is there or not, a revision is not listed.
+            there = {spec.id for spec in specs} - {self._catalog.startup}
+            for parked in self._registry.parked():
+                if parked.model not in there and not await self._is_here(parked.model):
+                    self._registry.forget(parked.model)
+        return specs
+
+    async def _is_here(self, model: str) -> bool:
+        try:
+            return (await self._catalog.resolve(model)).path is not None
+        except (ModelNotFound, CheckpointRefused):
+            return False
 
     async def model(self, name: str) -> ModelListing:
         """See `ModelService.model`."""
@@ -246,6 +364,17 @@ class SwapService:
         if not facts.lists(spec):
             raise _not_served(name)
         return _listing(spec, facts)
+
+    async def describe(self, name: str) -> ModelDescription:
+        """See `ModelService.describe`."""
+        listing = await self.model(name)
+        resident = self._controller.resident
+        is_resident = resident is not None and resident.id == listing.id
+        spec = resident if resident and is_resident else await self._catalog.resolve(name)
+        template = spec.engine.chat_template
+        if template is None and spec.path is not None:
+            template = await to_thread.run_sync(own_chat_template, spec.path)
+        return ModelDescription(listing=listing, sampling=spec.sampling, chat_template=template)
 
     def _facts(self, specs: tuple[ModelSpec, ...]) -> _Facts:
         controller = self._controller
@@ -263,6 +392,7 @@ class SwapService:
             progress={model: one for model, one in progress.items() if one is not None},
             failures=controller.desk.failures.readings(),
             sleeping=frozenset(parked.model for parked in self._registry.parked()),
+            room=controller.room(),
         )
 
 
@@ -278,9 +408,15 @@ class _Facts:
     progress: Mapping[str, Progress]
     failures: Mapping[str, LoadFailure]
     sleeping: frozenset[str]
+    room: Mapping[str, tuple[ModelSpec, int]]
+    """See `SwapController.room`."""
 
     def lists(self, spec: ModelSpec) -> bool:
         return self.served is None or spec.id in self.served or spec.background
+
+    def shows(self, spec: ModelSpec) -> bool:
+        """Clients offer for a chat whatever is listed; what is served alone hides nothing."""
+        return spec.task == "generate" or self.served is not None
 
 
 def _listings(facts: _Facts) -> tuple[ModelListing, ...]:
@@ -289,7 +425,8 @@ def _listings(facts: _Facts) -> tuple[ModelListing, ...]:
     for spec in (facts.resident, facts.coming):
         if spec is not None:
             known.setdefault(spec.id, spec)
-    return tuple(_listing(spec, facts) for spec in known.values())
+    shown = (spec for spec in known.values() if facts.shows(spec))
+    return tuple(_listing(spec, facts) for spec in shown)
 
 
 def _listing(spec: ModelSpec, facts: _Facts) -> ModelListing:
@@ -307,10 +444,42 @@ def _listing(spec: ModelSpec, facts: _Facts) -> ModelListing:
         created_unix=spec.created_unix,
         owned_by=spec.id.rpartition("/")[0] or "hotswap",
         status=status,
-        max_model_len=spec.engine.max_model_len or spec.max_position_embeddings,
+        max_model_len=_max_model_len(spec, facts),
+        task=spec.task,
         progress=progress,
         error=failure.message if failure else None,
+        facts=spec.facts,
     )
+
+
+def _max_model_len(spec: ModelSpec, facts: _Facts) -> int | None:
+    """What a request can count on: as many tokens as its last start had room for, if nothing that
+    they depend on has changed since."""
+    wanted = spec.engine.max_model_len or spec.max_position_embeddings
+    started, tokens = facts.room.get(spec.id, (None, wanted))
+    if started is None or started.engine != spec.engine:
+        return wanted
+    same = started.max_position_embeddings == spec.max_position_embeddings
+    return tokens if same else wanted
+
+
+def _check_task(spec: ModelSpec, task: Task) -> None:
+    """Raises: InvalidRequest: the model is here, and for another task."""
+    if spec.path is None or spec.task == task:
+        return
+    if spec.task == "embed":
+        problem = "is an embedding model: it generates no text; use /v1/embeddings"
+    else:
+        problem = "is not an embedding model: it cannot be used for embeddings"
+    raise InvalidRequest(f"{spec.id!r} {problem}.", param="model")
+
+
+def _to_embed(request: GenerationRequest) -> EmbeddingRequest:
+    """Raises: InvalidRequest: there are messages, which an embedding model knows nothing of."""
+    prompts = tuple(one for one in request.prompts if not isinstance(one, ChatPrompt))
+    if len(prompts) < len(request.prompts):
+        raise InvalidRequest("An embedding model takes no messages.", param="messages")
+    return EmbeddingRequest(prompts=prompts, model=request.model)
 
 
 def _not_served(name: str) -> ModelNotFound:

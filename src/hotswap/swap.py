@@ -35,6 +35,7 @@ from hotswap.contracts import (
     Progress,
     SwapPhase,
     SwapSnapshot,
+    Task,
     UnloadMode,
     UnloadReason,
     UnloadReport,
@@ -121,7 +122,9 @@ class SwapController:
         self._load: _Load | None = None
         self._load_seconds: dict[tuple[str, bool], float] = {}
         """By model, and whether it was parked."""
+        self._room: dict[str, tuple[ModelSpec, int]] = {}
         self._last_resident: str | None = None
+        self._last_for: dict[Task, str] = {}
         self._unloaded_by_hand = False
         self._asleep: ModelSpec | None = None
         self._closing = False
@@ -161,13 +164,18 @@ class SwapController:
 
     @property
     def coming(self) -> ModelSpec | None:
-        """The model that is being brought in."""
-        return self._load.spec if self._load else None
+        """The model that is being brought in, unless that has been called off."""
+        load = self._load
+        return None if load is None or load.is_cancelled() else load.spec
 
     @property
     def last_resident(self) -> str | None:
         """Id of the model that is or was the last one on the device."""
         return self._last_resident
+
+    def last_for(self, task: Task) -> str | None:
+        """The same of the models for a task."""
+        return self._last_for.get(task)
 
     @property
     def asleep(self) -> ModelSpec | None:
@@ -183,6 +191,11 @@ class SwapController:
         parked = self._is_parked(model)
         known = self._load_seconds.get((model, parked))
         return self._load_seconds.get((model, not parked)) if known is None else known
+
+    def room(self) -> Mapping[str, tuple[ModelSpec, int]]:
+        """By model: with which settings it was started last, and for how many tokens of prompt and
+        answer together there was memory then; that may be fewer than it was to have."""
+        return dict(self._room)
 
     def progress_of(self, model: str) -> Progress | None:
         """How far a model is that is being downloaded or loaded."""
@@ -211,15 +224,28 @@ class SwapController:
         finally:
             self._release(stay)
 
+    async def let_go(self, model: str) -> None:
+        """Have a model leave once no lease of it is held, and wait for that if none is; nothing
+        happens where it is not on the device, or is leaving for another one anyway."""
+        stay = self._residency
+        if stay is None or stay.spec.id != model:
+            return
+        stay.idle_limit_s = 0.0
+        self.desk.ring()
+        await self.desk.until(
+            lambda: self._residency is not stay or stay.leases > 0 or self._load is not None
+        )
+
     def check_admittance(self, target: Target) -> None:
         """Raise now what such a request would be refused with anyway."""
         self.check_open()
         if self._unloaded_by_hand and not self._rules.on_demand:
+            if self._asleep is not None:
+                raise ModelUnloaded("The model was put to sleep; POST /wake_up wakes it.")
             raise ModelUnloaded("The model was unloaded; load it with POST /v1/load_model.")
         if self._waiting_before(target) >= self._rules.max_queue:
             raise Overloaded(f"The queue is full ({self._rules.max_queue} requests wait).")
-        there = not self._is_vacant() if target.is_any else self.is_resident(target.spec.id)
-        if not there:
+        if not self._is_near(target):
             self.desk.failures.check(target.spec.id, anyio.current_time())
 
     def note_failure(self, spec: ModelSpec, error: HotswapError) -> None:
@@ -239,17 +265,19 @@ class SwapController:
         stay = self._residency
         if stay is None or not self._is_open(stay):
             return len(self.desk.queue)
-        suits = target.is_any or stay.spec.id == target.spec.id
-        return stay.engine.stats().waiting if suits else len(self.desk.queue)
+        return stay.engine.stats().waiting if target.takes(stay.spec) else len(self.desk.queue)
 
-    def _is_vacant(self) -> bool:
-        """Whether no model is on the device, nor on its way there."""
-        return self._residency is None and self._load is None
+    def _is_near(self, target: Target) -> bool:
+        """Whether the named model is on the device; or, where any will do, one that is also is
+        while it is on its way."""
+        if not target.is_any:
+            return self.is_resident(target.spec.id)
+        return any(spec is not None and target.takes(spec) for spec in (self.resident, self.coming))
 
     async def _wait_for(self, target: Target) -> Residency:
         self.check_admittance(target)
         waiter = self.desk.join(target)
-        if not target.is_any or self._is_vacant():
+        if not target.is_any or not self._is_near(target):
             self._begin_download(target.spec)
         self._admit()
         self.desk.ring()
@@ -320,13 +348,45 @@ class SwapController:
 
     async def sleep(self, mode: UnloadMode, *, park: bool) -> UnloadReport:
         """See `ModelService.sleep`."""
-        spec = self.resident or self.coming
-        report = await self.unload(None, None, mode, park=park)
-        if spec is not None and spec.id == report.model:
-            self._asleep = spec
-        if self._asleep is not None and not park:
-            self._registry.forget(self._asleep.id)  # it may have slept more lightly before
+        load, resident = self._load, self.resident
+        self._call_off_all_loads()
+        if resident is None:
+            self._unloaded_by_hand = True
+            report = UnloadReport(model=None)
+            if load is not None:
+                report = await self._fall_asleep_on_the_way(load)
+        else:
+            report = await self.unload(None, None, mode, park=park)
+            if resident.id == report.model:
+                self._asleep = resident
+        if not park:
+            # What sleeps may have slept more lightly before, and what came has been on the device.
+            for spec in (self._asleep, load.spec if load is not None else None):
+                if spec is not None:
+                    self._registry.forget(spec.id)
         return report
+
+    def _call_off_all_loads(self) -> None:
+        """Whatever is wanted by now will not come, nor the model before it come back."""
+        if self._load is not None:
+            self._load.cancel()
+        error = ModelUnloaded(
+            "The server was put to sleep (POST /sleep) before the model was ready; "
+            "POST /wake_up wakes it."
+        )
+        self.desk.refuse(_anything, error)
+
+    async def _fall_asleep_on_the_way(self, load: _Load) -> UnloadReport:
+        """What sleeps is the model that was there last, though it had left for another one."""
+        if load.fallback is not None:
+            self._asleep = load.fallback.spec
+        elif self._asleep is None:
+            self._asleep = load.spec
+        load.fallback = None
+        await self.desk.until(lambda: self._load is not load)
+        if self._phase is SwapPhase.FAILED:
+            self.check_open()
+        return UnloadReport(model=load.spec.id)
 
     async def unload(
         self, model: str | None, drain_timeout_s: float | None, mode: UnloadMode, *, park: bool
@@ -395,6 +455,7 @@ class SwapController:
             phase_seconds=_added(self._past_seconds, timings) if stay else self._past_seconds,
             memory=self._registry.memory,
             unserviceable_reason=reason,
+            expires_in_s=stay.expires_in_s(anyio.current_time()) if stay else None,
         )
 
     def _shown_timings(self, stay: Residency | None) -> dict[str, float]:
@@ -479,12 +540,11 @@ class SwapController:
                 warm_up = float(engine.stats().details.get("warm_up_s", 0.0))
                 load.timings["start"] = anyio.current_time() - begun - warm_up
                 load.timings["warm_up"] = warm_up
-                if load.is_cancelled():
-                    return self._back(load)
-                stay = self._arrive(load, engine)
-                upcoming = await self._serve(stay)
-                self._set_phase(SwapPhase.DRAINING)  # who comes while it leaves must wait
-                left = anyio.current_time()
+                if not load.is_cancelled():
+                    stay = self._arrive(load, engine)
+                    upcoming = await self._serve(stay)
+                    self._set_phase(SwapPhase.DRAINING)  # who comes while it leaves must wait
+                    left = anyio.current_time()
         except Exception as error:
             if stay is None and not isinstance(error, DeviceLost):
                 self._load_failed(load, error)
@@ -496,7 +556,7 @@ class SwapController:
             if stay is not None:
                 self._add_up(stay)
             self._residency = None
-        return self._depart(stay, left, upcoming)
+        return self._back(load) if stay is None else self._depart(stay, left, upcoming)
 
     def _add_up(self, stay: Residency) -> None:
         """Keep what a stay that ends has counted."""
@@ -518,13 +578,16 @@ class SwapController:
         spec = load.prepared.spec
         limit = self._rules.idle_timeout_s if spec.ttl_s is None else spec.ttl_s
         stay = self._residency = Residency(load.prepared, engine, now, now, limit)
-        stay.awaited = any(waiter.model in (spec.id, None) for waiter in self.desk.queue)
+        self.desk.part_from(spec)
+        stay.awaited = any(waiter.takes(spec) for waiter in self.desk.queue)
         seconds = now - load.meter.started
         self._load_seconds[spec.id, load.was_parked] = seconds
+        if (tokens := engine.stats().details.get("max_model_len")) is not None:
+            self._room[spec.id] = spec, int(tokens)
         previous = load.fallback.spec.id if load.fallback is not None else None
         self._loads += 1
         self._swaps += self._last_resident not in (None, spec.id)
-        self._last_resident = spec.id
+        self._last_resident = self._last_for[spec.task] = spec.id
         self._asleep = None
         if load.silent_since < math.inf:
             load.timings["gap"] = now - max(load.silent_since, load.wanted_at)
@@ -574,8 +637,9 @@ class SwapController:
         stay = self._residency
         resident, leases = (stay.spec.id, stay.leases) if stay else (None, 0)
         waiting_for_any = [] if stay else self.desk.takers_of_any()
-        if waiting_for_any and self._load is not None:
-            return _Next(self._load.spec, leave_at=-math.inf)  # what is on its way suits them
+        coming = self.coming
+        if coming is not None and any(one.takes(coming) for one in waiting_for_any):
+            return _Next(coming, leave_at=-math.inf)  # what is on its way suits them
         local = [waiter for waiter in self.desk.queue if waiter.spec.path is not None]
         choice = successor(local, resident, leases, self._rules)
         if choice is not None:
@@ -725,7 +789,7 @@ class SwapController:
             parked=self._is_parked(stay.spec.id),
         )
         self._settle_unload(report)
-        if upcoming is not None:
+        if upcoming is not None and not (asked and upcoming.is_cancelled()):
             upcoming.timings["teardown"] = teardown_s
             last = stay.engine.stats().last_token
             upcoming.silent_since = -math.inf if last is None else last

@@ -83,13 +83,14 @@ def duration_s(*, above_zero: bool = False) -> Kind:
 
 def size_bytes(low: int = 0) -> Kind:
     """Bytes; as a number, or as text with a unit ("2GiB" is 2 * 2**30, "2GB" is 2 * 10**9)."""
+    expected = f"{low} or more bytes, such as 2GiB, 500MB or 1000000"
 
     def check(value: Any) -> int:
         if isinstance(value, str) and (written := _SIZE.fullmatch(value.strip())):
             base = 1024 if written[3] else 1000
             value = int(float(written[1]) * base ** " kmgt".index(written[2].lower() or " "))
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise ValueError("a number of bytes, such as 2GiB, 500MB or 1000000")
+            raise ValueError(expected)
         return value
 
     return Kind(check, int, "BYTES")

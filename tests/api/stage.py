@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from array import array
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -17,13 +18,19 @@ from starlette.types import ASGIApp, Message, Scope
 from hotswap.api.app import create_app
 from hotswap.config import ServerConfig, Settings
 from hotswap.contracts import (
+    EmbeddingRequest,
+    Embeddings,
     Estimate,
     Finished,
     GenerationEvent,
     GenerationRequest,
     LoadForecast,
     LoadReport,
+    ModelDescription,
+    ModelFacts,
     ModelListing,
+    Report,
+    SamplingParams,
     SwapPhase,
     SwapSnapshot,
     TextDelta,
@@ -79,8 +86,13 @@ SUMS = ModelListing(
     owned_by="hotswap",
     status="loaded",
     max_model_len=512,
+    facts=ModelFacts(
+        family="qwen3", dtype="bfloat16", weights_bytes=1_200_000_000, parameters=600_000_000
+    ),
 )
-TALES = replace(SUMS, id="hotswap/tales", aliases=(), status="unloaded")
+TALES = replace(
+    SUMS, id="hotswap/tales", aliases=(), status="unloaded", facts=ModelFacts(family="qwen3")
+)
 
 
 class ScriptedGeneration:
@@ -140,6 +152,9 @@ class ScriptedService:
         default_factory=lambda: UnloadReport(model="hotswap/sums", total_time_s=1.284)
     )
     requests: list[GenerationRequest] = field(default_factory=list)
+    embedding_requests: list[EmbeddingRequest] = field(default_factory=list)
+    pulled: Sequence[float] = (0.0, 0.5, 0.5, 1.0)
+    """What is reported of a download."""
     orders: list[tuple[Any, ...]] = field(default_factory=list)
     running: int = 0
     surveys: int = 0
@@ -162,16 +177,40 @@ class ScriptedService:
             steps = self.steps
             if steps is None:
                 steps = hello(len(request.prompts) * request.n)
-            yield ScriptedGeneration(request.model or "hotswap/sums", steps)
+            yield ScriptedGeneration(self._answering(request), steps)
         finally:
             self.running -= 1
             self._poke()
 
-    async def tokenize(self, request: GenerationRequest) -> Tokenized:
+    def _answering(self, request: GenerationRequest) -> str:
+        if request.any_name and request.model not in [one.id for one in self.listings]:
+            return "hotswap/sums"
+        return request.model or "hotswap/sums"
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Each prompt as its number, 0.5 and -1."""
+        self.embedding_requests.append(request)
+        self.running += 1
+        self._poke()
+        try:
+            if self.admission is not None:
+                await self.admission.wait()
+            if self.refusal is not None:
+                raise self.refusal
+            numbers = range(len(request.prompts))
+            vectors = tuple(array("f", [float(number), 0.5, -1.0]) for number in numbers)
+            return Embeddings(request.model or "hotswap/sums", vectors, 7 * len(vectors))
+        finally:
+            self.running -= 1
+            self._poke()
+
+    async def tokenize(self, request: GenerationRequest, *, texts: bool = False) -> Tokenized:
         self.requests.append(request)
         if self.refusal is not None:
             raise self.refusal
-        return Tokenized("hotswap/sums", tuple((1, 2, 3) for _ in request.prompts))
+        each = range(len(request.prompts))
+        words = tuple(("a", "b", "c") for _ in each) if texts else ()
+        return Tokenized("hotswap/sums", tuple((1, 2, 3) for _ in each), words)
 
     async def detokenize(self, model: str | None, ids: Sequence[int]) -> tuple[str, str]:
         return "hotswap/sums", " ".join(map(str, ids))
@@ -211,6 +250,34 @@ class ScriptedService:
             if name in (listing.id, *listing.aliases):
                 return listing
         raise ModelNotFound(f"there is no model {name[:200]!r}")
+
+    async def describe(self, name: str) -> ModelDescription:
+        return ModelDescription(
+            listing=await self.model(name),
+            sampling=SamplingParams(temperature=0.7, top_k=20),
+            chat_template="{% if tools %}{{ tools }}{% endif %}<think>",
+        )
+
+    async def warm(self, name: str | None, *, keep_alive_s: float | None = None) -> str:
+        self.orders.append(("warm", name, keep_alive_s))
+        return await self._known(name)
+
+    async def let_go(self, name: str | None) -> str:
+        self.orders.append(("let_go", name))
+        return await self._known(name)
+
+    async def _known(self, name: str | None) -> str:
+        if self.admission is not None:
+            await self.admission.wait()
+        if self.refusal is not None:
+            raise self.refusal
+        return (await self.model(name or self.listings[0].id)).id
+
+    async def pull(self, name: str, report: Report) -> str:
+        self.orders.append(("pull", name))
+        for share in self.pulled:
+            report("downloading", share)
+        return await self._known(name)
 
     async def load(self, name: str | None, overrides: Mapping[str, Any], source: str) -> LoadReport:
         self.orders.append(("load", name, dict(overrides), source))
@@ -395,7 +462,8 @@ class Exchange:
 def _event(part: str) -> Any:
     if part.startswith(":"):
         return part
-    data = part.removeprefix("data: ")
+    name, _, data = part.rpartition("data: ")
+    assert not name or f'"type":"{name[7:-1]}"' in data  # the name is told twice, or not at all
     return data if data == "[DONE]" else json.loads(data)
 
 

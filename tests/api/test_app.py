@@ -15,6 +15,7 @@ from starlette.types import Message
 
 from hotswap.api.app import create_app
 from hotswap.api.openai import Chat, Completion
+from hotswap.api.responses import Create
 from hotswap.config import Settings
 from tests.api.stage import Problems, ScriptedService, app_of, ask, chat_body
 from tests.api.test_body import BAD_JSON
@@ -22,6 +23,8 @@ from tests.api.test_body import BAD_JSON
 JSON_ROUTES = [
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
+    "/v1/responses/input_tokens",
     "/v1/load_model",
     "/v1/unload_model",
     "/models/load",
@@ -30,6 +33,8 @@ JSON_ROUTES = [
 LEAST: dict[str, dict[str, object]] = {
     "/v1/chat/completions": chat_body(),
     "/v1/completions": {"prompt": "x"},
+    "/v1/responses": {"input": "x"},
+    "/v1/responses/input_tokens": {"input": "x"},
 }
 NOTHING_IS_FINE = ("/v1/load_model", "/v1/unload_model")
 
@@ -71,7 +76,7 @@ json_values = st.recursive(
     max_leaves=8,
 )
 FIELDS = sorted(
-    {*Chat.__struct_fields__, *Completion.__struct_fields__}
+    {*Chat.__struct_fields__, *Completion.__struct_fields__, *Create.__struct_fields__}
     | {"tool_choice", "response_format", "config", "mode", "drain_timeout_s"}
 )
 

@@ -77,6 +77,26 @@ def test_what_is_not_strict_json_is_refused(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("raw", "param", "message"),
+    [
+        (b'{"n": 1.5, "top_p": NaN}', "top_p", "top_p: NaN is not valid JSON"),
+        (b'{"a": [{"b": [1, -Infinity]}]}', "a[0].b[1]", "a[0].b[1]: -Infinity is not valid"),
+        (b'{"bias": {"7": 1e999}, "b": NaN}', "bias.7", "bias.7: a number is out of range"),
+        (b'{"prompt": "\\ud800"}', "prompt", "prompt: a string holds half of a surrogate pair"),
+        (b'{"stop": ["ok", "a\\u0000"]}', "stop[1]", "stop[1]: a string holds the character NUL"),
+        (b'{"a": {"\\ud800": "\\ud800"}}', "a", "a: a string holds half of a surrogate pair"),
+        (b'{"\\u0000": 1}', None, "a string holds the character NUL"),
+        (b'{"' + b"k" * 500 + b'": NaN}', "k" * 200, "k" * 200 + ": NaN"),
+    ],
+)
+def test_what_json_cannot_hold_is_named(raw: bytes, param: str | None, message: str) -> None:
+    with pytest.raises(InvalidJson) as refusal:
+        parse_object(raw)
+    assert refusal.value.param == param
+    assert refusal.value.message.startswith(message)
+
+
+@pytest.mark.parametrize(
     ("raw", "value"),
     [
         (b"{}", {}),

@@ -183,14 +183,17 @@ def test_a_loopback_bind_answers_to_its_own_names_only(
         assert exchange.error["code"] == "not_permitted"
 
 
-def test_a_browser_may_ask_beforehand_without_a_key() -> None:
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/v1/chat/completions"), ("DELETE", "/v1/responses/resp_x")]
+)
+def test_a_browser_may_ask_beforehand_without_a_key(method: str, path: str) -> None:
     app = app_of(api_keys=("key",), cors_origins=("https://chat.example",))
     preflight = {
         "Origin": "https://chat.example",
-        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Method": method,
         "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
     }
-    exchange = ask(app, "OPTIONS", "/v1/chat/completions", headers=preflight)
+    exchange = ask(app, "OPTIONS", path, headers=preflight)
     assert exchange.status == 200
     assert exchange.headers["access-control-allow-origin"] == "https://chat.example"
 

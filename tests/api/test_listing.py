@@ -16,6 +16,7 @@ SUMS_ENTRY = {
     "loaded": True,
     "status": {"value": "loaded"},
     "max_model_len": 512,
+    "task": "generate",
 }
 
 
@@ -65,3 +66,25 @@ def test_a_model_that_does_not_exist() -> None:
     assert exchange.status == 404
     assert exchange.error["code"] == "model_not_found"
     assert exchange.error["type"] == "not_found_error"
+
+
+def test_anthropics_client_finds_its_fields() -> None:
+    service = ScriptedService()
+    app, theirs = app_of(service), {"anthropic-version": "2023-06-01"}
+    listing = ask(app, "GET", "/v1/models", headers=theirs).json
+    expected = {
+        **SUMS_ENTRY,
+        "type": "model",
+        "display_name": "hotswap/sums",
+        "created_at": "2023-11-14T22:13:20Z",
+        "lifecycle": "active",
+        "max_input_tokens": 512,
+    }
+    assert listing["data"][0] == expected
+    assert (listing["first_id"], listing["last_id"]) == ("hotswap/sums", "hotswap/tales")
+    assert listing["has_more"] is False
+    assert ask(app, "GET", "/v1/models/sums", headers=theirs).json == expected
+    assert ask(app, "GET", "/v1/models").json["data"][0] == SUMS_ENTRY
+    service.listings = ()
+    empty = ask(app, "GET", "/v1/models", headers=theirs).json
+    assert (empty["data"], empty["first_id"], empty["last_id"]) == ([], None, None)

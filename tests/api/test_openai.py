@@ -13,6 +13,7 @@ from hotswap.contracts import (
     SamplingParams,
     TextPrompt,
     TokenPrompt,
+    ToolChoice,
 )
 from hotswap.errors import InvalidRequest
 from tests.api.stage import chat_body
@@ -36,6 +37,10 @@ def user(content: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
+EMPTY = {"type": "object", "properties": {}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}}
+
+
 def test_a_chat_request_with_everything() -> None:
     raw = b"""{
         "model": "hotswap/sums", "stream": true, "stream_options": {"include_usage": true},
@@ -43,9 +48,11 @@ def test_a_chat_request_with_everything() -> None:
             {"role": "developer", "content": "Be brief."},
             {"role": "user", "content": [
                 {"type": "text", "text": "What is "}, {"type": "input_text", "text": "1 + 1?"}]},
-            {"role": "assistant", "content": null, "tool_calls": [{"id": "c1"}]},
+            {"role": "assistant", "content": null, "tool_calls": [
+                {"id": "c1", "type": "function", "index": 0,
+                 "function": {"name": "add", "arguments": "{\\"a\\":1}"}}]},
             {"role": "tool", "content": "2", "tool_call_id": "c1"}],
-        "tools": [{"type": "function"}], "tool_choice": "auto",
+        "tools": [{"type": "function", "function": {"name": "add"}}], "tool_choice": "required",
         "max_tokens": 5, "max_completion_tokens": 9, "min_tokens": 1, "n": 2.0,
         "temperature": 0, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "seed": 7,
         "frequency_penalty": -2, "presence_penalty": 2, "repetition_penalty": 1.1,
@@ -53,7 +60,7 @@ def test_a_chat_request_with_everything() -> None:
         "stop": ["\\n", "END"], "stop_token_ids": [2], "ignore_eos": true,
         "chat_template_kwargs": {"enable_thinking": false}, "keep_alive": "5m",
         "user": "u", "store": false, "metadata": {}, "service_tier": "auto",
-        "parallel_tool_calls": true, "reasoning_effort": "low", "invented": [1]
+        "parallel_tool_calls": false, "reasoning_effort": "low", "invented": [1]
     }"""
     call = parse_chat(parse_object(raw))
     assert call.stream
@@ -64,10 +71,12 @@ def test_a_chat_request_with_everything() -> None:
                 messages=(
                     {"role": "system", "content": "Be brief."},
                     {"role": "user", "content": "What is 1 + 1?"},
-                    {"role": "assistant", "content": "", "tool_calls": [{"id": "c1"}]},
+                    {"role": "assistant", "content": "", "tool_calls": [CALL]},
                     {"role": "tool", "content": "2", "tool_call_id": "c1"},
                 ),
-                tools=({"type": "function"},),
+                tools=({"type": "function", "function": {"name": "add", "parameters": EMPTY}},),
+                tool_choice=ToolChoice(required=True, parallel=False),
+                reasoning_effort="low",
                 template_kwargs={"enable_thinking": False},
             ),
         ),
@@ -258,17 +267,15 @@ BAD_SHARED: list[tuple[dict[str, Any], str]] = [
     ({"keep_alive": [5]}, "keep_alive"),
     ({"keep_alive": 1e300}, "keep_alive"),
     ({"ttl": "5m"}, "ttl"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
     ({"response_format": "json"}, "response_format"),
     ({"functions": [{"name": "f"}]}, "functions"),
-    ({"guided_json": {"type": "object"}}, "guided_json"),
-    ({"guided_regex": "a+"}, "guided_regex"),
     ({"grammar": "root ::= x"}, "grammar"),
     ({"chat_template": "{{ x }}"}, "chat_template"),
     ({"trust_remote_code": True}, "trust_remote_code"),
     ({"use_beam_search": True}, "use_beam_search"),
     ({"suffix": "."}, "suffix"),
+    ({"bad_words": ["x"]}, "bad_words"),
+    ({"prompt_logprobs": 0}, "prompt_logprobs"),
 ]
 BAD_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": None}, "messages"),
@@ -286,14 +293,28 @@ BAD_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": user(["x"])}, "messages[0].content[0]"),
     ({"messages": user([{"text": "x"}])}, "messages[0].content[0].type"),
     ({"messages": user([{"type": "text", "text": 5}])}, "messages[0].content[0].text"),
-    ({"messages": user([{"type": "text"}])}, "messages[0].content"),
-    ({"messages": user([{"type": "image_url", "image_url": {"url": "x"}}])}, "messages[0].content"),
-    ({"messages": user([{"type": "input_audio", "input_audio": {}}])}, "messages[0].content"),
+    ({"messages": user([{"type": "text"}])}, "messages[0].content[0].text"),
+    (
+        {"messages": user([{"type": "text", "text": "x"}, {"type": "image_url"}])},
+        "messages[0].content[1]",
+    ),
+    ({"messages": user([{"type": "input_audio", "input_audio": {}}])}, "messages[0].content[0]"),
+    ({"messages": [{"role": "tool", "content": "2"}]}, "messages[0].tool_call_id"),
+    ({"messages": [{"role": "function", "name": "f", "content": "2"}]}, "messages[0].role"),
+    ({"messages": [{"role": "assistant", "audio": {"id": "a"}}]}, "messages[0].audio"),
+    ({"messages": [{"role": "assistant", "function_call": {}}]}, "messages[0].function_call"),
+    ({"reasoning_effort": "extreme"}, "reasoning_effort"),
+    ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
+    ({"web_search_options": {"search_context_size": "low"}}, "web_search_options"),
+    ({"echo": True}, "echo"),
+    ({"add_special_tokens": True}, "add_special_tokens"),
     ({"messages": [{"role": "assistant", "tool_calls": [1]}]}, "messages[0].tool_calls[0]"),
     ({"tools": {}}, "tools"),
     ({"tools": ["f"]}, "tools[0]"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+    ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.type"),
+    ({"tool_choice": "any"}, "tool_choice"),
     ({"modalities": ["text", "audio"]}, "modalities"),
     ({"audio": {"voice": "alloy"}}, "audio"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),

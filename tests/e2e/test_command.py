@@ -116,6 +116,7 @@ def test_a_broken_model_never_disturbs_the_resident_one(models_dir: Path, tmp_pa
         assert str(tmp_path) not in first.text
         assert first.status_code == 422
         assert second.status_code == 503
+        assert second.json()["error"]["message"] == first.json()["error"]["message"]
         assert 1 <= int(second.headers["retry-after"]) <= 60
         assert set(statuses) == {200}
         assert http.get("/status").json()["loads"] == 1

@@ -134,7 +134,7 @@ def test_two_loads_in_a_row_do_not_leak_settings(http: httpx2.Client) -> None:
         ('{"model": "hotswap/tales"', None),
         ("[]", None),
         ('{"model": "hotswap/tales", "model": "hotswap/sums"}', None),
-        ('{"model": "hotswap/tales", "max_model_len": NaN}', None),
+        ('{"model": "hotswap/tales", "max_model_len": NaN}', "max_model_len"),
     ],
 )
 def test_a_bad_load_is_refused_and_changes_nothing(

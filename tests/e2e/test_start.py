@@ -61,7 +61,8 @@ def starting(home: Path, *arguments: str) -> Iterator[Starting]:
     (library / "torch" / "__init__.py").write_text(STAND_IN)
     verdict = library / "verdict"
     os.mkfifo(verdict)
-    env = {"PYTHONPATH": str(library)}
+    paths = [str(library), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {"PYTHONPATH": os.pathsep.join(paths)}
     with serving(*arguments, home=home, env=env, ready=False) as server:
         server.url = server.wait_for_line(r"at (http://127\.0\.0\.1:\d+)").group(1)
         yield Starting(server, verdict)
@@ -113,3 +114,18 @@ def test_without_a_model_it_says_that_it_is_ready_once_torch_is_there(tmp_path: 
         assert not any("ready at" in line for line in start.server.lines)
         start.import_ends()
         start.server.wait_for_line("ready at")
+
+
+def test_a_connection_is_kept_however_many_requests_it_brought(tmp_path: Path) -> None:
+    with starting(tmp_path, "--model", str(SUMS)) as start:
+        address = start.server.url.removeprefix("http://")
+        with closing(HTTPConnection(address, timeout=30)) as connection:
+            connection.connect()
+            kept = connection.sock
+            for _ in range(1100):  # Hypercorn's own bound is 1,000
+                connection.request("GET", "/livez")
+                answer = connection.getresponse()
+                answer.read()
+                assert (answer.status, answer.getheader("connection")) == (200, None)
+            assert connection.sock is kept
+        start.import_ends()

@@ -13,6 +13,7 @@ from hotswap.contracts import (
     EngineConfig,
     ModelSpec,
     SamplingParams,
+    TextPrompt,
 )
 from hotswap.errors import ContextLengthExceeded, InvalidRequest
 from tests.engine.serving import request, spec_of
@@ -96,6 +97,30 @@ def test_a_model_without_a_template_answers_no_messages(
     with pytest.raises(InvalidRequest, match="no chat template"):
         rendered(spec_of(copy), HELLO)
     assert rendered(spec_of(copy), "quick").prompt_tokens > 0
+
+
+def test_what_each_token_stands_for_can_be_asked_for(checkpoint: Checkpoint) -> None:
+    text = rendered(spec_of(checkpoint()), TextPrompt("the quick brown fox"))
+    [texts] = text.token_texts
+    assert len(texts) == text.prompt_tokens > 1
+    assert "".join(texts) == "the quick brown fox"
+
+
+def test_special_tokens_may_be_left_out(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Of a model whose tokenizer puts a token before each text."""
+    pieces = [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}]
+    pieces += [{"Sequence": {"id": "A", "type_id": 0}}]
+    start = {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}
+    processor = {
+        "type": "TemplateProcessing",
+        "single": pieces,
+        "pair": [*pieces, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|im_start|>": start},
+    }
+    spec = spec_of(variant(checkpoint(), tmp_path, tokenizer={"post_processor": processor}))
+    [with_them] = rendered(spec, TextPrompt("fox")).token_ids
+    [without] = rendered(spec, TextPrompt("fox", special=False)).token_ids
+    assert with_them == (1, *without)
 
 
 def test_token_ids_are_bounded_by_the_vocabulary(checkpoint: Checkpoint) -> None:

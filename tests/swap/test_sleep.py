@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
+import trio.testing
 
 from hotswap.config import SwapRules
-from hotswap.errors import ModelNotFound, ModelUnloaded, SwapInProgress
+from hotswap.contracts import ModelSpec, UnloadReason
+from hotswap.errors import HotswapError, ModelNotFound, ModelUnloaded, SwapInProgress
 from hotswap.scripted import Script
-from tests.swap.house import House, play
+from tests.swap.house import ON_DEMAND, House, play
 
 
 def parked(house: House) -> list[str]:
@@ -184,3 +188,168 @@ def test_a_model_that_cannot_drain_in_time_stays_awake() -> None:
 
     rules = SwapRules(on_demand=True, drain_timeout_s=1.0)
     play(scenario, rules, Script(), startup="A")
+
+
+PUT_TO_SLEEP = "The server was put to sleep"
+
+
+def refused_by_sleep(error: HotswapError | None) -> bool:
+    return isinstance(error, ModelUnloaded) and error.message.startswith(PUT_TO_SLEEP)
+
+
+@pytest.mark.parametrize(
+    ("moment_s", "phase", "tokens"),
+    [(0.5, "ready", 3), (0.9, "draining", 10), (1.3, "loading", 3)],
+)
+def test_sleep_calls_off_a_load_and_what_was_there_before_it_sleeps(
+    moment_s: float, phase: str, tokens: int
+) -> None:
+    async def scenario(house: House) -> None:
+        await house.service.load("A", {"max_model_len": 64}, "request")
+        async with trio.open_nursery() as nursery:
+            begun = trio.current_time()
+            for model in ("A", "B", "C"):
+                nursery.start_soon(house.ask, model, tokens)
+                await trio.testing.wait_all_tasks_blocked()
+            await trio.sleep(moment_s)
+            assert house.phase == phase
+            await house.service.sleep(park=True)
+            assert (house.phase, house.registry.current) == ("empty", None)
+            assert trio.current_time() - begun < 2
+        assert house.answers[0].finished
+        assert all(refused_by_sleep(answer.error) for answer in house.answers[1:])
+        await trio.sleep(60)
+        assert (house.phase, (await statuses(house))["A"]) == ("empty", "sleeping")
+        assert (await house.service.wake_up()).model == "A"
+        resident = house.controller.resident
+        assert resident is not None
+        assert resident.engine.max_model_len == 64
+
+    script = Script(prepare_s=0.8, start_s=1.0)
+    assert play(scenario, ON_DEMAND, script).registry.started[-1] == "A"
+
+
+def test_sleep_while_one_model_leaves_for_another_one_brings_neither() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "B")
+            await trio.sleep(1.5)
+            assert (house.phase, house.registry.current) == ("draining", None)
+            await house.service.sleep(park=False)
+            assert (house.phase, parked(house)) == ("empty", [])
+        assert refused_by_sleep(house.answers[-1].error)
+        await trio.sleep(60)
+        assert house.phase == "empty"
+        assert house.controller.snapshot().unloads_by_reason[UnloadReason.REQUEST] == 1
+
+    assert play(scenario, ON_DEMAND, Script(stop_s=1.0)).registry.started == ["A"]
+
+
+def test_sleep_holds_also_where_the_model_before_is_about_to_come_back() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "B")
+            await house.until(lambda: house.phase == "loading")
+            await house.service.unload("B")
+            await trio.sleep(0.5)
+            assert (house.phase, house.registry.started) == ("loading", ["A", "B"])
+            assert house.registry.current is None, "B is on its way off the device again"
+            await house.service.sleep(park=True)
+        await trio.sleep(60)
+        assert (house.phase, parked(house)) == ("empty", ["A", "B"])
+        assert (await house.service.wake_up()).model == "A"
+
+    script = Script(stop_s=1.0)
+    assert play(scenario, ON_DEMAND, script).registry.started == ["A", "B", "A"]
+
+
+@pytest.mark.parametrize("park", [True, False])
+@pytest.mark.parametrize(("moment_s", "started"), [(0.5, ["B"]), (1.05, ["B", "B"])])
+def test_of_a_first_load_that_is_called_off_the_model_sleeps(
+    moment_s: float, started: list[str], park: bool
+) -> None:
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "B")
+            await trio.sleep(moment_s)
+            assert house.phase == "loading"
+            await house.service.sleep(park=park)
+            assert house.phase == "empty"
+        assert refused_by_sleep(house.answers[0].error)
+        assert parked(house) == ([] if not park or len(started) == 1 else ["B"])
+        assert (await house.service.wake_up()).model == "B"
+
+    assert play(scenario, startup="A").registry.started == started
+
+
+def test_without_on_demand_loading_a_called_off_load_stays_off() -> None:
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "A")
+            await house.until(lambda: house.phase == "loading")
+            nursery.start_soon(partial(house.service.sleep, park=True))
+            await trio.lowlevel.checkpoint()
+            assert isinstance((await house.ask("A")).error, ModelUnloaded)
+        assert isinstance((await house.ask("A")).error, ModelUnloaded)
+        assert house.phase == "empty"
+        await house.service.wake_up()
+        assert (await house.ask("A")).finished
+
+    play(scenario, SwapRules(), startup="A")
+
+
+@pytest.mark.parametrize("moment_s", [0.0, 0.5, 1.05])
+def test_who_wakes_it_up_is_told_that_it_was_put_to_sleep_again(moment_s: float) -> None:
+    async def scenario(house: House) -> None:
+        await house.service.load("A", {"max_model_len": 64}, "request")
+        await house.service.sleep(park=True)
+        told: list[HotswapError] = []
+
+        async def wake_up() -> None:
+            with pytest.raises(ModelUnloaded) as refusal:
+                await house.service.wake_up()
+            told.append(refusal.value)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wake_up)
+            await house.until(lambda: bool(house.controller.desk.load_wishes))
+            await trio.sleep(moment_s)
+            await house.service.sleep(park=True)
+            assert house.phase == "empty"
+        assert [refused_by_sleep(error) for error in told] == [True]
+        await house.service.wake_up()
+        resident = house.controller.resident
+        assert resident is not None
+        assert resident.engine.max_model_len == 64
+
+    play(scenario, startup="B")
+
+
+def test_a_wake_up_right_behind_a_sleep_brings_it_back() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "B")
+            await house.until(lambda: house.phase == "loading")
+            nursery.start_soon(partial(house.service.sleep, park=True))
+            await trio.sleep(0.01)
+            assert house.phase == "loading", "B is half on the device"
+            assert (await house.service.wake_up()).model == "A"
+        assert house.resident == "A"
+
+    play(scenario, ON_DEMAND, Script(start_s=1.0))
+
+
+def test_a_download_is_called_off_too() -> None:
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "remote")
+            await trio.sleep(0.5)
+            await house.service.sleep(park=True)
+        assert refused_by_sleep(house.answers[0].error)
+        await trio.sleep(60)
+        assert (house.phase, house.catalog.fetched) == ("empty", [])
+
+    play(scenario, models=(ModelSpec(id="remote", path=None),))

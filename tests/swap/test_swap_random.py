@@ -151,6 +151,26 @@ def test_whatever_happens_every_request_ends_once_and_nothing_is_left(
     assert house.controller.snapshot().tokens == drawn(house)
 
 
+@thorough
+@given(histories, moments, st.booleans())
+def test_whatever_goes_on_sleep_leaves_the_device_empty(
+    history: list[tuple[float, Action]], pause_s: float, park: bool
+) -> None:
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            for pause, action in history:
+                await trio.sleep(pause)
+                nursery.start_soon(act, house, action)
+            await trio.sleep(pause_s + 0.01)
+            await house.service.sleep(park=park, mode="abort")
+            assert (house.phase, house.registry.current) == ("empty", None)
+            started = len(house.registry.started)
+            await trio.sleep(400)
+            assert (house.phase, len(house.registry.started)) == ("empty", started)
+
+    play(scenario, RULES, replace(unhurried(), render_s=0.0), MODELS, startup="B")
+
+
 takers_of_any = st.builds(
     Ask, st.sampled_from(["current", "tasks"]), st.integers(1, 40), st.none() | moments
 )

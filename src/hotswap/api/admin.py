@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import anyio
-from msgspec import Struct
+from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -48,26 +48,34 @@ class LoadOrder:
     source: str = "request"
 
 
+class LoadBody(Struct):
+    """What a load is read as first. Without a ``config`` it is flat: all keys but the model's are
+    settings."""
+
+    model: str | None = None
+    config: dict[str, Any] | None = None
+
+
 class NestedLoad(Struct, forbid_unknown_fields=True):
     model: str | None = None
     config: dict[str, Any] | None = None
 
 
 class NamedModel(Struct):
-    model: str | None = None
+    model: Annotated[str, Meta(min_length=1)]
 
 
 class UnloadOrder(Struct, forbid_unknown_fields=True):
     model: str | None = None
-    drain_timeout_s: float | None = None
+    drain_timeout_s: Annotated[float, Meta(ge=0)] | None = None
     mode: Literal["drain", "abort"] | None = None
     park: bool | None = None
 
 
-_TRUTH = {"false": False, "true": True, "0": False, "1": True}
-_SLEEP_LEVELS = {"1": True, "2": False}
+TRUTH = {"false": False, "true": True, "0": False, "1": True}
+SLEEP_LEVELS = {"1": True, "2": False}
 """Whether a model that sleeps so is kept in host memory."""
-_SLEEP_MODES: Mapping[str, UnloadMode] = {"wait": "drain", "abort": "abort"}
+SLEEP_MODES: Mapping[str, UnloadMode] = {"wait": "drain", "abort": "abort"}
 
 
 class ManagementRoutes:
@@ -78,7 +86,7 @@ class ManagementRoutes:
         """``/v1/load_model`` in its five forms; answers when the model serves, or with
         ``?dry_run=true`` at once what would happen."""
         _check_query(request, "dry_run")
-        is_dry_run = _choice(request, "dry_run", _TRUTH)
+        is_dry_run = _choice(request, "dry_run", TRUTH)
         order = await _read_load(request)
         if is_dry_run:
             forecast = await self._service.forecast(order.model, order.config, order.source)
@@ -91,8 +99,6 @@ class ManagementRoutes:
         _check_query(request)
         body = await read_body(request.receive, request.scope)
         order = decode(parse_object(body) if body.strip() else {}, UnloadOrder)
-        if order.drain_timeout_s is not None and order.drain_timeout_s < 0:
-            raise InvalidRequest("drain_timeout_s: must not be negative", param="drain_timeout_s")
         device = _device(self._service)
         report = await self._service.unload(
             order.model or None,
@@ -116,8 +122,8 @@ class ManagementRoutes:
         """``/sleep``: 200 without a body, as vLLM's. Running answers end first, unless
         ``mode=abort``."""
         _check_query(request, "level", "mode", elsewhere="")
-        park = _choice(request, "level", _SLEEP_LEVELS)
-        mode = _choice(request, "mode", _SLEEP_MODES)
+        park = _choice(request, "level", SLEEP_LEVELS)
+        mode = _choice(request, "mode", SLEEP_MODES)
         await read_body(request.receive, request.scope)
         await self._service.sleep(park=park, mode=mode)
         return Response()
@@ -218,10 +224,10 @@ async def _read_load(request: Request) -> LoadOrder:
         return LoadOrder(model, config, "uploaded")
     body = await read_body(request.receive, request.scope)
     fields = parse_object(body) if body.strip() else {}
-    if "config" not in fields:  # flat: all keys but the model's are settings
-        named = decode(fields, NamedModel)
+    flat = decode(fields, LoadBody)
+    if "config" not in fields:
         settings = {key: value for key, value in fields.items() if key != "model"}
-        return LoadOrder(named.model or None, settings)
+        return LoadOrder(flat.model or None, settings)
     nested = decode(fields, NestedLoad)
     return LoadOrder(nested.model or None, nested.config or {})
 
@@ -230,8 +236,6 @@ async def _read_name(request: Request) -> str:
     named = await read_object(
         request.receive, request.scope, lambda fields: decode(fields, NamedModel)
     )
-    if not named.model:
-        raise InvalidRequest("model: required, but missing", param="model")
     return named.model
 
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
@@ -118,15 +119,16 @@ def parse_object(body: bytes) -> dict[str, Any]:
     difference and some clients send ``"n": 1.0``.
 
     Raises:
-        InvalidJson
+        InvalidJson: its ``param`` is the path of the value that is at fault, where one is.
     """
+    numbers = _Numbers()
     try:
         text = body.decode()
         value = json.loads(
             text,
             object_pairs_hook=_without_duplicates,
-            parse_float=_number,
-            parse_constant=_refuse_constant,
+            parse_float=numbers.read,
+            parse_constant=numbers.refuse_constant,
         )
     except UnicodeDecodeError:
         raise InvalidJson("the body is not valid UTF-8") from None
@@ -140,8 +142,10 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise InvalidJson("the body must be a JSON object")
     if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise _too_deep()
-    if _ODD_ESCAPE.search(text):
-        _check_strings(value)
+    if numbers.refused:
+        raise _at_fault(value)
+    if _ODD_ESCAPE.search(text) and not all(map(_is_carried, _strings(value))):
+        raise _at_fault(value)
     return value
 
 
@@ -153,15 +157,38 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _number(text: str) -> int | float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise InvalidJson("the body holds a number out of range")
-    return int(value) if value.is_integer() and abs(value) < _EXACT_INTEGERS else value
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """Stands in an object where a number is that cannot be."""
+
+    reason: str
 
 
-def _refuse_constant(name: str) -> None:
-    raise InvalidJson(f"{name} is not valid JSON")
+_OUT_OF_RANGE = _Refused("a number is out of range")
+_CONSTANTS = {
+    name: _Refused(f"{name} is not valid JSON") for name in ("NaN", "Infinity", "-Infinity")
+}
+
+
+class _Numbers:
+    """Reads the numbers of one body. Only in the whole object a refused one has a name, so it is
+    left in there."""
+
+    __slots__ = ("refused",)
+
+    def __init__(self) -> None:
+        self.refused = False
+
+    def read(self, text: str) -> int | float | _Refused:
+        value = float(text)
+        if not math.isfinite(value):
+            self.refused = True
+            return _OUT_OF_RANGE
+        return int(value) if value.is_integer() and abs(value) < _EXACT_INTEGERS else value
+
+    def refuse_constant(self, name: str) -> _Refused:
+        self.refused = True
+        return _CONSTANTS[name]
 
 
 def _too_deep() -> InvalidJson:
@@ -176,25 +203,61 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def _check_strings(value: Any) -> None:
-    """Refuse what JSON can escape but UTF-8 cannot carry, and NUL."""
+def _strings(value: Any) -> Iterator[str]:
+    """All of them, keys too."""
     todo = [value]
     while todo:
         item = todo.pop()
         if isinstance(item, str):
-            _check_string(item)
+            yield item
         elif _is_container(item):
             todo.extend(_children(item))
             todo.extend(item if isinstance(item, dict) else ())
 
 
-def _check_string(text: str) -> None:
-    if "\0" in text:
-        raise InvalidJson("a string holds the character NUL")
+def _is_carried(text: str) -> bool:
+    """Not so what JSON can escape but UTF-8 cannot carry, and NUL."""
+    return _fault_of(text) is None
+
+
+def _fault_of(value: Any) -> str | None:
+    if isinstance(value, _Refused):
+        return value.reason
+    if not isinstance(value, str):
+        return None
+    if "\0" in value:
+        return "a string holds the character NUL"
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError:
-        raise InvalidJson("a string holds half of a surrogate pair") from None
+        return "a string holds half of a surrogate pair"
+    return None
+
+
+def _at_fault(value: Any) -> InvalidJson:
+    """Names the first value in ``value`` that cannot be, as `hotswap.api.fields.decode` would;
+    there is one. A key that cannot be is told as a fault of its object."""
+    path, reason = _first_fault(value) or ("", "the body is not valid JSON")
+    path = path.removeprefix(".")[:200]
+    return InvalidJson(f"{path}: {reason}" if path else reason, param=path or None)
+
+
+def _first_fault(value: Any) -> tuple[str, str] | None:
+    """Where it is from here, and what. No deeper than `MAX_DEPTH` calls."""
+    if reason := _fault_of(value):
+        return "", reason
+    if isinstance(value, dict):
+        if reason := next(filter(None, map(_fault_of, value)), None):
+            return "", reason
+        steps = ((f".{key}", inner) for key, inner in value.items())
+    elif isinstance(value, list):
+        steps = ((f"[{index}]", inner) for index, inner in enumerate(value))
+    else:
+        return None
+    return next(
+        ((step + found[0], found[1]) for step, inner in steps if (found := _first_fault(inner))),
+        None,
+    )
 
 
 def _is_container(value: Any) -> bool:

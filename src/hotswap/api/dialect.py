@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from msgspec import Struct
+
+from hotswap.api.fields import duration_s
 from hotswap.contracts import GenerationEvent, GenerationRequest
 from hotswap.errors import HotswapError
 
@@ -30,10 +33,25 @@ class Stamp:
     """Monotonic time at which the request came."""
     admitted: float | None = None
     """And at which its model was there; None: it waits."""
+    prompt_tokens: int = 0
+    """Known from then on."""
+    first: float | None = None
+    """And of its first events; None: none have come."""
+    last: float | None = None
+    """And of its last ones so far."""
+
+    def note_events(self) -> None:
+        """Some have come. What is written of them is written later, when it can be sent."""
+        self.last = time.monotonic()
+        if self.first is None:
+            self.first = self.last
 
 
 class Frames(Protocol):
-    """A streamed answer, event by event; every method returns bytes ready to be sent."""
+    """A streamed answer, event by event; every method returns bytes ready to be sent.
+
+    Until the model is there, others of the same call speak: only `loading`, `alive` and `failure`.
+    """
 
     def opening(self) -> bytes: ...
 
@@ -73,3 +91,15 @@ class Call:
     @property
     def choices(self) -> int:
         return len(self.request.prompts) * self.request.n
+
+
+class Lasting(Struct, kw_only=True):
+    """Fields that dialects have from us: how long the model may stay, idle, after the answer."""
+
+    keep_alive: float | str | None = None
+    ttl: float | None = None
+
+    def keep_alive_s(self) -> float | None:
+        if self.keep_alive is not None:
+            return duration_s(self.keep_alive, "keep_alive")
+        return None if self.ttl is None else duration_s(self.ttl, "ttl")

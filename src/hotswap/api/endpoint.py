@@ -19,7 +19,7 @@ from hotswap.api.outbox import Outbox
 from hotswap.api.pace import Pace
 from hotswap.api.sse import EventStream, progress_text, while_connected
 from hotswap.contracts import Finished, Generation, GenerationEvent, ModelService
-from hotswap.errors import EngineFailed
+from hotswap.errors import EngineFailed, HotswapError
 
 
 class GenerationEndpoint:
@@ -44,7 +44,10 @@ class GenerationEndpoint:
         self._pace = pace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        parsed = await read_object(receive, scope, self._parse)
+        await self.answer(await read_object(receive, scope, self._parse), scope, receive, send)
+
+    async def answer(self, parsed: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        """What follows when the body has been read."""
         request = replace(parsed.request, request_id=scope["state"]["request_id"])
         call = replace(parsed, request=request)
         if call.stream:
@@ -69,7 +72,9 @@ async def _answer(service: ModelService, call: Call) -> bytes:
     unfinished = call.choices
     async with service.generate(call.request) as generation:
         stamp.admitted = time.monotonic()
+        stamp.prompt_tokens = generation.prompt_tokens
         async for events in generation:
+            stamp.note_events()
             unfinished -= _finished(events)
             for event in events:
                 document.add(event)
@@ -91,14 +96,15 @@ class _StreamedAnswer:
         self._pace = pace
         self._show_loading = show_loading
         self._stamp = Stamp()
-        self._model: str | None = None
+        self._frames = call.frames(self._stamp, call.request.model or "")
         self._outbox = Outbox()
 
     async def produce(self) -> None:
         try:
             async with self._service.generate(self._call.request) as generation:
-                self._model = generation.model
                 self._stamp.admitted = time.monotonic()
+                self._stamp.prompt_tokens = generation.prompt_tokens
+                self._frames = self._call.frames(self._stamp, generation.model)
                 with self._pace.stream():
                     await self._collect(generation)
         except Exception as raised:
@@ -107,10 +113,11 @@ class _StreamedAnswer:
             self._outbox.close()
 
     async def _collect(self, generation: Generation) -> None:
-        frames = self._frames()
+        frames = self._frames
         unfinished = self._call.choices
         self._outbox.put(frames.opening)
         async for events in generation:
+            self._stamp.note_events()
             self._outbox.put(partial(_written, frames, events))
             unfinished -= _finished(events)
             if unfinished:  # else the model is held up for nothing
@@ -124,16 +131,10 @@ class _StreamedAnswer:
         Raises:
             HotswapError: the request failed before anything was sent.
         """
-        while True:
-            await self._outbox.filled()
-            error = self._outbox.error
-            if error and not stream.started:
-                raise error
-            body = self._outbox.take()
-            if self._outbox.drained:
-                break
-            await stream.write(body)
-        await stream.finish(body + self._frames().failure(error) if error else body)
+        await stream.send_from(self._outbox, self._failure)
+
+    def _failure(self, error: HotswapError) -> bytes:
+        return self._frames.failure(error)
 
     async def show_life(self, keepalive_s: float) -> None:
         """Signs of life for as long as nothing else comes."""
@@ -142,14 +143,12 @@ class _StreamedAnswer:
             self._outbox.put(self._sign_of_life)
 
     def _sign_of_life(self) -> bytes:
-        if self._model is not None:
-            return self._frames().alive("generating")
+        if self._stamp.admitted is not None:
+            return self._frames.alive("generating")
         text = progress_text(self._service.snapshot())
-        frames = self._frames()
-        return frames.loading(f"{text}\n") if self._show_loading else frames.alive(text)
-
-    def _frames(self) -> Frames:
-        return self._call.frames(self._stamp, self._model or self._call.request.model or "")
+        if self._show_loading:
+            return self._frames.loading(f"{text}\n")
+        return self._frames.alive(text)
 
 
 def _written(frames: Frames, events: tuple[GenerationEvent, ...]) -> bytes:

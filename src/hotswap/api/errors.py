@@ -48,6 +48,12 @@ class BodyTimedOut(InvalidRequest):
     code = "request_timeout"
 
 
+class ResponseNotFound(HotswapError):
+    """It was never kept, or has made way for others."""
+
+    code = "response_not_found"
+
+
 class ClientGone(Exception):
     """The client has left or takes nothing any more: there is nobody to answer."""
 
@@ -64,6 +70,7 @@ STATUS: Mapping[type[HotswapError], int] = {
     NotPermitted: 403,
     RouteNotFound: 404,
     ModelNotFound: 404,
+    ResponseNotFound: 404,
     MethodNotAllowed: 405,
     RequestTooLarge: 413,
     CheckpointRefused: 422,

@@ -20,12 +20,17 @@ TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
-LogitBias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]
+Seconds = Annotated[float, Meta(ge=-_TEN_YEARS_S, le=_TEN_YEARS_S)]
+LogitBias = Annotated[
+    dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]],
+    Meta(max_length=1024, extra_json_schema={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),
+]
 
 _LOCATED = re.compile(r"(?P<what>.*?) - at (?:`key` in )?`\$\.?(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>.*)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
-_NO_CHOICE = re.compile(r"Invalid enum value (?P<value>.*)", re.DOTALL)
+_NO_CHOICE = re.compile(r"Invalid (?:enum )?value (?P<value>.*)", re.DOTALL)
+_NO_MATCH = re.compile(r"Expected `[^`]*` matching regex '(?P<pattern>.*)'")
 _EXPECTED = re.compile(
     r"Expected `(?P<types>[^`]*)`"
     r"(?:, got .*|(?P<length> of length)? (?P<side>[<>]=) (?P<limit>\S+))?"
@@ -81,6 +86,8 @@ def _in_words(complaint: str) -> str:
     """What msgspec complains about, without the names of Python's types."""
     if choice := _NO_CHOICE.fullmatch(complaint):
         return f"{choice['value'][:200]} is not one of its values"
+    if pattern := _NO_MATCH.fullmatch(complaint):
+        return f"must be text that matches {pattern['pattern']}"
     expected = _EXPECTED.fullmatch(complaint)
     if expected is None:
         return complaint[:1].lower() + complaint[1:]

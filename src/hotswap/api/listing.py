@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -9,29 +10,45 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hotswap.api.documents import json_response
+from hotswap.api.headers import header
 from hotswap.contracts import ModelListing, ModelService
 
 
 class ListingRoutes:
+    """A client that says it is Anthropic's finds that API's fields beside OpenAI's."""
+
     def __init__(self, service: ModelService) -> None:
         self._service = service
         self._listings: tuple[ModelListing, ...] = ()
-        self._response = _response(self._listings)
+        self._responses = _responses(self._listings)
         """What is sent for as long as the service gives out the same listings."""
 
-    async def all(self, _: Request) -> Response:
+    async def all(self, request: Request) -> Response:
         listings = await self._service.models()
         if listings != self._listings:
-            self._listings, self._response = listings, _response(listings)
-        return self._response
+            self._listings, self._responses = listings, _responses(listings)
+        return self._responses[_is_anthropic(request)]
 
     async def one(self, request: Request) -> Response:
         """The name may hold slashes, raw or encoded: the server has decoded the path."""
-        return json_response(entry(await self._service.model(request.path_params["name"])))
+        written = anthropic_entry if _is_anthropic(request) else entry
+        return json_response(written(await self._service.model(request.path_params["name"])))
 
 
-def _response(listings: tuple[ModelListing, ...]) -> Response:
-    return json_response({"object": "list", "data": [entry(one) for one in listings]})
+def _is_anthropic(request: Request) -> bool:
+    return bool(header(request.scope, b"anthropic-version"))
+
+
+def _responses(listings: tuple[ModelListing, ...]) -> dict[bool, Response]:
+    """By whether the client is Anthropic's."""
+    page = {
+        "has_more": False,
+        "first_id": listings[0].id if listings else None,
+        "last_id": listings[-1].id if listings else None,
+    }
+    ours = {"object": "list", "data": [entry(one) for one in listings]}
+    theirs = {"object": "list", "data": [anthropic_entry(one) for one in listings], **page}
+    return {False: json_response(ours), True: json_response(theirs)}
 
 
 def entry(listing: ModelListing) -> dict[str, Any]:
@@ -44,6 +61,19 @@ def entry(listing: ModelListing) -> dict[str, Any]:
         "loaded": listing.status == "loaded",
         "status": {"value": listing.status, **_details(listing)},
         "max_model_len": listing.max_model_len,
+        "task": listing.task,
+    }
+
+
+def anthropic_entry(listing: ModelListing) -> dict[str, Any]:
+    created = datetime.fromtimestamp(listing.created_unix, UTC)
+    return {
+        **entry(listing),
+        "type": "model",
+        "display_name": listing.id,
+        "created_at": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "lifecycle": "active",
+        "max_input_tokens": listing.max_model_len,
     }
 
 

@@ -16,6 +16,8 @@ from starlette.responses import Response
 
 from hotswap.contracts import EngineStats, ModelService, SwapSnapshot
 
+MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
 
 class MetricsRoute:
     def __init__(self, service: ModelService) -> None:
@@ -24,7 +26,7 @@ class MetricsRoute:
 
     async def metrics(self, _: Request) -> Response:
         """``/metrics``. On the event loop, which the snapshot belongs to."""
-        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        return Response(generate_latest(self._registry), media_type=MEDIA_TYPE)
 
 
 class _Snapshots(Collector):

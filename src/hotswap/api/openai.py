@@ -20,17 +20,26 @@ from hotswap.api.fields import (
     LogitBias,
     Penalty,
     Probability,
+    Seconds,
     StopString,
     TokenId,
     decode,
     duration_s,
 )
+from hotswap.api.guides import GuideFields
 from hotswap.api.openai_answers import (
     ChatDocument,
     ChatFrames,
     CompletionDocument,
     CompletionFrames,
 )
+from hotswap.api.openai_messages import (
+    AssistantMessage,
+    Message,
+    message_mappings,
+    refuse_other_content,
+)
+from hotswap.api.openai_tools import MAX_TOOLS, Choice, Tool, tool_choice, tool_mappings
 from hotswap.contracts import (
     ChatPrompt,
     GenerationRequest,
@@ -43,13 +52,14 @@ from hotswap.errors import InvalidRequest
 
 MAX_PROMPTS = 64
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class StreamOptions(Struct):
     include_usage: bool | None = None
 
 
-class Common(Struct, kw_only=True):
+class Common(GuideFields, kw_only=True):
     """The fields that both routes share."""
 
     model: str | None = None
@@ -71,7 +81,7 @@ class Common(Struct, kw_only=True):
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=256)] | None = None
     ignore_eos: bool | None = None
     keep_alive: float | str | None = None
-    ttl: float | None = None
+    ttl: Seconds | None = None
 
     def sampling(self) -> SamplingParams:
         return SamplingParams(
@@ -89,7 +99,7 @@ class Common(Struct, kw_only=True):
     def keep_alive_s(self) -> float | None:
         if self.keep_alive is not None:
             return duration_s(self.keep_alive, "keep_alive")
-        return None if self.ttl is None else duration_s(self.ttl, "ttl")
+        return self.ttl
 
     def request(
         self, prompts: tuple[Prompt, ...], *, logprobs: int | None, echo: bool = False
@@ -108,6 +118,7 @@ class Common(Struct, kw_only=True):
             ignore_eos=bool(self.ignore_eos),
             echo=echo,
             logprobs=logprobs,
+            guide=self.guide(),
             keep_alive_s=self.keep_alive_s(),
         )
 
@@ -115,22 +126,14 @@ class Common(Struct, kw_only=True):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-class Part(Struct):
-    type: str
-    text: str | None = None
-
-
-class Message(Struct):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
-    name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: str | None = None
-
-
 class Chat(Common, kw_only=True):
+    """A body of ``/v1/chat/completions``."""
+
     messages: Annotated[list[Message], Meta(min_length=1)]
-    tools: Annotated[list[dict[str, Any]], Meta(max_length=1024)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
@@ -140,7 +143,10 @@ class Chat(Common, kw_only=True):
 
 
 class Completion(Common, kw_only=True):
-    prompt: Any
+    """A body of ``/v1/completions``."""
+
+    prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
+    add_special_tokens: bool | None = None
     echo: bool | None = None
     logprobs: TopLogprobs | None = None
     best_of: Annotated[int, Meta(ge=1)] | None = None
@@ -148,25 +154,33 @@ class Completion(Common, kw_only=True):
 
 # What each refused field may be all the same, besides null, false and empty.
 _NOT_HONOURED: Mapping[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
-    "tool_choice": ("auto", "none"),
-    "functions": (),
-    "function_call": ("auto", "none"),
-    "modalities": (["text"],),
+    "allowed_token_ids": (),
     "audio": (),
-    "suffix": (),
-    "prompt_logprobs": (),
-    "use_beam_search": (),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "json_schema": (),
-    "grammar": (),
+    "bad_words": (),
     "chat_template": (),
+    "documents": (),
+    "function_call": ("auto", "none"),
+    "functions": (),
+    "include_stop_str_in_output": (),
+    "logits_processors": (),
+    "modalities": (["text"],),
+    "moderation": (),
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "structural_tag": (),
+    "suffix": (),
+    "truncate_prompt_tokens": (),
     "trust_remote_code": (),
+    "use_beam_search": (),
+    "web_search_options": (),
 }
+_NOT_HONOURED_IN_CHATS: Mapping[str, tuple[Any, ...]] = {
+    **_NOT_HONOURED,
+    "add_special_tokens": (),
+    "echo": (),
+}
+# What OpenAI's newest models know beyond what contracts.py does.
+_EFFORTS = {"xhigh": "high", "max": "high"}
 # Arguments of the template call itself: the request must not reach around its own checks.
 _RESERVED_TEMPLATE_KWARGS = frozenset(
     (
@@ -188,7 +202,6 @@ _RESERVED_TEMPLATE_KWARGS = frozenset(
         "truncation",
     )
 )
-_TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def parse_chat(fields: dict[str, Any]) -> Call:
@@ -197,11 +210,16 @@ def parse_chat(fields: dict[str, Any]) -> Call:
     Raises:
         InvalidRequest: names the field.
     """
-    _refuse_not_honoured(fields)
+    refuse_not_honoured(fields)
+    refuse_other_content(fields.get("messages"))
     chat = decode(fields, Chat)
     if chat.max_completion_tokens is not None:
         chat.max_tokens = chat.max_completion_tokens
-    request = chat.request((_chat_prompt(chat),), logprobs=_chat_logprobs(chat))
+    prompt = _chat_prompt(chat)
+    request = chat.request((prompt,), logprobs=_chat_logprobs(chat))
+    if request.guide is not None and prompt.tool_choice.required:
+        param = request.guide.param
+        raise InvalidRequest(f"{param}: not together with a required tool call", param=param)
     return Call(
         request=request,
         stream=bool(chat.stream),
@@ -216,14 +234,14 @@ def parse_completion(fields: dict[str, Any]) -> Call:
     Raises:
         InvalidRequest: names the field.
     """
-    _refuse_not_honoured(fields)
+    refuse_not_honoured(fields, _NOT_HONOURED)
     completion = decode(fields, Completion)
     if completion.best_of is not None and completion.best_of > (completion.n or 1):
         raise InvalidRequest("best_of: more than n is not supported", param="best_of")
     if completion.echo and completion.logprobs is not None:
         raise InvalidRequest("echo: not supported together with logprobs", param="echo")
     request = completion.request(
-        _prompts(completion.prompt), logprobs=completion.logprobs, echo=bool(completion.echo)
+        _prompts(completion), logprobs=completion.logprobs, echo=bool(completion.echo)
     )
     choices = len(request.prompts) * request.n
     return Call(
@@ -234,10 +252,14 @@ def parse_completion(fields: dict[str, Any]) -> Call:
     )
 
 
-def _refuse_not_honoured(fields: Mapping[str, Any]) -> None:
-    for name, allowed in _NOT_HONOURED.items():
+def refuse_not_honoured(
+    fields: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]] = _NOT_HONOURED_IN_CHATS
+) -> None:
+    """Raises: InvalidRequest: names a field that asks for what there is not."""
+    for name, values in allowed.items():
         value = fields.get(name)
-        if value is not None and value not in (False, "", [], {}, *allowed):
+        # By identity, because 0 asks for something where False does not.
+        if value is not None and value is not False and value not in ("", [], {}, *values):
             raise InvalidRequest(f"{name}: not supported with this value", param=name)
 
 
@@ -255,9 +277,17 @@ def _chat_prompt(chat: Chat) -> ChatPrompt:
         if name in _RESERVED_TEMPLATE_KWARGS:
             param = f"chat_template_kwargs.{name}"
             raise InvalidRequest(f"{param}: not settable by a request", param=param)
+    tools = tool_mappings(chat.tools or ())
+    choice = tool_choice(
+        chat.tool_choice,
+        parallel=chat.parallel_tool_calls is not False,
+        names=[tool.function.name for tool in chat.tools or ()],
+    )
     return ChatPrompt(
-        messages=tuple(_message(i, message) for i, message in enumerate(chat.messages)),
-        tools=tuple(chat.tools or ()),
+        messages=message_mappings(chat.messages),
+        tools=() if chat.tool_choice == "none" else tools,
+        tool_choice=choice,
+        reasoning_effort=_EFFORTS.get(chat.reasoning_effort or "", chat.reasoning_effort),
         template_kwargs=kwargs,
         continue_final_message=_continues(chat),
     )
@@ -271,43 +301,10 @@ def _continues(chat: Chat) -> bool:
         )
     if not chat.continue_final_message and chat.add_generation_prompt is not False:
         return False
-    if chat.messages[-1].role != "assistant":
+    if not isinstance(chat.messages[-1], AssistantMessage):
         param = "continue_final_message" if chat.continue_final_message else "add_generation_prompt"
         raise InvalidRequest(f"{param}: the last message is not the assistant's", param=param)
     return True
-
-
-def _message(position: int, message: Message) -> dict[str, Any]:
-    role = "system" if message.role == "developer" else message.role
-    optional = {
-        "name": message.name,
-        "tool_calls": message.tool_calls,
-        "tool_call_id": message.tool_call_id,
-    }
-    present = {name: value for name, value in optional.items() if value is not None}
-    return {"role": role, "content": _content(position, message), **present}
-
-
-def _content(position: int, message: Message) -> str:
-    param = f"messages[{position}].content"
-    if message.content is None:
-        if message.role in ("assistant", "tool"):
-            return ""
-        raise InvalidRequest(f"{param}: required, but missing", param=param)
-    if isinstance(message.content, str):
-        return message.content
-    return "".join(_part_text(part, param) for part in message.content)
-
-
-def _part_text(part: Part, param: str) -> str:
-    if part.type not in _TEXT_PARTS:
-        raise InvalidRequest(
-            f"{param}: parts of type {part.type[:50]!r} are not supported by this model",
-            param=param,
-        )
-    if part.text is None:
-        raise InvalidRequest(f"{param}: a text part without text", param=param)
-    return part.text
 
 
 class _Texts(Struct):
@@ -324,17 +321,16 @@ class _IdLists(Struct):
     ]
 
 
-def _prompts(prompt: Any) -> tuple[Prompt, ...]:
+def _prompts(completion: Completion) -> tuple[Prompt, ...]:
+    """The four forms of a prompt; decoded a second time, as the form that its beginning has."""
+    prompt = completion.prompt
+    special = completion.add_special_tokens is not False
     if isinstance(prompt, str):
-        return (TextPrompt(prompt),)
-    if not isinstance(prompt, list) or not prompt:
-        raise InvalidRequest(
-            "prompt: expected a string, strings, token ids, or lists of token ids",
-            param="prompt",
-        )
+        return (TextPrompt(prompt, special=special),)
     fields = {"prompt": prompt}
     if isinstance(prompt[0], str):
-        return tuple(map(TextPrompt, decode(fields, _Texts).prompt))
+        texts = decode(fields, _Texts).prompt
+        return tuple(TextPrompt(text, special=special) for text in texts)
     if isinstance(prompt[0], list):
         return tuple(TokenPrompt(tuple(ids)) for ids in decode(fields, _IdLists).prompt)
     return (TokenPrompt(tuple(decode(fields, _Ids).prompt)),)

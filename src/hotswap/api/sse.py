@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -11,7 +11,9 @@ from starlette.types import Receive, Send
 
 from hotswap.api.dialect import EVENT_STREAM
 from hotswap.api.errors import ClientGone, leaf_of
+from hotswap.api.outbox import Outbox
 from hotswap.contracts import SwapSnapshot
+from hotswap.errors import HotswapError
 
 _HEADERS = (
     (b"cache-control", b"no-cache"),
@@ -49,6 +51,23 @@ class EventStream:
     async def finish(self, data: bytes = b"") -> None:
         """Write the last ``data``, and end the answer."""
         await self._write(data, more=False)
+
+    async def send_from(self, outbox: Outbox, failure: Callable[[HotswapError], bytes]) -> None:
+        """Send what comes to the outbox; last, what ``failure`` makes of the error it closed with.
+
+        Raises:
+            HotswapError: it closed with one before anything was sent.
+        """
+        while True:
+            await outbox.filled()
+            error = outbox.error
+            if error and not self.started:
+                raise error
+            body = outbox.take()
+            if outbox.drained:
+                break
+            await self.write(body)
+        await self.finish(body + failure(error) if error else body)
 
     async def _write(self, data: bytes, *, more: bool) -> None:
         if not self.started:

@@ -49,6 +49,7 @@ class StatusRoutes:
             "models": "/v1/models",
             "chat": "/v1/chat/completions",
             "completions": "/v1/completions",
+            "embeddings": "/v1/embeddings",
             "health": "/health",
             "status": "/status",
         }
@@ -144,12 +145,14 @@ def describe(snapshot: SwapSnapshot, now: float) -> dict[str, Any]:
         "timings": snapshot.timings,
         "phase_seconds": snapshot.phase_seconds,
         "memory": snapshot.memory,
+        "expires_in_s": snapshot.expires_in_s,
     }
 
 
 def _describe_model(spec: ModelSpec) -> dict[str, Any]:
     return {
         "id": spec.id,
+        "task": spec.task,
         "revision": spec.revision,
         "aliases": spec.aliases,
         "engine": spec.engine,

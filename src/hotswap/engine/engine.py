@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from hotswap.contracts import EngineStats, Finished
+from hotswap.contracts import Embeddings, EngineStats, Finished
 from hotswap.engine.answer import AnswerText
 from hotswap.engine.device import is_out_of_memory
 from hotswap.engine.drawing import SamplingRow, seed_of_choice
@@ -155,6 +155,10 @@ class TorchEngine:
             yield generation
         finally:
             self._abandon(generation)
+
+    async def embed(self, rendered: Any) -> Embeddings:  # noqa: ARG002
+        """See `hotswap.contracts.Engine.embed`."""
+        raise InvalidRequest(f"{self._model!r} is not an embedding model.", param="model")
 
     def abort(self, error: HotswapError) -> None:
         """See `hotswap.contracts.Engine.abort`."""

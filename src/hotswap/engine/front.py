@@ -7,6 +7,7 @@ import copy
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ import anyio
 from anyio import to_thread
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hotswap.contracts import EngineConfig, ModelSpec, SamplingParams
+from hotswap.contracts import EngineConfig, ModelSpec, SamplingParams, Task
 from hotswap.engine.decoding import Vocabulary
+from hotswap.engine.embedding.recipe import RECIPE_FILES, Recipe, default_recipe, read_recipe
 from hotswap.engine.guide import Guides
 from hotswap.engine.preflight import check_tokenizer_files, read_config, read_object
 from hotswap.engine.speech.families import Speech, speech_of
@@ -70,6 +74,8 @@ class Front:
     """The model's own defaults."""
     greedy: bool
     """The model asks to be decoded greedily (``do_sample: false``)."""
+    recipe: Recipe | None = None
+    """How it embeds a text; None: it is not for that, but generates."""
 
 
 class Fronts:
@@ -102,7 +108,7 @@ class Fronts:
         # Ten requests for one model load its tokenizer once, and nobody else waits for it.
         with slot.lock:
             if slot.front is None:
-                slot.front = _load(local_path(spec), spec.engine, key)
+                slot.front = _load(local_path(spec), spec.engine, spec.task, key)
             return slot.front
 
 
@@ -156,7 +162,8 @@ class _Read:
 def front_key(spec: ModelSpec) -> FrontKey:
     """Raises: CheckpointRefused: nothing is on disk."""
     path = local_path(spec)
-    return path, _stamp(path), _relevant(spec.engine)
+    files = RECIPE_FILES if spec.task == "embed" else ()
+    return path, _stamp(path, files), spec.task, _relevant(spec.engine)
 
 
 def fits(front: Front, spec: ModelSpec) -> bool:
@@ -175,8 +182,8 @@ def _relevant(engine: EngineConfig) -> tuple[Any, ...]:
     return engine.chat_template, engine.trust_remote_code, engine.max_model_len
 
 
-def _stamp(path: Path) -> tuple[float, ...]:
-    return tuple(_mtime(path / name) for name in _FILES)
+def _stamp(path: Path, others: Sequence[str]) -> tuple[float, ...]:
+    return tuple(_mtime(path / name) for name in (*_FILES, *others))
 
 
 def _mtime(file: Path) -> float:
@@ -186,13 +193,16 @@ def _mtime(file: Path) -> float:
         return 0.0
 
 
-def _load(path: Path, engine: EngineConfig, key: FrontKey) -> Front:
+def _load(path: Path, engine: EngineConfig, task: Task, key: FrontKey) -> Front:
     raw = read_config(path, trust_remote_code=engine.trust_remote_code)
     check_tokenizer_files(path, trust_remote_code=engine.trust_remote_code)
     config = _config(path, raw, engine.trust_remote_code)
-    _refuse_other_tasks(raw, config, engine.trust_remote_code)
+    if task == "embed":
+        _refuse_what_does_not_embed(raw, config, engine.trust_remote_code)
+    else:
+        _refuse_other_tasks(raw, config, engine.trust_remote_code)
     tokenizer = _tokenizer(path, config, engine.trust_remote_code)
-    generation = _generation_defaults(path)
+    generation = _generation_defaults(path) if task == "generate" else {}
     text_config = config.get_text_config(decoder=True)
     vocabulary, vocab_size = Vocabulary(tokenizer), int(text_config.vocab_size)
     eos_ids = (
@@ -202,6 +212,11 @@ def _load(path: Path, engine: EngineConfig, key: FrontKey) -> Front:
     )
     source = engine.chat_template or _own_template(tokenizer)
     template, fault = _compiled(source)
+    recipe = _recipe(path, text_config) if task == "embed" else None
+    own, asked = _own_context(text_config), engine.max_model_len
+    if recipe is not None:
+        own = _embedded_at_once(text_config, recipe, tokenizer, own)
+        asked = min(asked or own, own)
     return Front(
         key=key,
         tokenizer=tokenizer,
@@ -214,9 +229,10 @@ def _load(path: Path, engine: EngineConfig, key: FrontKey) -> Front:
         speech=_speech(template, source, vocabulary),
         vocab_size=vocab_size,
         eos_ids=eos_ids,
-        max_model_len=_max_model_len(text_config, engine.max_model_len),
+        max_model_len=_max_model_len(own, asked),
         sampling=_sampling(generation),
         greedy=generation.get("do_sample") is False,
+        recipe=recipe,
     )
 
 
@@ -251,6 +267,45 @@ def _refuse_other_tasks(raw: dict[str, Any], config: PreTrainedConfig, trusted: 
         raise CheckpointRefused(
             f"The architecture {named[0][:100]!r} is not a causal language model."
         )
+
+
+def _refuse_what_does_not_embed(
+    raw: dict[str, Any], config: PreTrainedConfig, trusted: bool
+) -> None:
+    if config.is_encoder_decoder:
+        raise CheckpointRefused("Embedding models with an encoder and a decoder are not supported.")
+    text_config = config.get_text_config(decoder=True)
+    known = (trusted and "auto_map" in raw) or type(config) in AutoModel._model_mapping
+    if not known or not all(hasattr(text_config, name) for name in ("vocab_size", "hidden_size")):
+        raise CheckpointRefused(f"{raw['model_type'][:100]!r} is not a model of texts.")
+
+
+def _recipe(path: Path, config: PreTrainedConfig) -> Recipe:
+    if (path / "modules.json").exists():
+        return read_recipe(path, config.hidden_size)
+    # Many encoders can be made to decode as well; what can fill gaps looks both ways.
+    is_causal = type(config) not in AutoModelForMaskedLM._model_mapping
+    return default_recipe(path, config.hidden_size, is_causal=is_causal)
+
+
+def _embedded_at_once(
+    config: PreTrainedConfig,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    positions: int | None,
+) -> int:
+    """Tokens of a text at most."""
+    if positions is not None and config.model_type in _POSITIONS_AFTER_PADDING:
+        positions -= (config.pad_token_id or 0) + 1
+    told = min(filter(None, (recipe.max_tokens, positions)), default=_UNBOUNDED_CONTEXT)
+    return min(told, tokenizer.model_max_length)
+
+
+_POSITIONS_AFTER_PADDING = frozenset(
+    {"camembert", "data2vec-text", "ibert", "luke", "longformer", "mpnet", "roberta"}
+    | {"roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
+)
+"""Model types whose first token has the position after that of the padding token's id."""
 
 
 def _tokenizer(path: Path, config: PreTrainedConfig, trusted: bool) -> PreTrainedTokenizerBase:
@@ -319,8 +374,11 @@ def _sampling(generation: dict[str, Any]) -> SamplingParams:
     return SamplingParams(**values)
 
 
-def _max_model_len(config: PreTrainedConfig, asked: int | None) -> int:
-    own = next((n for n in map(config.__dict__.get, _CONTEXT_NAMES) if isinstance(n, int)), None)
+def _own_context(config: PreTrainedConfig) -> int | None:
+    return next((n for n in map(config.__dict__.get, _CONTEXT_NAMES) if isinstance(n, int)), None)
+
+
+def _max_model_len(own: int | None, asked: int | None) -> int:
     if own is not None and asked is not None and asked > own:
         raise CheckpointRefused(
             f"max_model_len {asked} is more than the {own} tokens this model was made for."

@@ -134,10 +134,35 @@ def read_object(directory: Path, name: str) -> dict[str, Any]:
     Raises:
         CheckpointRefused
     """
-    file = resolve(directory, name)
-    if file.stat().st_size > _MAX_JSON_BYTES:
-        raise CheckpointRefused(f"{name} is too large.")
-    return _object(file.read_bytes(), name)
+    return _object(_content(directory, name), name)
+
+
+def read_list(directory: Path, name: str) -> list[Any]:
+    """A JSON list of the model's directory.
+
+    Raises:
+        CheckpointRefused
+    """
+    value = _json(_content(directory, name), name)
+    if not isinstance(value, list):
+        raise CheckpointRefused(f"{name} is not a JSON list.")
+    return value
+
+
+def inner_directory(directory: Path, name: str) -> Path:
+    """The directory ``name`` inside the model's own.
+
+    Raises:
+        CheckpointRefused
+    """
+    if name != Path(name).name or name in {"", ".", ".."} or "\\" in name or "\0" in name:
+        raise CheckpointRefused(f"{_shown(name)} is not a plain name.")
+    inner = directory / name
+    if not inner.is_dir():
+        raise CheckpointRefused(f"The directory {_shown(name)} is missing.")
+    if not inner.resolve().is_relative_to(directory.resolve()):
+        raise CheckpointRefused(f"{_shown(name)} lies outside the model's directory.")
+    return inner
 
 
 def _weight_names(directory: Path) -> list[str]:
@@ -190,11 +215,22 @@ def _entry(file: str, entry: Any) -> TensorEntry | None:
     return TensorEntry(file, dtype, tuple(shape), offsets[1] - offsets[0])
 
 
-def _object(raw: bytes, name: str) -> dict[str, Any]:
+def _content(directory: Path, name: str) -> bytes:
+    file = resolve(directory, name)
+    if file.stat().st_size > _MAX_JSON_BYTES:
+        raise CheckpointRefused(f"{name} is too large.")
+    return file.read_bytes()
+
+
+def _json(raw: bytes, name: str) -> Any:
     try:
-        value = json.loads(raw)
+        return json.loads(raw)
     except (ValueError, RecursionError):
         raise CheckpointRefused(f"{name} is not valid JSON.") from None
+
+
+def _object(raw: bytes, name: str) -> dict[str, Any]:
+    value = _json(raw, name)
     if not isinstance(value, dict):
         raise CheckpointRefused(f"{name} is not a JSON object.")
     return value

@@ -20,6 +20,7 @@ import torch
 from anyio import to_thread
 
 from hotswap.contracts import (
+    EmbeddingRequest,
     Estimate,
     GenerationRequest,
     MemoryReport,
@@ -30,6 +31,9 @@ from hotswap.contracts import (
 from hotswap.engine import device as devices
 from hotswap.engine.blueprint import fill_page_cache, map_files, read_in, stretches
 from hotswap.engine.device import Device, without_frames
+from hotswap.engine.embedding.engine import EmbeddingEngine
+from hotswap.engine.embedding.rendering import EmbeddingRenderer, RenderedEmbedding
+from hotswap.engine.embedding.stage import EmbeddingStage
 from hotswap.engine.engine import TorchEngine
 from hotswap.engine.fit import estimate, missing_bytes, too_large
 from hotswap.engine.front import Front, Fronts, SharedFronts, fits, local_path
@@ -39,10 +43,18 @@ from hotswap.engine.preflight import WeightFiles, check_weights
 from hotswap.engine.stage import LoadKey, Rested, Stage, TorchPrepared
 from hotswap.engine.text import PromptRenderer, RenderedRequest, text_of
 from hotswap.engine.weights import HostWeights, Known, read_weights
-from hotswap.errors import CheckpointRefused, DeviceLost, InsufficientMemory, ModelLoadFailed
+from hotswap.errors import (
+    CheckpointRefused,
+    DeviceLost,
+    InsufficientMemory,
+    InvalidRequest,
+    ModelLoadFailed,
+)
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+AnyEngine = TorchEngine | EmbeddingEngine
+AnyStage = Stage | EmbeddingStage
 
 _KNOWN_MODELS = 32
 _PARK_SHARE = 0.5
@@ -101,7 +113,7 @@ class TorchEngineRegistry:
                 _log.error("The device thread hangs and is left behind")
 
     @property
-    def current(self) -> TorchEngine | None:
+    def current(self) -> AnyEngine | None:
         resident = self._resident
         return None if resident is None else resident.engine
 
@@ -121,7 +133,21 @@ class TorchEngineRegistry:
         """See `hotswap.contracts.EngineRegistry.render`. For the model on the device nothing is
         read from the disk: it answers also when its files have changed or gone."""
         front, longest = await self._front(spec)
+        if front.recipe is not None:
+            raise InvalidRequest(f"{spec.id!r} is an embedding model.", param="model")
         renderer = PromptRenderer(spec.id, front, spec.sampling, longest)
+        return await to_thread.run_sync(
+            renderer.render, request, abandon_on_cancel=True, limiter=self._rendering
+        )
+
+    async def render_embedding(
+        self, spec: ModelSpec, request: EmbeddingRequest
+    ) -> RenderedEmbedding:
+        """See `hotswap.contracts.EngineRegistry.render_embedding`."""
+        front, _ = await self._front(spec)
+        if front.recipe is None:
+            raise InvalidRequest(f"{spec.id!r} is not an embedding model.", param="model")
+        renderer = EmbeddingRenderer(spec.id, front, front.recipe)
         return await to_thread.run_sync(
             renderer.render, request, abandon_on_cancel=True, limiter=self._rendering
         )
@@ -156,7 +182,7 @@ class TorchEngineRegistry:
             spec,
             front,
             files,
-            token_bytes=None if known is None else known.verdict.token_bytes,
+            token_bytes=_token_bytes(front, known),
             freed_bytes=0 if self._resident is None else devices.held_bytes(device),
             is_parked=self._park.find(spec.id, key) is not None,
         )
@@ -191,8 +217,8 @@ class TorchEngineRegistry:
         if parked is not None:
             report("reading", 1.0)
             return replace(parked.prepared, spec=spec, front=front)
-        if device.type == "cpu":  # not on the device thread: it may have to compile
-            await loops_compiled()
+        if device.type == "cpu" and front.recipe is None:
+            await loops_compiled()  # not on the device thread: it may have to compile
         report("checking", 1.0)
         weights = await self._weights(spec, front, files, key, report)
         report("reading", 1.0)
@@ -237,8 +263,9 @@ class TorchEngineRegistry:
     @asynccontextmanager
     async def start(
         self, prepared: TorchPrepared, report: Report, changed: Callable[[], None]
-    ) -> AsyncIterator[TorchEngine]:
-        """See `hotswap.contracts.EngineRegistry.start`.
+    ) -> AsyncIterator[Any]:
+        """See `hotswap.contracts.EngineRegistry.start`. The engine is an `AnyEngine`; who starts a
+        model knows of which kind.
 
         Raises:
             DeviceLost: on entering or leaving; what was on the device could not be taken off.
@@ -249,7 +276,7 @@ class TorchEngineRegistry:
             raise ModelLoadFailed("Another model is on the device.")
         device = devices.torch_device(prepared.spec.engine.device)
         prepared, rested = await self._unparked(prepared)
-        stage = Stage(prepared, device, rested)
+        stage = _stage(prepared, device, rested)
         baseline = devices.used_bytes(device)
         use = _Use(device, baseline - _bytes_of(rested), before=baseline)
         self._on_stage = True
@@ -273,7 +300,7 @@ class TorchEngineRegistry:
             self._on_stage = False
 
     @asynccontextmanager
-    async def _cleared(self, stage: Stage, use: _Use) -> AsyncIterator[None]:
+    async def _cleared(self, stage: AnyStage, use: _Use) -> AsyncIterator[None]:
         """Take ``stage`` off the device at the end, however the block ends, and measure it. A model
         that worked is parked."""
         try:
@@ -287,7 +314,7 @@ class TorchEngineRegistry:
             raise
         await self._clear(stage, use)
 
-    async def _clear(self, stage: Stage, use: _Use) -> None:
+    async def _clear(self, stage: AnyStage, use: _Use) -> None:
         """Raises: DeviceLost: it did not work."""
         self._memory = None
         if self._hangs:
@@ -350,8 +377,8 @@ class TorchEngineRegistry:
 
     @asynccontextmanager
     async def _driven(
-        self, stage: Stage, changed: Callable[[], None]
-    ) -> AsyncIterator[TorchEngine]:
+        self, stage: AnyStage, changed: Callable[[], None]
+    ) -> AsyncIterator[AnyEngine]:
         engine = stage.build(next(self._generations), changed)
         prepared = stage.prepared
         self._remember_cut(prepared, engine.max_model_len)
@@ -403,7 +430,7 @@ class TorchEngineRegistry:
 @dataclass(frozen=True, slots=True)
 class _Resident:
     prepared: TorchPrepared
-    engine: TorchEngine
+    engine: AnyEngine
 
     def answers(self, spec: ModelSpec) -> bool:
         """A request for ``spec`` can be rendered with what is on the device. A path of None is a
@@ -423,7 +450,7 @@ class _Use:
     before: int
     entered: bool = False
     """The model was put there."""
-    engine: TorchEngine | None = None
+    engine: AnyEngine | None = None
     """That was driven."""
 
     @property
@@ -442,6 +469,20 @@ class _Use:
             baseline_bytes=self.baseline,
             leaked_bytes=leaked,
         )
+
+
+def _stage(prepared: TorchPrepared, device: torch.device, rested: Rested | None) -> AnyStage:
+    """As the model's task has it."""
+    if prepared.front.recipe is not None:
+        return EmbeddingStage(prepared, device)
+    return Stage(prepared, device, rested)
+
+
+def _token_bytes(front: Front, known: Known | None) -> int | None:
+    """See `estimate`. An embedding model keeps none."""
+    if front.recipe is not None:
+        return 0
+    return None if known is None else known.verdict.token_bytes
 
 
 def _cut_key(front: Front, spec: ModelSpec) -> tuple[Any, ...]:

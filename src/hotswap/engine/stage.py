@@ -138,7 +138,7 @@ class Stage:
         except HotswapError:
             raise
         except Exception as error:  # whatever a model's forward can raise
-            raise _as_ours(error, self.prepared.spec.id) from None
+            raise as_ours(error, self.prepared.spec.id) from None
 
     def _discover(self) -> None:
         weights = self.prepared.weights
@@ -333,7 +333,8 @@ def _size(count: int) -> str:
     return f"{count} bytes"
 
 
-def _as_ours(error: Exception, model: str) -> HotswapError:
+def as_ours(error: Exception, model: str) -> HotswapError:
+    """What went wrong when a model was put on the device."""
     if is_out_of_memory(error):
         return InsufficientMemory(f"{model!r} does not fit on the device.")
     _log.error("%s cannot be started", model, exc_info=error)

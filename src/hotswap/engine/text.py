@@ -58,6 +58,13 @@ class RenderedRequest:
     def token_ids(self) -> tuple[tuple[int, ...], ...]:
         return tuple(prompt.ids for prompt in self.prompts)
 
+    @property
+    def token_texts(self) -> tuple[tuple[str, ...], ...]:
+        raw = self.vocabulary.raw
+        return tuple(
+            tuple(raw(token).decode(errors="replace") for token in ids) for ids in self.token_ids
+        )
+
 
 _SURELY_CHARS_PER_TOKEN = 8
 """Text in any language has fewer on average; runs of spaces may have more."""
@@ -110,7 +117,7 @@ class PromptRenderer:
             ids = self._encode(text, prompt, special=False)
         elif isinstance(prompt, TextPrompt):
             text = prompt.text
-            ids = self._encode(text, prompt, special=True)
+            ids = self._encode(text, prompt, special=prompt.special)
         else:
             ids = prompt.ids
             _check_ids(ids, self._front.vocab_size, prompt_name(prompt))

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hotswap.contracts import EngineConfig
 from hotswap.engine.blueprint import Arena, Blueprint
 from hotswap.engine.device import without_frames
+from hotswap.engine.embedding.encoder import Encoder, read_encoder
 from hotswap.engine.forward.skeleton import Skeleton
 from hotswap.engine.front import Front
 from hotswap.errors import CheckpointRefused, HotswapError, InsufficientMemory
@@ -49,10 +50,10 @@ class Verdict:
 
 @dataclass(slots=True)
 class HostWeights:
-    """A model in host memory, ready to be placed any number of times: as transformers has it, or
-    as the skeleton that it was read into."""
+    """A model in host memory, ready to be placed any number of times: as transformers has it, as
+    the skeleton that it was read into, or as the encoder of an embedding model."""
 
-    content: PreTrainedModel | Skeleton
+    content: PreTrainedModel | Skeleton | Encoder
     bytes: int
     dtype: str
     vocab: int
@@ -111,12 +112,13 @@ def _read(
     directory: Path, front: Front, engine: EngineConfig, abandoned: threading.Event
 ) -> HostWeights:
     dtype = torch_dtype(engine.dtype)
+    kind: Any = AutoModelForCausalLM if front.recipe is None else AutoModel
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with _loading:
             if abandoned.is_set():
                 raise LoadAbandoned
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = kind.from_pretrained(
                 directory,
                 config=copy.deepcopy(front.config),
                 dtype=dtype,
@@ -135,11 +137,12 @@ def _read(
             "The weights do not agree with config.json (names, shapes or types of tensors)."
         ) from None
     model, info = loaded
-    _refuse_gaps(info)
+    _refuse_gaps(info, unused=() if front.recipe is None else _UNUSED_FOR_EMBEDDING)
     model.eval()
+    content = model if front.recipe is None else read_encoder(model, front.recipe)
     return HostWeights(
-        content=model,
-        bytes=sum(tensor.nbytes for tensor in _tensors(model)),
+        content=content,
+        bytes=sum(tensor.nbytes for tensor in _tensors(content)),
         dtype=str(model.dtype).removeprefix("torch."),
         vocab=front.vocab_size,
     )
@@ -165,7 +168,7 @@ class Placement:
     @property
     def model(self) -> PreTrainedModel:
         """Not there once a skeleton has been taken on."""
-        assert not isinstance(self._content, Skeleton)
+        assert not isinstance(self._content, Skeleton | Encoder)
         return self._content
 
     @property
@@ -217,8 +220,12 @@ def torch_dtype(name: str) -> torch.dtype | str:
     return _DTYPES[name]
 
 
-def _refuse_gaps(info: dict[str, Any]) -> None:
-    missing = sorted(map(str, info["missing_keys"]))
+_UNUSED_FOR_EMBEDDING = ("pooler.",)
+"""Tensors of encoders that were trained for something else, and that checkpoints may lack."""
+
+
+def _refuse_gaps(info: dict[str, Any], unused: tuple[str, ...]) -> None:
+    missing = sorted(name for name in map(str, info["missing_keys"]) if not name.startswith(unused))
     mismatched = sorted(str(entry[0]) for entry in info["mismatched_keys"])
     for what, names in (("are missing", missing), ("have the wrong shape", mismatched)):
         if names:

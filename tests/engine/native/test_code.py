@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -116,6 +118,73 @@ def test_what_is_on_disk_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) 
     assert code.compiled_on_disk()
     assert code.native_forward() is NativeForward
     assert compiling.commands == []
+
+
+# -- what other versions have left ---------------------------------------------------------------
+
+DAY_S = 86_400
+
+
+def left_by_another_version(place: Path, days: float, mark: str = "complete") -> Path:
+    place.mkdir(parents=True)
+    (place / "engine").mkdir()
+    (place / "engine" / "step.nbi").touch()
+    (place / mark).touch()
+    used = time.time() - days * DAY_S
+    os.utime(place / mark, (used, used))
+    return place
+
+
+def test_what_other_versions_compiled_and_nobody_used_for_long_is_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from hotswap.engine.native.code import native_forward
+
+    Compiling(monkeypatch)
+    caches = tmp_path / ".cache" / "hotswap"
+    elsewhere = left_by_another_version(tmp_path / "elsewhere", 31)
+    gone = [left_by_another_version(caches / digit, 31) for digit in ("0" * 16, "f" * 16)]
+    kept = [
+        left_by_another_version(caches / ("1" * 16), 29),
+        left_by_another_version(caches / ("2" * 16), 31, mark="index"),  # not ours
+        left_by_another_version(caches / "precious", 31),
+        left_by_another_version(caches / ("3" * 17), 31),
+    ]
+    (caches / ("4" * 16)).symlink_to(elsewhere)
+    (caches / ("5" * 16)).touch()
+    assert native_forward() is not None
+    assert not any(place.exists() for place in gone)
+    assert all((place / "engine" / "step.nbi").exists() for place in [*kept, elsewhere])
+    assert {"4" * 16, "5" * 16} < {place.name for place in caches.iterdir()}
+
+
+def test_what_cannot_be_removed_is_told_of_and_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from hotswap.engine.native.code import native_forward
+
+    def rmtree(place: Path) -> None:
+        raise PermissionError(f"no right to remove {place.name}")
+
+    Compiling(monkeypatch)
+    place = left_by_another_version(tmp_path / ".cache" / "hotswap" / ("0" * 16), 31)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    assert native_forward() is not None
+    [warning] = warnings_in(caplog)
+    assert f"no right to remove {place.name}" in warning
+    assert not (place / "complete").exists(), "what is left does not pass for all of it"
+
+
+def test_loops_that_are_used_are_noted_as_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from hotswap.engine.jit import cache_dir
+    from hotswap.engine.native.code import native_forward
+
+    Compiling(monkeypatch)
+    mark = left_by_another_version(cache_dir(), 31) / "complete"
+    assert native_forward() is not None
+    assert time.time() - mark.stat().st_mtime < DAY_S
 
 
 # -- where ---------------------------------------------------------------------------------------

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import shutil
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _COMPILE_TIMEOUT_S = 300.0
+_MARK = "complete"
+_VERSION = re.compile(r"[0-9a-f]{16}")
+"""Names of the folders that `hotswap.engine.jit.cache_dir` makes."""
+_UNUSED_S = 30 * 86_400.0
 _brought: list[type[NativeForward] | None] = []
 _bringing = threading.Lock()
 
@@ -91,6 +98,9 @@ def _compiled() -> type[NativeForward]:
         subprocess.run(  # noqa: S603 - our own interpreter
             command, check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S
         )
+    else:
+        with suppress(OSError):  # kept where we may not write: it is not ours to remove either
+            _mark().touch()
     from hotswap.engine.native.forward import NativeForward  # noqa: PLC0415 - it needs Numba
 
     return NativeForward
@@ -103,13 +113,30 @@ def _make_room() -> None:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{place} cannot be made ({error}); NUMBA_CACHE_DIR names another") from error
+    try:
+        _remove_unused(place)
+    except OSError as error:
+        _log.warning("Compiled loops of other versions cannot be removed: %s", error)
+
+
+def _remove_unused(current: Path) -> None:
+    """Take away what other versions have compiled, if nobody has used it for long. The folder may
+    be one that others keep things in as well."""
+    for place in current.parent.iterdir():
+        mark = place / _MARK
+        if place == current or not _VERSION.fullmatch(place.name) or place.is_symlink():
+            continue
+        if mark.is_file() and time.time() - mark.stat().st_mtime > _UNUSED_S:
+            _log.info("Removing the compiled loops of another version, long unused: %s", place)
+            mark.unlink()  # first: half of it must not pass for the whole
+            shutil.rmtree(place)
 
 
 def _mark() -> Path:
-    """Is there once all is compiled."""
+    """Is there once all is compiled; its time is that of the last use."""
     from hotswap.engine.jit import cache_dir  # noqa: PLC0415 - it needs Numba
 
-    return cache_dir() / "complete"
+    return cache_dir() / _MARK
 
 
 if __name__ == "__main__":

@@ -1,0 +1,102 @@
+"""``/tokenize`` and ``/detokenize``, as vLLM has them. They load no model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from hotswap.api.body import read_object
+from hotswap.api.documents import json_response
+from hotswap.api.fields import TokenId, decode
+from hotswap.api.openai import parse_chat, parse_completion
+from hotswap.api.openai_messages import Message
+from hotswap.api.openai_tools import MAX_TOOLS, Choice, Tool
+from hotswap.contracts import GenerationRequest, ModelService
+from hotswap.errors import InvalidRequest
+
+MAX_TOKENS = 1 << 20
+"""To be written as text in one request."""
+
+
+class TokenizeText(Struct):
+    prompt: str
+    model: str | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class TokenizeChat(Struct):
+    """The fields of a chat that its prompt is written from."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    model: str | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Choice | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class Detokenize(Struct):
+    tokens: Annotated[list[TokenId], Meta(max_length=MAX_TOKENS)]
+    model: str | None = None
+
+
+class TokenizeAnswer(Struct):
+    count: int
+    max_model_len: int | None
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizeAnswer(Struct):
+    prompt: str
+
+
+class TokenRoutes:
+    def __init__(self, service: ModelService) -> None:
+        self._service = service
+
+    async def tokenize(self, request: Request) -> Response:
+        asked, texts = await read_object(request.receive, request.scope, _parse)
+        found = await self._service.tokenize(asked, texts=texts)
+        (ids,) = found.ids
+        return json_response(
+            TokenizeAnswer(
+                count=len(ids),
+                max_model_len=await self._max_model_len(found.model),
+                tokens=list(ids),
+                token_strs=list(found.texts[0]) if texts else None,
+            )
+        )
+
+    async def _max_model_len(self, model: str) -> int | None:
+        """From the listing, which has the resident model even if its files are gone."""
+        listings = await self._service.models()
+        return next((one.max_model_len for one in listings if one.id == model), None)
+
+    async def detokenize(self, request: Request) -> Response:
+        asked = await read_object(
+            request.receive, request.scope, lambda fields: decode(fields, Detokenize)
+        )
+        _, text = await self._service.detokenize(asked.model, asked.tokens)
+        return json_response(DetokenizeAnswer(text))
+
+
+def _parse(fields: dict[str, Any]) -> tuple[GenerationRequest, bool]:
+    """The completion that would have this prompt, and whether its tokens' texts are wanted.
+
+    Raises:
+        InvalidRequest: names the field.
+    """
+    if fields.get("messages") is None:
+        text = decode(fields, TokenizeText)
+        return parse_completion(fields).request, bool(text.return_token_strs)
+    if fields.get("prompt") is not None:
+        raise InvalidRequest("messages: not together with prompt", param="messages")
+    call = parse_chat(fields)
+    return call.request, bool(decode(fields, TokenizeChat).return_token_strs)

@@ -1,0 +1,151 @@
+"""Open WebUI from PyPI in front of `hotswap demo`, and a browser in front of that.
+
+`make e2e` makes the environment; HOTSWAP_OPEN_WEBUI names its `open-webui` command.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.e2e.openwebui.webui import WebUI
+from tests.e2e.served import Server, serving
+
+_START_S = 180.0
+_ENDLESS_TOKENS = 3_000
+"""Of prompt and answer: some seconds, and the titles and tags that it is asked for end as well."""
+_CHROMIUM = "/usr/bin/chromium"
+_QUIET = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+_NO_NETWORK = {
+    "OFFLINE_MODE": "True",
+    "HF_HUB_OFFLINE": "1",
+    "ENABLE_VERSION_UPDATE_CHECK": "False",
+    "DO_NOT_TRACK": "true",
+    "SCARF_NO_ANALYTICS": "true",
+    "ANONYMIZED_TELEMETRY": "false",
+    "RAG_EMBEDDING_ENGINE": "openai",
+    "ENABLE_COMMUNITY_SHARING": "false",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "openwebui" in item.path.parts:
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that goes on for `_ENDLESS_TOKENS`, whatever it is asked: `tiny-a`."""
+    from bench.checkpoints import checkpoint
+
+    models = tmp_path_factory.mktemp("models")
+    checkpoint(models, "tiny", "a")
+    return models
+
+
+@pytest.fixture(scope="session")
+def server(endless: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    home = tmp_path_factory.mktemp("home")
+    config = home / "hotswap.yaml"
+    config.write_text(f"models:\n  tiny-a:\n    max_model_len: {_ENDLESS_TOKENS}\n")
+    words = ("demo", "--models-dir", str(endless), "--config", str(config))
+    with serving(*words, home=home) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def webui(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Its address. Connected to the server as llama.cpp and as Ollama."""
+    port, home = _free_port(), tmp_path_factory.mktemp("webui")
+    command = os.environ.get("HOTSWAP_OPEN_WEBUI", ".venv-openwebui/bin/open-webui")
+    environment = {
+        **os.environ,
+        **_NO_NETWORK,
+        "DATA_DIR": str(home),
+        "WEBUI_AUTH": "False",
+        "WEBUI_SECRET_KEY": "e2e",
+        "OPENAI_API_BASE_URLS": f"{server.url}/v1",
+        "OPENAI_API_KEYS": "none",
+        "OPENAI_API_CONFIGS": '{"0": {"provider": "llama.cpp"}}',
+        "ENABLE_OLLAMA_API": "True",
+        "OLLAMA_BASE_URLS": server.url,
+        "OLLAMA_API_CONFIGS": '{"0": {"prefix_id": "ollama"}}',
+        "RAG_OPENAI_API_BASE_URL": f"{server.url}/v1",
+        "RAG_OPENAI_API_KEY": "none",
+    }
+    with (home / "log").open("w") as log:
+        process = subprocess.Popen(
+            [command, "serve", "--host", "127.0.0.1", "--port", str(port)],
+            env=environment, stdout=log, stderr=log,
+        )  # fmt: skip
+        try:
+            address = f"http://127.0.0.1:{port}"
+            _wait_for(address, process, home / "log")
+            yield address
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=list(_QUIET))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def ui(browser: Any, webui: str, server: Server, request: pytest.FixtureRequest) -> Iterator[WebUI]:
+    """The page, with a new chat; a screenshot is left in ``.e2e/`` however the test ends."""
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    page.route("**/*", _only_loopback)
+    shots = Path(".e2e")
+    shots.mkdir(exist_ok=True)
+    try:
+        yield WebUI.opened(page, webui, server)
+    finally:
+        page.screenshot(path=shots / f"{request.node.name}.png")
+        context.close()
+
+
+def _only_loopback(route: Any) -> None:
+    url = route.request.url
+    if url.startswith(("http://127.0.0.1:", "data:", "blob:")):
+        route.continue_()
+    else:
+        route.abort()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while True:
+        assert process.poll() is None, log.read_text()[-2000:]
+        assert time.monotonic() < deadline, log.read_text()[-2000:]
+        try:
+            if httpx2.get(f"{address}/health").status_code == 200:
+                return
+        except httpx2.TransportError:
+            process.poll()
