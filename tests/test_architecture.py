@@ -52,6 +52,7 @@ ONLY_IN = {
     "transformers": {"engine"},
     "safetensors": {"engine"},
     "triton": {"engine"},
+    "llguidance": {"engine"},
     "huggingface_hub": {"hub"},
     "starlette": {"api", "server"},
     "hypercorn": {"server"},

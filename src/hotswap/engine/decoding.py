@@ -54,6 +54,14 @@ class Vocabulary:
             known = self._bytes[token] = self._spell(token)
         return known
 
+    def pieces(self, count: int) -> list[bytes] | None:
+        """`raw` of the first ``count`` tokens; None: what a token stands for depends on others."""
+        spelling = self._spelling
+        if spelling is None:
+            return None
+        names = self._tokenizer.convert_ids_to_tokens(list(range(count)))
+        return [spelling(name) if isinstance(name, str) else b"" for name in names]
+
     def visible(self, token: int) -> bytes:
         """The bytes that a token adds to an answer: none for special tokens."""
         return b"" if token in self._special else self.raw(token)

@@ -40,6 +40,7 @@ from hotswap.errors import (
     EngineFailed,
     HotswapError,
     InsufficientMemory,
+    InvalidRequest,
     ModelUnloaded,
 )
 
@@ -204,6 +205,7 @@ class TorchEngine:
                 logprobs=request.logprobs,
             ),
             text=AnswerText(index, rendered.vocabulary, request.stop, source.echo),
+            guide=None if rendered.grammar is None else rendered.grammar.matcher(),
         )
 
     def _abandon(self, generation: TorchGeneration) -> None:
@@ -338,7 +340,10 @@ class TorchEngine:
                 continue
             self._tokens += 1
             sequence.accept(draw)
-            self._report(sequence, post)
+            if sequence.lost:
+                self._give_up(sequence, post)
+            else:
+                self._report(sequence, post)
 
     def _report(self, sequence: Sequence, post: Post) -> None:
         text, finished = sequence.text, sequence.finished
@@ -357,6 +362,16 @@ class TorchEngine:
             )
             post.add(number, end)
             self._forget(sequence)
+
+    def _give_up(self, sequence: Sequence, post: Post) -> None:
+        """Only its guide knows what could follow, and does not say."""
+        assert sequence.guide is not None
+        post.errors[self._tickets[sequence.id].number] = InvalidRequest(
+            f"The answer cannot go on after {sequence.answer_tokens} tokens: what may follow takes "
+            "too long to find out, or this model has no tokens for it.",
+            param=sequence.guide.param,
+        )
+        self._forget(sequence)
 
     def _recover(self, error: Exception, post: Post) -> None:
         """Out of memory costs the newest of the largest requests; anything else the engine."""

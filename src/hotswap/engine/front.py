@@ -24,6 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hotswap.contracts import EngineConfig, ModelSpec, SamplingParams
 from hotswap.engine.decoding import Vocabulary
+from hotswap.engine.guide import Guides
 from hotswap.engine.preflight import check_tokenizer_files, read_config, read_object
 from hotswap.errors import CheckpointRefused, HotswapError
 
@@ -50,6 +51,7 @@ class Front:
     key: FrontKey
     tokenizer: PreTrainedTokenizerBase
     vocabulary: Vocabulary
+    guides: Guides
     config: PreTrainedConfig
     chat_template: str | None
     vocab_size: int
@@ -184,16 +186,21 @@ def _load(path: Path, engine: EngineConfig, key: FrontKey) -> Front:
     tokenizer = _tokenizer(path, config, engine.trust_remote_code)
     generation = _generation_defaults(path)
     text_config = config.get_text_config(decoder=True)
+    vocabulary, vocab_size = Vocabulary(tokenizer), int(text_config.vocab_size)
+    eos_ids = (
+        _ids(generation.get("eos_token_id"))
+        | _ids(getattr(text_config, "eos_token_id", None))
+        | _ids(tokenizer.eos_token_id)
+    )
     return Front(
         key=key,
         tokenizer=tokenizer,
-        vocabulary=Vocabulary(tokenizer),
+        vocabulary=vocabulary,
+        guides=Guides(tokenizer, vocabulary, vocab_size, eos_ids),
         config=config,
         chat_template=engine.chat_template or tokenizer.chat_template,
-        vocab_size=int(text_config.vocab_size),
-        eos_ids=_ids(generation.get("eos_token_id"))
-        | _ids(getattr(text_config, "eos_token_id", None))
-        | _ids(tokenizer.eos_token_id),
+        vocab_size=vocab_size,
+        eos_ids=eos_ids,
         max_model_len=_max_model_len(text_config, engine.max_model_len),
         sampling=_sampling(generation),
         greedy=generation.get("do_sample") is False,

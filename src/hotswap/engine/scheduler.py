@@ -280,7 +280,8 @@ class Scheduler:
 
 def _draws_by_last_token(sequence: Sequence) -> bool:
     """What the next token may be, or how likely, depends on the one before."""
-    return sequence.row.params.penalties or sequence.row.allowed is not None
+    row = sequence.row
+    return row.params.penalties or row.allowed is not None or sequence.guide is not None
 
 
 def _shares(prompts: list[Sequence], budget: float, keys: int | None) -> list[tuple[Sequence, int]]:

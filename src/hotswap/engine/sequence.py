@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hotswap.contracts import FinishReason
 from hotswap.engine.answer import AnswerText
 from hotswap.engine.blocks import BlockTable
 from hotswap.engine.drawing import Draw, SamplingRow
+
+if TYPE_CHECKING:  # llguidance: the scheduler does without
+    from hotswap.engine.guide import Matcher
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -31,6 +35,9 @@ class Sequence:
     """Tokens that a step on its way draws; they follow ``tokens``."""
     table: BlockTable = field(default_factory=BlockTable)
     """Where keys and values are stored."""
+    guide: Matcher | None = None
+    """What the answer must be. It ends as soon as it is that and nothing can follow, whatever
+    ``min_tokens`` says and also without ``end_ids``."""
     finished: FinishReason | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -60,11 +67,20 @@ class Sequence:
         """The tokens on their way do not fill the answer up."""
         return self.answer_tokens + self.pending < self.max_tokens
 
+    @property
+    def lost(self) -> bool:
+        """It has not ended, and nobody knows how to go on."""
+        return self.finished is None and self.guide is not None and self.guide.failed
+
     def next_row(self) -> SamplingRow:
         """How the token is drawn that follows those on their way."""
         row = self.row
         row.position = self.answer_tokens + self.pending
-        row.forbidden = self.end_ids if row.position < self.min_tokens else frozenset()
+        may_end = row.position >= self.min_tokens
+        if self.guide is not None:
+            row.allowed = self.guide.allowed(self.end_ids, may_end=may_end)
+        else:
+            row.forbidden = frozenset() if may_end else self.end_ids
         return row
 
     def accept(self, draw: Draw) -> None:
@@ -73,7 +89,12 @@ class Sequence:
         self.tokens.append(draw.token)
         self.row.see(draw.token)
         count = self.answer_tokens
-        if draw.token in self.end_ids or self.text.push(draw, may_stop=count >= self.min_tokens):
+        ended = draw.token in self.end_ids
+        ended = ended or self.text.push(draw, may_stop=count >= self.min_tokens)
+        if not ended and self.guide is not None:
+            self.guide.advance(draw.token)
+            ended = self.guide.complete
+        if ended:
             self.finished = "stop"
         elif count >= self.max_tokens:
             self.finished = "length"

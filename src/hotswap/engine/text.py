@@ -17,6 +17,7 @@ from hotswap.contracts import (
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.drawing import DrawParams
 from hotswap.engine.front import Front
+from hotswap.engine.guide import Grammar
 from hotswap.errors import ContextLengthExceeded, InvalidRequest
 
 _log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class RenderedRequest:
     """None: any."""
     end_ids: frozenset[int]
     vocabulary: Vocabulary
+    grammar: Grammar | None = None
+    """Guides each answer."""
 
     @property
     def token_ids(self) -> tuple[tuple[int, ...], ...]:
@@ -88,7 +91,7 @@ class PromptRenderer:
         self._max_model_len = min(front.max_model_len, max_model_len or front.max_model_len)
 
     def render(self, request: GenerationRequest) -> RenderedRequest:
-        """Raises: InvalidRequest, ContextLengthExceeded."""
+        """Raises: InvalidRequest, ContextLengthExceeded, Overloaded."""
         if request.echo and request.logprobs is not None:
             raise InvalidRequest("echo together with logprobs is not supported.", param="echo")
         prompts = tuple(self._prompt(prompt, request.echo) for prompt in request.prompts)
@@ -108,6 +111,7 @@ class PromptRenderer:
             seed=default if asked is None else asked,
             end_ids=end_ids if request.ignore_eos else end_ids | self._front.eos_ids,
             vocabulary=self._front.vocabulary,
+            grammar=self._front.guides.compile(request.guide) if request.guide else None,
         )
 
     def _prompt(self, prompt: Prompt, echo: bool) -> RenderedPrompt:

@@ -1,0 +1,201 @@
+"""What a guide asks for, as a grammar that llguidance compiles: sizes checked, nothing fetched."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from llguidance import regex_to_lark
+
+from hotswap.contracts import Guide
+from hotswap.errors import InvalidRequest
+
+_MOST_BYTES = {"json_schema": 131072, "grammar": 65536, "regex": 16384, "choice": 131072}
+"""Of a guide's source. Compiling takes time in the square of it: a schema of 2,000 properties takes
+a second, and then every token does too long."""
+_MOST_UNROLLED = 10_000
+"""Characters of a regular expression whose repetitions are written out. With a million of them a
+single step took four seconds and 170 MB, whatever limit llguidance was given."""
+_MOST_RULES = 2_000
+"""Names on the left of a colon. One that leads to the next is a call within a call, and 4,000 of
+them overflowed a stack of 8 MB; see `hotswap.engine.guide`."""
+_JSON = {
+    "whitespace_flexible": False,
+    "item_separator": ", ?",
+    "key_separator": ": ?",
+    "lenient": False,
+    "coerce_one_of": False,
+}
+"""One space after a comma or a colon, as models like to write it, or none, and no other white
+space: a model that is free to write some may do nothing else until it is cut off. What cannot be
+enforced is refused."""
+_NAMES = {
+    "json_schema": "JSON schema",
+    "regex": "regular expression",
+    "choice": "list of choices",
+    "grammar": "grammar",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """What may come before that which a guide is for: any text that ends with a marker."""
+
+    close: str
+    """The marker, such as ``</think>``. It need not be one token."""
+    open: str | None = None
+    """Where given, an answer may begin with this marker and then must reach ``close``, or begin
+    with what the guide is for. None: it begins inside."""
+
+
+def grammar_of(guide: Guide, reasoning: Reasoning | None, markers: frozenset[str]) -> str:
+    """In llguidance's own notation; whether it compiles is not known yet.
+
+    Args:
+        markers: texts that are tokens of their own and stand for no text in an answer.
+
+    Raises:
+        InvalidRequest
+    """
+    try:
+        size = len(guide.source.encode())
+    except UnicodeEncodeError:
+        refuse(guide, "it has half a character.")
+    if size > _MOST_BYTES[guide.kind]:
+        refuse(guide, f"it is larger than {_MOST_BYTES[guide.kind]} bytes.")
+    parts = [
+        {"lark_grammar": _beginning(reasoning, markers)},
+        {"name": "guide", **_PARTS[guide.kind](guide)},
+    ]
+    try:
+        text = json.dumps({"grammars": parts}, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except ValueError:
+        refuse(guide, "it has a number that JSON cannot have, or half a character.")
+    return text
+
+
+def refuse(guide: Guide, reason: str) -> NoReturn:
+    """Raises: InvalidRequest."""
+    raise InvalidRequest(
+        f"The {_NAMES[guide.kind]} cannot be used: {reason}", param=guide.param
+    ) from None
+
+
+def _beginning(reasoning: Reasoning | None, markers: frozenset[str]) -> str:
+    """The first rule of all. Without forcing, a text that is sure to come may be written in any
+    tokens, so that its bytes need not be tokenized."""
+    lines = ['%llguidance {"no_forcing": true}']
+    if reasoning is None:
+        return "\n".join([*lines, "start: @guide"])
+    thought = "thought BREAK"
+    if reasoning.close in markers:
+        lines += [f"thought: TEXT {reasoning.close}", r"TEXT: /(.|\n)*/"]
+    else:
+        lines += [rf"thought[lazy]: /(.|\n)*{_literal(reasoning.close)}/"]
+    if reasoning.open is not None:
+        known = reasoning.open in markers
+        mark = reasoning.open if known else f"/{_literal(reasoning.open)}/"
+        thought = f"({mark} {thought})?"
+    return "\n".join([*lines, r"BREAK: /\n{0,2}/", f"start: {thought} @guide"])
+
+
+def _schema(guide: Guide) -> dict[str, Any]:
+    schema = _read(guide)
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        refuse(guide, "it is not an object.")
+    for name, value in _members(schema):
+        if name == "pattern" and isinstance(value, str):
+            _check_regex(guide, value)
+        elif name == "patternProperties" and isinstance(value, dict):
+            for pattern in value:
+                _check_regex(guide, pattern)
+    return {"json_schema": {**schema, "x-guidance": _JSON}}
+
+
+def _regex(guide: Guide) -> dict[str, Any]:
+    _check_regex(guide, guide.source)
+    return {"lark_grammar": f"start: /{regex_to_lark(guide.source)}/"}
+
+
+def _choice(guide: Guide) -> dict[str, Any]:
+    texts = _read(guide)
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+        refuse(guide, "it must be a list of texts that is not empty.")
+    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+        refuse(guide, "it has half a character.")
+    return {"lark_grammar": f"start: /({'|'.join(map(_literal, texts))})/"}
+
+
+def _lark(guide: Guide) -> dict[str, Any]:
+    if len(re.findall(r"^\s*[\w.\[\]=\-, \"]+:", guide.source, re.M)) > _MOST_RULES:
+        refuse(guide, f"it has more than {_MOST_RULES} rules.")
+    for literal in _REGEX_IN_LARK.findall(guide.source):
+        _check_regex(guide, literal)
+    return {"lark_grammar": guide.source}
+
+
+_PARTS = {"json_schema": _schema, "regex": _regex, "choice": _choice, "grammar": _lark}
+_REGEX_IN_LARK = re.compile(r'"(?:\\.|[^"\\\n])*"|/((?:\\.|[^/\\\n])+)/')
+"""Or a text in quotes, which may have slashes."""
+
+
+def _read(guide: Guide) -> Any:
+    try:
+        return json.loads(guide.source)
+    except RecursionError:
+        refuse(guide, "it is nested too deeply.")
+    except ValueError as error:
+        refuse(guide, f"it is not JSON: {error}.")
+
+
+def _members(value: Any) -> Iterator[tuple[str, Any]]:
+    """All names and values of all objects in ``value``."""
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, dict):
+            yield from item.items()
+            left += item.values()
+        elif isinstance(item, list):
+            left += item
+
+
+def _literal(text: str) -> str:
+    """A regular expression for just that text."""
+    return re.sub(r"[^A-Za-z0-9]", lambda other: rf"\x{{{ord(other[0]):x}}}", text)
+
+
+_PIECE = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(\d+)(?:(,)(\d*))?\}|.", re.S)
+
+
+def _check_regex(guide: Guide, pattern: str) -> None:
+    if unrolled(pattern) > _MOST_UNROLLED:
+        refuse(guide, f"a pattern in it stands for more than {_MOST_UNROLLED} characters.")
+
+
+def unrolled(pattern: str) -> int:
+    """About how many characters a regular expression has when counted repetitions are written
+    out."""
+    totals, last = [0], 0
+    """Of the groups that are open, and of the piece that a repetition would repeat."""
+    for piece in _PIECE.finditer(pattern):
+        text = piece[0]
+        if piece[1] is not None:
+            times = int((piece[3] or piece[1])[:9])
+            totals[-1] += last * (max(times, 1) - 1)
+            last *= max(times, 1)
+        elif text == "(":
+            totals.append(0)
+        elif text == ")" and len(totals) > 1:
+            last = totals.pop()
+            totals[-1] += last
+        elif text not in "*+?|":
+            last = 1
+            totals[-1] += 1
+    return sum(totals)

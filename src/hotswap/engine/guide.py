@@ -1,0 +1,265 @@
+"""Guided output: masks of what the next token of an answer may be, by llguidance.
+
+What a model needs for that is made of its tokenizer once, when the first guide comes. Guides are
+compiled in worker threads and the compiled ones kept; a sequence gets a matcher of its own, which
+the device thread moves on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+from hotswap.contracts import Guide
+from hotswap.engine.grammar import Reasoning, grammar_of, refuse
+from hotswap.errors import InvalidRequest, Overloaded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from hotswap.engine.decoding import Vocabulary
+
+_COMPILE_TIME_S = 5.0
+_COMPILING = 2
+"""Guides of a model that are compiled at the same time, those that nobody waits for any more
+included."""
+_STACK_BYTES = 256 << 20
+"""Of the thread that compiles: references are followed by calls, 8 to 16 kB each, and the longest
+guide has a few thousand. What is not used takes no memory."""
+_SLOWEST_MASK_S = 1.0
+"""All answers stand still meanwhile; one that took longer is not moved on again."""
+_MOST_LEXER_STATES = 50_000
+"""Of one sequence; one takes 1 to 2 kB."""
+_NO_ANSWER = "it allows no answer, or only an empty one."
+
+_stack_size = threading.Lock()
+"""It can only be set for all threads that are started from then on."""
+
+
+class Guides:
+    """Compiles guides for one model. Safe to share between threads."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: Vocabulary,
+        vocab_size: int,
+        end_ids: frozenset[int],
+        size: int = 64,
+    ) -> None:
+        """``size``: compiled guides that are kept."""
+        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
+        self._vocab_size = vocab_size
+        self._end_ids = end_ids
+        self._size = size
+        self._tokens: _Tokens | None = None
+        self._making = threading.Lock()
+        self._kept: OrderedDict[tuple[str, str, Reasoning | None], Grammar] = OrderedDict()
+        self._lock = threading.Lock()
+        self._compiling = threading.Semaphore(_COMPILING)
+
+    def compile(self, guide: Guide, reasoning: Reasoning | None = None) -> Grammar:
+        """Takes milliseconds, or up to some seconds: call it from a worker thread.
+
+        Args:
+            reasoning: what may come before that which the guide is for.
+
+        Raises:
+            InvalidRequest: it is no guide, or asks for too much.
+            Overloaded
+        """
+        key = guide.kind, guide.source, reasoning
+        tokens = self._made(guide)
+        if (known := self._find(key)) is not None:
+            return known
+        source = grammar_of(guide, reasoning, tokens.markers)
+        if not self._compiling.acquire(timeout=_COMPILE_TIME_S):
+            raise Overloaded("Too many guides are being compiled.")
+        if (known := self._find(key)) is not None:  # so that ten requests compile it once
+            self._compiling.release()
+            return known
+        grammar = self._compile(guide, source, tokens)
+        with self._lock:
+            self._kept[key] = grammar
+            while len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        return grammar
+
+    def _find(self, key: tuple[str, str, Reasoning | None]) -> Grammar | None:
+        with self._lock:
+            known = self._kept.get(key)
+            if known is not None:
+                self._kept.move_to_end(key)
+        return known
+
+    def _compile(self, guide: Guide, source: str, tokens: _Tokens) -> Grammar:
+        made: list[LLMatcher] = []
+
+        def work() -> None:
+            try:
+                matcher = LLMatcher(tokens.tokenizer, source, log_level=0, limits=_limits())
+                if not matcher.is_error():
+                    matcher.compute_bitmask()  # copies need not find out again how it begins
+                made.append(matcher)
+            finally:
+                self._compiling.release()
+
+        thread = threading.Thread(target=work, name="guide", daemon=True)
+        try:
+            with _stack_size:
+                before = threading.stack_size(_STACK_BYTES)
+                try:
+                    thread.start()
+                finally:
+                    threading.stack_size(before)
+        except BaseException:
+            self._compiling.release()
+            raise
+        thread.join(_COMPILE_TIME_S)
+        if not made:
+            refuse(guide, f"compiling it takes longer than {_COMPILE_TIME_S:g} s.")
+        if made[0].is_error():
+            refuse(guide, _reason(made[0].get_error()))
+        grammar = Grammar(made[0], self._vocab_size, guide.param)
+        beginning = grammar.matcher()
+        if beginning.failed or beginning.complete:
+            refuse(guide, _NO_ANSWER)
+        return grammar
+
+    def _made(self, guide: Guide) -> _Tokens:
+        with self._making:
+            if self._tokens is None:
+                self._tokens = self._make()
+        if self._tokens is None:
+            raise InvalidRequest(
+                "The tokens of this model do not stand for texts of their own, so its answers "
+                "cannot be guided.",
+                param=guide.param,
+            )
+        return self._tokens
+
+    def _make(self) -> _Tokens | None:
+        """0.9 to 1.6 s and 47 MB for 151,936 tokens."""
+        count = min(self._vocab_size, len(self._tokenizer))
+        pieces = self._vocabulary.pieces(count)
+        if pieces is None:
+            return None
+        added = {
+            token: entry.content
+            for token, entry in self._tokenizer.added_tokens_decoder.items()
+            if token < count
+        }
+        special = {t for t in {*self._tokenizer.all_special_ids, *self._end_ids} if t < count}
+        special |= {t for t, text in added.items() if text.startswith("<") and text.endswith(">")}
+        for token in special & added.keys():
+            pieces[token] = added[token].encode()
+        pieces += [b""] * (-(-self._vocab_size // 8) * 8 - count)
+        named = (pieces[token].decode(errors="replace") for token in special)
+        markers = {text for text in named if text.startswith("<") and text.endswith(">")}
+        tokenizer = LLTokenizer(TokenizerWrapper(_Pieces(pieces, sorted(special))))
+        return _Tokens(tokenizer, frozenset(markers))
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    tokenizer: LLTokenizer
+    markers: frozenset[str]
+    """Special tokens, as a grammar may name them."""
+
+
+class _Pieces:
+    """What llguidance is told of a tokenizer. Its end token is one that no model has, behind all
+    others: which tokens may end an answer differs from request to request."""
+
+    eos_token_id = None
+    bos_token_id = None
+
+    def __init__(self, tokens: list[bytes], special: list[int]) -> None:
+        self.tokens = tokens
+        self.special_token_ids = special
+
+    def __call__(self, _: str | bytes) -> list[int]:
+        """Without forcing, nothing is tokenized."""
+        return []
+
+
+def _reason(error: str) -> str:
+    """Why a guide did not compile, in one line."""
+    if error.startswith("NoExtension"):
+        return _NO_ANSWER
+    line = " ".join(error.split())
+    return line.partition(" Enable 'coerce_one_of'")[0][:300]  # nobody can, here
+
+
+def _limits() -> LLParserLimits:
+    return LLParserLimits(max_lexer_states=_MOST_LEXER_STATES, verbose_errors=False)
+
+
+class Grammar:
+    """A compiled guide; any number of sequences may be guided by it at the same time."""
+
+    def __init__(self, compiled: LLMatcher, vocab_size: int, param: str) -> None:
+        self.param = param
+        self._compiled = compiled
+        self._octets = -(-vocab_size // 8)
+
+    def matcher(self) -> Matcher:
+        """At the beginning of an answer. Takes some microseconds."""
+        return Matcher(self._compiled.deep_copy(), self._octets, self.param)
+
+
+class Matcher:
+    """How far one answer has come in its grammar, and what may follow. Owned by one thread."""
+
+    __slots__ = ("_mask", "_matcher", "_octets", "accepting", "failed", "param")
+
+    def __init__(self, matcher: LLMatcher, octets: int, param: str) -> None:
+        self.param = param
+        """The field that the guide came in."""
+        self.failed = False
+        """What may follow could not be found out, or took too long; nothing more can be said."""
+        self.accepting = False
+        """The answer may end here."""
+        self._matcher = matcher
+        self._octets = octets
+        self._mask = b""
+        """What may follow besides the end."""
+        self._look()
+
+    @property
+    def complete(self) -> bool:
+        """Nothing may follow but the end."""
+        return self.accepting and not self._mask
+
+    def advance(self, token: int) -> None:
+        """The answer goes on with ``token``, which was allowed."""
+        self._matcher.consume_token(token)
+        self._look()
+
+    def allowed(self, end_ids: frozenset[int], *, may_end: bool) -> bytes:
+        """What may follow, as `hotswap.engine.drawing.SamplingRow.allowed` has it. An answer that
+        may not end yet goes on where that is possible."""
+        mask = bytearray(self._mask.ljust(self._octets, b"\0"))
+        for token in end_ids:
+            if token >= 8 * self._octets:  # a tokenizer may know tokens that the model does not
+                continue
+            if not may_end:
+                mask[token >> 3] &= ~(1 << (token & 7))
+            elif self.accepting:
+                mask[token >> 3] |= 1 << (token & 7)
+        return bytes(mask) if may_end or any(mask) else self.allowed(end_ids, may_end=True)
+
+    def _look(self) -> None:
+        start = time.perf_counter()
+        mask = self._matcher.compute_bitmask()[: self._octets]
+        slow = time.perf_counter() - start > _SLOWEST_MASK_S
+        self._mask = mask if mask.count(0) < len(mask) else b""
+        self.accepting = self._matcher.is_accepting()
+        stuck = not self._mask and not self.accepting
+        self.failed = slow or stuck or self._matcher.is_error()
