@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -172,15 +171,9 @@ async def test_what_is_cut_short_could_have_gone_on(checkpoint: Checkpoint) -> N
         for answer in answers:
             matcher = front.guides.compile(schema("nested")).matcher()
             for byte in answer.text.encode():
-                token = front.tokenizer.convert_tokens_to_ids(byte_piece(byte))
+                token = next(i for i in range(300) if front.vocabulary.raw(i) == bytes([byte]))
                 assert matcher.allowed(frozenset(), may_end=True)[token >> 3] >> (token & 7) & 1
                 matcher.advance(token)
-
-
-def byte_piece(byte: int) -> str:
-    from hotswap.engine.decoding import _BYTE_OF
-
-    return next(piece for piece, value in _BYTE_OF.items() if value == byte)
 
 
 async def test_an_answer_ends_with_its_last_token_and_needs_no_end_token(
@@ -201,9 +194,8 @@ async def test_an_answer_that_may_end_goes_on_until_it_is_long_enough(
     checkpoint: Checkpoint,
 ) -> None:
     async with serving(checkpoint()) as served:
-        biased = SamplingParams(
-            temperature=1.0, seed=1, logit_bias=dict.fromkeys(ends(served), 100)
-        )
+        bias = dict.fromkeys(served.prepared.front.eos_ids, 100.0)
+        biased = SamplingParams(temperature=1.0, seed=1, logit_bias=bias)
         options: dict[str, Any] = {"guide": guide("regex", "a+"), "sampling": biased}
         short = await served.ask(PROMPT, max_tokens=30, **options)
         longer = await served.ask(PROMPT, max_tokens=30, min_tokens=12, **options)
@@ -213,10 +205,6 @@ async def test_an_answer_that_may_end_goes_on_until_it_is_long_enough(
     assert endless.text == "a" * 30
     assert endless.finished is not None
     assert endless.finished.reason == "length"
-
-
-def ends(served: Served) -> frozenset[int]:
-    return served.prepared.front.eos_ids
 
 
 async def test_unguided_answers_beside_guided_ones_stay_as_they_are(checkpoint: Checkpoint) -> None:
@@ -360,10 +348,37 @@ CHAIN["d500"] = {"type": "integer"}
 
 
 @pytest.mark.parametrize(
-    ("kind", "source", "refused"),
+    ("kind", "source"),
     [
-        ("regex", "(a|aa)+" * 20 + "b", None),
-        ("regex", "(a|b)*a(a|b){40}", None),
+        ("regex", "(a|aa)+" * 20 + "b"),
+        ("regex", "(a|b)*a(a|b){40}"),
+        ("json_schema", json.dumps(SCHEMAS["tree"])),
+        ("json_schema", json.dumps({"$ref": "#/$defs/d0", "$defs": CHAIN})),
+        (
+            "json_schema",
+            '{"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": '
+            '{"a": {"$ref": "#/$defs/a"}}, "required": ["a"]}}}',
+        ),
+        ("json_schema", json.dumps({"enum": WORDS})),
+        ("choice", json.dumps(WORDS)),
+        ("grammar", 'start: start "a" | "b"'),
+        ("grammar", 'start: (("a" | "b"){1000}){1000}'),
+    ],
+)
+async def test_what_takes_others_for_ever_works(
+    checkpoint: Checkpoint, kind: Kind, source: str
+) -> None:
+    async with serving(checkpoint()) as served:
+        with anyio.fail_after(20):
+            answer = await served.ask(
+                PROMPT, guide=guide(kind, source), max_tokens=20, sampling=hot(1)
+            )
+    assert answer.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "reason"),
+    [
         ("regex", "(" * 8000 + "a" + ")" * 8000, "regular expression"),
         ("regex", "(?=a)b", "look-ahead"),
         ("regex", r"(a)\1", "backreferences"),
@@ -371,53 +386,33 @@ CHAIN["d500"] = {"type": "integer"}
         ("regex", "", "only an empty one"),
         ("regex", "[^\\s\\S]", "no answer|regular expression"),
         ("json_schema", '{"items":' * 5000 + "{}" + "}" * 5000, "deep|recursion"),
-        ("json_schema", json.dumps(SCHEMAS["tree"]), None),
-        ("json_schema", json.dumps({"$ref": "#/$defs/d0", "$defs": CHAIN}), None),
         ("json_schema", '{"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}', "answer"),
-        (
-            "json_schema",
-            '{"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": '
-            '{"a": {"$ref": "#/$defs/a"}}, "required": ["a"]}}}',
-            None,
-        ),
-        ("json_schema", json.dumps({"enum": WORDS}), None),
         ("json_schema", '{"$ref": "http://127.0.0.1:9/schema.json"}', "not present"),
         ("json_schema", '{"$ref": "file:///etc/passwd"}', "not present"),
         ("json_schema", '{"not": {"type": "string"}}', "not"),
         ("json_schema", '{"type": "integer", "minimum": 5, "maximum": 3}', "Unsatisfiable"),
         ("json_schema", '{"oneOf": [{"type": "integer"}, {"type": "number"}]}', "oneOf"),
         ("json_schema", '{"type": "string", "format": "colour"}', "format"),
-        ("choice", json.dumps(WORDS), None),
         ("choice", '[""]', "only an empty one"),
-        ("grammar", 'start: start "a" | "b"', None),
         ("grammar", "start: start", "no answer"),
         ("grammar", "start: foo", "unknown name"),
         ("grammar", "start: <nosuch>", "unknown special token"),
         ("grammar", 'A: "a" A\nstart: A', "circular"),
         ("grammar", "start: " + "(" * 30000 + '"a"' + ")" * 30000, "nested"),
-        ("grammar", 'start: (("a" | "b"){1000}){1000}', None),
         ("grammar", 'r: "a"', "no start rule"),
-        ("grammar", "start: r0\n" + "\n".join(f"r{i}: r{i + 1}" for i in range(600)), "500 rules"),
         ("grammar", '{"grammars": []}', "expecting rule"),
     ],
 )
-async def test_hostile_guides_are_refused_or_work_in_bounded_time(
-    checkpoint: Checkpoint, kind: Kind, source: str, refused: str | None
+async def test_what_cannot_be_enforced_is_refused_by_name(
+    checkpoint: Checkpoint, kind: Kind, source: str, reason: str
 ) -> None:
     async with serving(checkpoint()) as served:
-        start = time.monotonic()
-        try:
-            with anyio.fail_after(30):
-                await served.ask(PROMPT, guide=guide(kind, source), max_tokens=20, sampling=hot(1))
-            assert refused is None
-        except InvalidRequest as error:
-            assert error.param == "response_format"
-            assert refused is not None, error.message
-            assert re.search(refused, error.message)
-            assert len(error.message) < 400
-        assert time.monotonic() - start < 20
+        with anyio.fail_after(20), pytest.raises(InvalidRequest, match=reason) as caught:
+            await served.ask(PROMPT, guide=guide(kind, source))
+        assert caught.value.param == "response_format"
+        assert len(caught.value.message) < 400
         answer = await served.ask(PROMPT, max_tokens=3, ignore_eos=True)
-        assert answer.finished is not None, "the engine goes on"
+    assert answer.finished is not None, "the engine goes on"
 
 
 async def test_an_answer_that_cannot_go_on_fails_alone(
@@ -461,12 +456,14 @@ def test_what_takes_too_long_to_compile_is_not_waited_for(
 ) -> None:
     import threading
 
+    from llguidance import LLMatcher
+
     from hotswap.engine import guide as module
     from hotswap.engine.front import Fronts
 
     guides = Fronts().get(spec_of(checkpoint())).guides
     guides.compile(guide("regex", "a"))
-    release, compiler = threading.Event(), module.LLMatcher
+    release, compiler = threading.Event(), LLMatcher
 
     def slow(*args: Any, **options: Any) -> Any:
         release.wait(30)

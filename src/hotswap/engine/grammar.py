@@ -156,7 +156,8 @@ _PIECE_OF_LARK = re.compile(
     r"|/(?P<regex>(?:\\.|[^/\\\n])+)/"
     r"|(?P<schema>%json\s*\{\s*(?P<empty>\})?)"
 )
-"""A text in quotes, which may have slashes, a remark, a regular expression, where a schema begins."""
+"""A text in quotes, which may have slashes; a remark; a regular expression; where a schema begins.
+"""
 
 
 def _read(guide: Guide) -> Any:
