@@ -194,9 +194,8 @@ async def test_an_answer_that_may_end_goes_on_until_it_is_long_enough(
     checkpoint: Checkpoint,
 ) -> None:
     async with serving(checkpoint()) as served:
-        biased = SamplingParams(
-            temperature=1.0, seed=1, logit_bias=dict.fromkeys(ends(served), 100)
-        )
+        bias = dict.fromkeys(served.prepared.front.eos_ids, 100.0)
+        biased = SamplingParams(temperature=1.0, seed=1, logit_bias=bias)
         options: dict[str, Any] = {"guide": guide("regex", "a+"), "sampling": biased}
         short = await served.ask(PROMPT, max_tokens=30, **options)
         longer = await served.ask(PROMPT, max_tokens=30, min_tokens=12, **options)
