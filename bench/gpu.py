@@ -2,9 +2,10 @@
 
     python -m bench.gpu [--out DIR]
 
-Runs the tests marked ``gpu``, the kernels, and the engine on a 0.6B and an 8B shape, each within a
-limit and whatever becomes of the others, in eight minutes at most. ``gpu.json`` holds the figures,
-``gpu.log`` all that was printed; without --out they go to $OUT, or else to the current directory.
+Runs the tests marked ``gpu``, the kernels, the engine on a 0.6B and an 8B shape, and swaps, each
+within a limit and whatever becomes of the others, in nine and a half minutes at most. ``gpu.json``
+holds the figures, ``gpu.log`` all that was printed; without --out they go to $OUT, or else to the
+current directory.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from bench.checkpoints import DEFAULT_MODELS
 from bench.gpu_device import NO_DEVICE, device_name
 
-VISIT_S = 480.0
+VISIT_S = 570.0
 _ROOT = Path(__file__).parent.parent
 
 
@@ -43,11 +44,14 @@ class Step:
 
 def steps(models: Path) -> tuple[Step, ...]:
     engine = ("-m", "bench.engine", "--device", "cuda", "--models", str(models))
+    swap = ("-m", "bench.swap", "--device", "cuda", "--models", str(models))
+    parts = ("--parts", "swaps", "drain", "floors", "--rounds", "2")
     few = ("--parts", "throughput", "draws", "--contenders", "hotswap", "generate", "--rounds", "2")
     return (
         Step("tests", ("-m", "pytest", "-m", "gpu"), 90, reports=False),
         Step("kernels", ("-m", "bench.kernels"), 60),
         Step("0.6B", (*engine, "--shape", "q06", "--sequences", "1", "8", "32", "64"), 180),
+        Step("swaps", (*swap, "--shape", "q06", *parts), 90),
         Step("8B", (*engine, "--shape", "q8b", "--sequences", "1", "8", "32", "64", *few), 150),
     )
 

@@ -111,6 +111,12 @@ def test_without_a_gpu_there_is_one_line_and_no_traceback(module: str) -> None:
     assert done.stdout == ""
 
 
+def test_the_steps_of_a_visit_have_time_for_all_of_them() -> None:
+    from bench.gpu import VISIT_S, steps
+
+    assert sum(step.limit_s for step in steps(Path("models"))) <= VISIT_S < 600
+
+
 def test_a_step_that_fails_or_takes_too_long_is_told(tmp_path: Path) -> None:
     from bench.gpu import Step, take
 

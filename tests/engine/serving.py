@@ -26,9 +26,9 @@ from hotswap.contracts import (
 
 if TYPE_CHECKING:  # torch: not in the fast run
     from hotswap.engine.engine import TorchEngine
+    from hotswap.engine.prepared import TorchPrepared
     from hotswap.engine.registry import TorchEngineRegistry
     from hotswap.engine.sequence import Sequence
-    from hotswap.engine.stage import TorchPrepared
 
 GREEDY = SamplingParams(temperature=0.0)
 

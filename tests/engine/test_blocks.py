@@ -178,6 +178,16 @@ def test_no_more_unused_blocks_are_remembered_than_allowed(most: int) -> None:
     assert matched(pool, prompt(3, 4)) == min(most, 2)
 
 
+@pytest.mark.parametrize(("most", "kept"), [(0, 0), (2, 2), (3, 3), (9, 5)])
+def test_the_beginning_of_the_newest_is_kept(most: int, kept: int) -> None:
+    pool = BlockPool(8)
+    old, new = left(pool, prompt(1, 2)), left(pool, prompt(3, 4, 5))
+    order = [*new, *old]
+    assert set(pool.keep(most)) == set(order[:kept])
+    assert matched(pool, prompt(3, 4, 5)) == min(most, 3)
+    assert pool.remembered == kept
+
+
 def test_of_what_nobody_asked_for_again_little_is_remembered_and_the_oldest_is_forgotten() -> None:
     pool = BlockPool(16, remembered=8, remembered_once=3)
     for token in (1, 2, 3, 4, 5):

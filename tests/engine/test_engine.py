@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,19 @@ async def test_an_idle_engine_does_not_step(checkpoint: Checkpoint) -> None:
         steps = served.engine.stats().steps
         await served.registry.render(served.spec, request("anything"))
         assert served.engine.stats().steps == steps
+
+
+async def test_the_end_of_the_first_answer_is_told_once(checkpoint: Checkpoint) -> None:
+    told: list[int] = []
+    async with serving(checkpoint()) as served:
+        engine = served.engine
+        engine._answered = lambda: told.append(engine._ended)
+        async with anyio.create_task_group() as group:
+            for tokens in (3, 40):
+                group.start_soon(partial(served.ask, [1, 2, 3], max_tokens=tokens, ignore_eos=True))
+        await served.ask([1, 2, 3], max_tokens=2)
+        await until(lambda: engine._ended == 3)
+    assert told == [1]
 
 
 async def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch(checkpoint: Checkpoint) -> None:

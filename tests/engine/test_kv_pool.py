@@ -158,3 +158,55 @@ def test_closing_gives_the_memory_back() -> None:
     pool.close()
     assert before - used_bytes(cpu) > 30 << 20
     assert pool.token_bytes == 0
+
+
+@pytest.mark.parametrize("made_before", [False, True])
+def test_copies_of_blocks_go_back_into_other_blocks_of_another_pool(*, made_before: bool) -> None:
+    import torch
+
+    pool, other = pool_of(5), pool_of(7)
+    layers = [layer_of(pool, index) for index in (0, 1)]
+    for tensor in (tensor for layer in layers for tensor in layer):
+        tensor.normal_()
+    wanted = [tensor.clone() for layer in layers for tensor in layer]
+    copies = pool.copies([4, 1])
+    pool.close()
+    if made_before:  # and what refers to it must see what comes
+        seen = layer_of(other, 1)
+    other.restore([0, 6], copies)
+    found = [tensor for index in (0, 1) for tensor in layer_of(other, index)]
+    if made_before:
+        assert [t.data_ptr() for t in seen] == [t.data_ptr() for t in found[2:]]
+    for old, new in zip(wanted, found, strict=True):
+        for before, after in ((4, 0), (1, 6)):
+            assert torch.equal(_block(old, before), _block(new, after))
+        assert not new[:, BLOCK_TOKENS : 6 * BLOCK_TOKENS].any()
+
+
+def _block(pool: Tensor, block: int) -> Tensor:
+    return pool[:, block * BLOCK_TOKENS : (block + 1) * BLOCK_TOKENS]
+
+
+@pytest.mark.gpu
+def test_keys_and_values_come_back_to_a_cuda_device_and_their_memory_to_it() -> None:
+    import torch
+
+    from hotswap.engine.kv_pool import KVPool
+
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    device = torch.device("cuda")
+    keys = torch.randn(3, GROUPS, SIZE, dtype=torch.bfloat16, device=device)
+    first = KVPool(device, 5)
+    written = first.layer(0, keys, keys)[0].normal_()
+    wanted = written.cpu()
+    copies = first.copies([1, 4])
+    assert copies[0][0].device.type == "cpu"
+    first.close()
+    assert not written.untyped_storage().nbytes()
+    second = KVPool(device, 9)
+    second.restore([1, 4], copies)
+    found = second.layer(0, keys, keys)[0].cpu()
+    for block in (1, 4):
+        assert torch.equal(_block(found, block), _block(wanted, block))
+    second.close()

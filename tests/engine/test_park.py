@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from hotswap.contracts import ModelSpec
     from hotswap.engine.forward.skeleton import Skeleton
     from hotswap.engine.park import Parked
+    from hotswap.engine.prepared import TorchPrepared
     from hotswap.engine.registry import TorchEngineRegistry
-    from hotswap.engine.stage import TorchPrepared
 
 pytestmark = [pytest.mark.torch, pytest.mark.anyio]
 
@@ -276,12 +276,14 @@ async def test_a_model_that_had_no_room_once_starts_when_there_is_some(
 
 
 async def test_with_other_settings_the_former_pool_is_let_go(checkpoint: Checkpoint) -> None:
+    from hotswap.engine.rested import AtRest
+
     spec = spec_of(checkpoint())
     async with new_registry() as registry:
         await play(registry, spec, PROMPT)
         parked = registry._park.find(spec.id, (await registry.prepare(spec, ignore)).key)
         assert parked is not None
-        assert parked.rested is not None
+        assert isinstance(parked.rested, AtRest)
         pool = parked.rested.forward.pool
         assert pool.token_bytes > 0
         other = replace(spec, engine=replace(spec.engine, max_num_seqs=3))

@@ -307,7 +307,7 @@ async def test_a_model_that_cannot_be_taken_off_is_a_lost_device(
 ) -> None:
     from hotswap.engine.stage import Stage
 
-    def breaks(self: Stage, *, rest: bool) -> None:
+    def breaks(self: Stage, *, room: int | None) -> None:
         raise RuntimeError("secret of the driver")
 
     async with new_registry() as registry:
@@ -335,7 +335,7 @@ async def test_a_failing_teardown_hides_no_lost_device(
 ) -> None:
     from hotswap.engine.stage import Stage
 
-    def breaks(self: Stage, *, rest: bool) -> None:
+    def breaks(self: Stage, *, room: int | None) -> None:
         raise RuntimeError("synchronize failed")
 
     monkeypatch.setattr(Stage, "leave", breaks)
@@ -349,14 +349,14 @@ async def test_a_failing_teardown_hides_no_lost_device(
 async def test_every_step_of_a_teardown_is_taken(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hotswap.engine.weights import Placement
+    from hotswap.engine.placement import InPlace
 
-    left: list[Placement] = []
+    left: list[InPlace] = []
 
-    def leave(self: Placement) -> None:
+    def leave(self: InPlace) -> None:
         left.append(self)
 
-    monkeypatch.setattr(Placement, "leave", leave)
+    monkeypatch.setattr(InPlace, "leave", leave)
     async with new_registry(park_bytes=0) as registry:
         prepared = await registry.prepare(spec_of(checkpoint()), ignore)
         with pytest.raises(DeviceLost):

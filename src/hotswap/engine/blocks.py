@@ -195,6 +195,13 @@ class BlockPool:
         while len(self._unused) > self._most_unused:
             self._forget(next(iter(self._unused)))
 
+    def keep(self, most: int) -> list[int]:
+        """Forget what unused blocks hold, apart from those used last, ``most`` at most. Returns
+        these."""
+        while len(self._unused) > most:
+            self._forget(next(iter(self._unused)))
+        return list(self._unused)
+
     def vacate_with(self, vacate: Callable[[Sequence[Run]], None]) -> None:
         """Have ``vacate`` told of free blocks."""
         self._vacate = vacate

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hotswap.engine.forward.linear import Linear
-from hotswap.engine.forward.skeleton import Skeleton
+from hotswap.engine.forward.skeleton import Rope, Skeleton
 
 _COPIES_BYTES = 16 << 20
 """Of tensors that are no part of a file, but made of what is: kept with the blueprint. A model with
@@ -30,6 +30,8 @@ _POPULATE_READ = 22
 
 Arena = Tensor
 """The bytes of one file, uint8 [size]."""
+Leaf = Linear | Rope | Tensor
+"""What a skeleton is made of, besides numbers. Layers that rotate alike share a `Rope`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,16 +153,25 @@ def _pages(stretch: Arena) -> tuple[int, int]:
     return first, address + len(stretch) - first
 
 
-def with_tensors(node: Skeleton, change: Callable[[Tensor], Tensor]) -> Skeleton:
+def with_tensors(skeleton: Skeleton, change: Callable[[Tensor], Tensor]) -> Skeleton:
     """A skeleton with other tensors."""
-    return cast("Skeleton", _changed(node, change))
+
+    def changed(leaf: Leaf) -> Leaf:
+        if isinstance(leaf, Linear):
+            return Linear([(change(w), None if b is None else change(b)) for w, b in leaf.parts])
+        return change(leaf) if isinstance(leaf, Tensor) else leaf
+
+    return with_leaves(skeleton, changed)
 
 
-def _changed(node: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(node, Tensor):
+def with_leaves(skeleton: Skeleton, change: Callable[[Leaf], Leaf]) -> Skeleton:
+    """A skeleton with other products, rotary positions and tensors that are part of neither."""
+    return cast("Skeleton", _changed(skeleton, change))
+
+
+def _changed(node: Any, change: Callable[[Leaf], Leaf]) -> Any:
+    if isinstance(node, Leaf):
         return change(node)
-    if isinstance(node, Linear):
-        return Linear([(change(w), None if b is None else change(b)) for w, b in node.parts])
     if isinstance(node, tuple):
         return tuple(_changed(item, change) for item in node)
     if is_dataclass(node) and not isinstance(node, type):

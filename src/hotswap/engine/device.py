@@ -147,15 +147,24 @@ def largest_tensors(device: torch.device) -> str:
     """What holds most memory of a device, for a log."""
     # By their types: some of torch's objects warn when they are asked for their class.
     alive = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
-    tensors = [tensor for tensor in alive if tensor.device == device]
+    tensors = [tensor for tensor in alive if tensor.device.type == device.type]
     largest = sorted(tensors, key=lambda tensor: tensor.nbytes, reverse=True)[:_SHOWN_TENSORS]
     return ", ".join(f"{list(t.shape)} of {t.dtype}, {t.nbytes} bytes" for t in largest) or "none"
+
+
+def wait_for(device: torch.device) -> None:
+    """Until it does nothing any more."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def release_cached(device: torch.device) -> None:
     """Give back what allocators keep for later."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+        clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
+        if clear is not None:  # they live in the allocator's memory
+            clear()
         torch.cuda.empty_cache()
     trim_heap()
 

@@ -74,11 +74,13 @@ class TorchEngine:
         scheduler: Scheduler,
         details: Mapping[str, Any],
         changed: Callable[[], None],
+        answered: Callable[[], None] | None = None,
         ahead: bool = False,
     ) -> None:
         """
         Args:
             changed: called on the event loop when a waiting request has begun or all has failed.
+            answered: called once, on the device thread, when the first answer has ended.
             ahead: launch a step before the tokens of the last one are known, where possible.
         """
         self.generation = generation
@@ -88,6 +90,7 @@ class TorchEngine:
         self._scheduler = scheduler
         self._details = details
         self._changed = changed
+        self._answered = answered
         self._ahead = ahead
         self._outbox = Postbox(asyncio.get_running_loop(), self._receive)
         self._wishes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -318,6 +321,9 @@ class TorchEngine:
         self._send(post)
         if not self._busy:  # only now: nobody is to wait for it
             self._scheduler.pool.settle()
+        if self._ended and self._answered is not None:
+            self._answered()
+            self._answered = None
 
     def _launch(self, after: Launched | None, post: Post) -> Launched | None:
         """None: those on their way are the last tokens of all answers."""

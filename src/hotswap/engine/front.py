@@ -204,6 +204,11 @@ def _load(path: Path, engine: EngineConfig, task: Task, key: FrontKey) -> Front:
     tokenizer = _tokenizer(path, config, engine.trust_remote_code)
     generation = _generation_defaults(path) if task == "generate" else {}
     text_config = config.get_text_config(decoder=True)
+    recipe = _recipe(path, text_config) if task == "embed" else None
+    own, asked = _own_context(text_config), engine.max_model_len
+    if recipe is not None:
+        own = _embedded_at_once(text_config, recipe, tokenizer, own)
+        asked = min(asked or own, own)
     vocabulary, vocab_size = Vocabulary(tokenizer), int(text_config.vocab_size)
     eos_ids = (
         _ids(generation.get("eos_token_id"))
@@ -212,11 +217,6 @@ def _load(path: Path, engine: EngineConfig, task: Task, key: FrontKey) -> Front:
     )
     source = engine.chat_template or _own_template(tokenizer)
     template, fault = _compiled(source)
-    recipe = _recipe(path, text_config) if task == "embed" else None
-    own, asked = _own_context(text_config), engine.max_model_len
-    if recipe is not None:
-        own = _embedded_at_once(text_config, recipe, tokenizer, own)
-        asked = min(asked or own, own)
     return Front(
         key=key,
         tokenizer=tokenizer,

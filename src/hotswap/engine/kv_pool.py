@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from hotswap.engine.blocks import BLOCK_TOKENS, Run
 # Linux only.
 _NO_HUGE_PAGES = getattr(mmap, "MADV_NOHUGEPAGE", None)
 _GIVE_BACK = getattr(mmap, "MADV_DONTNEED", None) if sys.platform == "linux" else None
+
+
+KVCopies = Mapping[int, tuple[Tensor, Tensor]]
+"""For each layer keys and values of some blocks, in host memory: [groups, slots, size] each."""
 
 
 class KVPool:
@@ -57,8 +61,24 @@ class KVPool:
         sources, targets = torch.tensor(pairs, device=self._device).unbind(1)
         for layer in self._layers.values():
             for pool in layer:
-                blocks = pool.view(pool.shape[0], -1, BLOCK_TOKENS * pool.shape[2])
+                blocks = _in_blocks(pool)
                 blocks.index_copy_(1, targets, blocks.index_select(1, sources))
+
+    def copies(self, blocks: Sequence[int]) -> KVCopies:
+        """What lies in ``blocks``, in this order."""
+        chosen = torch.tensor(blocks, device=self._device)
+        return {
+            index: (_copied(keys, chosen), _copied(values, chosen))
+            for index, (keys, values) in self._layers.items()
+        }
+
+    def restore(self, blocks: Sequence[int], copies: KVCopies) -> None:
+        """Put copies of as many blocks of such a pool into ``blocks``."""
+        chosen = torch.tensor(blocks, device=self._device)
+        for index, (keys, values) in copies.items():
+            pools = self.layer(index, keys.transpose(0, 1), values.transpose(0, 1))
+            for pool, copy in zip(pools, (keys, values), strict=True):
+                _in_blocks(pool).index_copy_(1, chosen, _in_blocks(copy).to(self._device))
 
     def vacate(self, runs: Sequence[Run]) -> None:
         """Give the host memory of blocks back, as far as it is whole pages; these are zero again.
@@ -74,7 +94,10 @@ class KVPool:
                     _give_back(memory, start + first * block, count * block)
 
     def close(self) -> None:
-        """Free it all."""
+        """Free it all, on a device even where a stray reference to it lives."""
+        if self._device.type != "cpu":
+            for pool in (pool for layer in self._layers.values() for pool in layer):
+                pool.untyped_storage().resize_(0)
         self._layers.clear()
         self._mapped.clear()
 
@@ -91,6 +114,16 @@ class KVPool:
         made = torch.frombuffer(memory, dtype=like.dtype)[: math.prod(shape)].view(shape)
         self._mapped[made.data_ptr()] = memory
         return made
+
+
+def _in_blocks(pool: Tensor) -> Tensor:
+    """[groups, blocks, numbers of a block]"""
+    return pool.view(pool.shape[0], -1, BLOCK_TOKENS * pool.shape[2])
+
+
+def _copied(pool: Tensor, blocks: Tensor) -> Tensor:
+    chosen = _in_blocks(pool).index_select(1, blocks).cpu()
+    return chosen.view(pool.shape[0], -1, pool.shape[2])
 
 
 def _give_back(memory: mmap.mmap, start: int, size: int) -> None:

@@ -1,17 +1,20 @@
 """Models that left the device and stay in host memory, the least recently used one going first.
 
-Nothing is copied for it: weights never change, so what is kept is what was read, and on the CPU the
-keys and values of ended answers with it.
+Weights are not copied for it: they never change, so what is kept is what was read, or the image
+that was made of that. With them are kept the keys and values of ended answers, as they lie on the
+CPU, copied from another device.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hotswap.contracts import ParkedModel
-from hotswap.engine.stage import LoadKey, Rested, TorchPrepared
+from hotswap.engine.prepared import LoadKey, TorchPrepared
+from hotswap.engine.rested import Rested
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,13 @@ class Parked:
         """From any thread; giving memory back may take a tenth of a second."""
         if self.rested is not None:
             self.rested.close()
+        self.prepared.weights.close()
+
+
+def let_go(models: Sequence[Parked]) -> None:
+    """Their memory comes back in a moment, and nobody waits for it."""
+    for parked in models:
+        threading.Thread(target=parked.let_go, name="letting-go").start()
 
 
 class Park:
@@ -45,6 +55,15 @@ class Park:
 
     def __init__(self) -> None:
         self._models: OrderedDict[str, Parked] = OrderedDict()
+
+    @property
+    def bytes(self) -> int:
+        return sum(parked.bytes for parked in self._models.values())
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Of models that stay."""
+        return sum(parked.bytes for parked in self._models.values() if parked.prepared.spec.pin)
 
     def readings(self) -> Sequence[ParkedModel]:
         return tuple(
@@ -68,12 +87,17 @@ class Park:
         spec = parked.prepared.spec
         former = self.take(spec.id)
         gone = [] if former is None else [former]
-        pinned = sum(other.bytes for other in self._models.values() if other.prepared.spec.pin)
-        if pinned + parked.bytes > budget:
+        if self.pinned_bytes + parked.bytes > budget:
             return [*gone, parked]
         self._models[spec.id] = parked
-        while sum(other.bytes for other in self._models.values()) > budget:
+        while self.bytes > budget:
             gone.append(self._models.pop(next(self._unpinned(but=spec.id))))
+        return gone
+
+    def empty(self) -> list[Parked]:
+        """All of them go."""
+        gone = list(self._models.values())
+        self._models.clear()
         return gone
 
     def make_room(self, missing: int) -> list[Parked]:

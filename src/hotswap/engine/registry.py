@@ -10,8 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from functools import cache, partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -29,8 +28,10 @@ from hotswap.contracts import (
     Report,
 )
 from hotswap.engine import device as devices
+from hotswap.engine.ahead import Aheads
 from hotswap.engine.blueprint import fill_page_cache, map_files, read_in, stretches
 from hotswap.engine.device import Device, without_frames
+from hotswap.engine.device_memory import MemoryOf, memory_of
 from hotswap.engine.embedding.engine import EmbeddingEngine
 from hotswap.engine.embedding.rendering import EmbeddingRenderer, RenderedEmbedding
 from hotswap.engine.embedding.stage import EmbeddingStage
@@ -38,9 +39,12 @@ from hotswap.engine.engine import TorchEngine
 from hotswap.engine.fit import estimate, missing_bytes, too_large
 from hotswap.engine.front import Front, Fronts, SharedFronts, fits, local_path
 from hotswap.engine.native.code import loops_compiled
-from hotswap.engine.park import Park, Parked
+from hotswap.engine.park import Park, Parked, let_go
 from hotswap.engine.preflight import WeightFiles, check_weights
-from hotswap.engine.stage import LoadKey, Rested, Stage, TorchPrepared
+from hotswap.engine.prepared import LoadKey, TorchPrepared, load_key
+from hotswap.engine.rested import Rested
+from hotswap.engine.stage import Stage
+from hotswap.engine.stay import Stay
 from hotswap.engine.text import PromptRenderer, RenderedRequest, text_of
 from hotswap.engine.weights import HostWeights, Known, read_weights
 from hotswap.errors import (
@@ -60,8 +64,6 @@ _KNOWN_MODELS = 32
 _PARK_SHARE = 0.5
 """Of the host memory that is available. Weights that are mapped are counted too, although the
 system takes their pages back when it needs them."""
-_CPU_NOISE_BYTES = 32 << 20
-"""A process's private memory moves by this much without anything being kept."""
 _RENDERINGS = 4
 """Requests that are rendered at the same time. They have threads of their own, so that those for
 the model on the device never wait for a cold tokenizer."""
@@ -75,12 +77,24 @@ class TorchEngineRegistry:
     """Seconds after which a job that should end is given up, and the device with it. A prompt's
     chunk takes several seconds where a large model runs on a CPU."""
 
-    def __init__(self, *, hung_s: float = HUNG_S, park_bytes: int | None = None) -> None:
-        """``park_bytes``: of host memory for parked models; None: a share of what is available when
-        the first one is parked."""
+    def __init__(
+        self,
+        *,
+        hung_s: float = HUNG_S,
+        park_bytes: int | None = None,
+        memory_of: MemoryOf = memory_of,
+    ) -> None:
+        """
+        Args:
+            park_bytes: of host memory for parked models; None: a share of what is available when it
+                is first asked for.
+            memory_of: whether models lie in memory of a device's own.
+        """
         self._hung_s = hung_s
         self._park_bytes = park_bytes
         self._park = Park()
+        self._memory_of = cache(memory_of)
+        self._aheads = Aheads()
         self._hangs = False
         self._device = Device()
         self._fronts = SharedFronts(Fronts())
@@ -111,6 +125,9 @@ class TorchEngineRegistry:
             patience = 0.0 if self._hangs else self._hung_s
             if not await to_thread.run_sync(self._device.join, patience):
                 _log.error("The device thread hangs and is left behind")
+                return
+            for parked in self._park.empty():
+                await to_thread.run_sync(parked.prepared.weights.close)
 
     @property
     def current(self) -> AnyEngine | None:
@@ -127,7 +144,7 @@ class TorchEngineRegistry:
     def forget(self, model: str) -> None:
         parked = self._park.take(model)
         if parked is not None:
-            _let_go([parked])
+            let_go([parked])
 
     async def render(self, spec: ModelSpec, request: GenerationRequest) -> RenderedRequest:
         """See `hotswap.contracts.EngineRegistry.render`. For the model on the device nothing is
@@ -172,7 +189,7 @@ class TorchEngineRegistry:
         device, path = devices.torch_device(spec.engine.device), local_path(spec)
         front = await self._fronts.get(spec)
         files = await to_thread.run_sync(check_weights, path, abandon_on_cancel=True)
-        return self._estimated(spec, front, files, _load_key(spec, device, path, files))
+        return self._estimated(spec, front, files, load_key(spec, device, path, files))
 
     def _estimated(
         self, spec: ModelSpec, front: Front, files: WeightFiles, key: LoadKey
@@ -209,20 +226,31 @@ class TorchEngineRegistry:
         path = local_path(spec)
         front = await self._fronts.get(spec)
         files = await to_thread.run_sync(check_weights, path, abandon_on_cancel=True)
-        key = _load_key(spec, device, path, files)
+        key = load_key(spec, device, path, files)
         parked = self._park.find(spec.id, key)
         if parked is None:
             await self._make_room(files, device)
         self._refuse_misfit(spec, front, files, key)
         if parked is not None:
             report("reading", 1.0)
-            return replace(parked.prepared, spec=spec, front=front)
+            return await self._sent_ahead(replace(parked.prepared, spec=spec, front=front), device)
         if device.type == "cpu" and front.recipe is None:
             await loops_compiled()  # not on the device thread: it may have to compile
         report("checking", 1.0)
         weights = await self._weights(spec, front, files, key, report)
         report("reading", 1.0)
-        return TorchPrepared(spec, front, weights, key, files.files)
+        prepared = TorchPrepared(spec, front, weights, key, files.files)
+        return await self._sent_ahead(prepared, device)
+
+    async def _sent_ahead(self, prepared: TorchPrepared, device: torch.device) -> TorchPrepared:
+        """On the way to a device with room for another model. One that has not computed yet has
+        not taken what it needs."""
+        resident = self._resident
+        memory = await to_thread.run_sync(self._memory_of, device)
+        if memory is None or (resident is not None and not resident.engine.stats().steps):
+            return prepared
+        begin = partial(self._aheads.begin, prepared.weights, memory)
+        return replace(prepared, ahead=await to_thread.run_sync(begin, abandon_on_cancel=True))
 
     async def _weights(
         self, spec: ModelSpec, front: Front, files: WeightFiles, key: LoadKey, report: Report
@@ -249,7 +277,7 @@ class TorchEngineRegistry:
             else:
                 read = partial(read_weights, path, front, spec.engine, abandoned)
             weights = await to_thread.run_sync(read, abandon_on_cancel=True)
-            now = await to_thread.run_sync(_load_key, spec, device, path, files)
+            now = await to_thread.run_sync(load_key, spec, device, path, files)
         except OSError:  # also that a file is gone
             _log.warning("The files of %r cannot be read", spec.id, exc_info=True)
             now = None
@@ -276,17 +304,16 @@ class TorchEngineRegistry:
             raise ModelLoadFailed("Another model is on the device.")
         device = devices.torch_device(prepared.spec.engine.device)
         prepared, rested = await self._unparked(prepared)
-        stage = _stage(prepared, device, rested)
-        baseline = devices.used_bytes(device)
-        use = _Use(device, baseline - _bytes_of(rested), before=baseline)
+        stay = Stay.begin(device, lambda: self._aheads.bytes, rested)
+        stage = self._stage(prepared, device, rested)
         self._on_stage = True
         try:
-            async with self._cleared(stage, use):
+            async with self._cleared(stage, stay):
                 report("starting", 0.0)
                 # Not to be cut: what is half on the device could not be taken off.
                 with anyio.CancelScope(shield=True):
                     await self._device.call(stage.enter)
-                use.entered = True
+                stay.entered = True
                 self._remember(stage.prepared)
                 await anyio.lowlevel.checkpoint_if_cancelled()
                 report("starting", 1.0)
@@ -294,49 +321,67 @@ class TorchEngineRegistry:
                     try:
                         yield engine
                     finally:
-                        use.before = devices.used_bytes(device)
-                        use.engine = engine
+                        stay.end(engine)
         finally:
             self._on_stage = False
 
+    def _stage(
+        self, prepared: TorchPrepared, device: torch.device, rested: Rested | None
+    ) -> AnyStage:
+        """As the model's task has it."""
+        if prepared.front.recipe is not None:
+            return EmbeddingStage(prepared, device)
+        memory = self._memory_of(device)
+        return Stage(
+            replace(prepared, ahead=None),
+            device,
+            memory,
+            rested=rested,
+            ahead=self._aheads.take(prepared.ahead),
+            image_room=0 if memory is None else self._park_budget() - self._park.bytes,
+        )
+
     @asynccontextmanager
-    async def _cleared(self, stage: AnyStage, use: _Use) -> AsyncIterator[None]:
+    async def _cleared(self, stage: AnyStage, stay: Stay) -> AsyncIterator[None]:
         """Take ``stage`` off the device at the end, however the block ends, and measure it. A model
         that worked is parked."""
         try:
             yield
         except DeviceLost:
             with suppress(DeviceLost):  # it has been logged, and says no more than this one
-                await self._clear(stage, use)
+                await self._clear(stage, stay)
             raise
         except BaseException:
-            await self._clear(stage, use)
+            await self._clear(stage, stay)
             raise
-        await self._clear(stage, use)
+        await self._clear(stage, stay)
 
-    async def _clear(self, stage: AnyStage, use: _Use) -> None:
+    async def _clear(self, stage: AnyStage, stay: Stay) -> None:
         """Raises: DeviceLost: it did not work."""
         self._memory = None
         if self._hangs:
             raise DeviceLost("The device does not answer any more.")
-        parks = use.worked and self._park_budget() > 0
+        spec, weights = stage.prepared.spec, stage.prepared.weights
+        room = None
+        if stay.worked and self._park_budget() > 0:
+            room = self._park_budget() - self._park.pinned_bytes - weights.bytes
         try:
-            rested = await self._ended(self._device.submit(partial(stage.leave, rest=parks)))
+            rested = await self._ended(self._device.submit(partial(stage.leave, room=room)))
         except DeviceLost:
             raise
         except Exception as error:
             _log.exception("What was on the device could not be taken off")
             lost = DeviceLost("The device could not be freed.")
             raise lost from without_frames(error)
-        memory = self._memory = use.report(_bytes_of(rested))
-        if parks:
-            _let_go(self._park.put(Parked(stage.prepared, rested), self._park_budget()))
+        memory = self._memory = stay.report(rested)
+        parked = Parked(stage.prepared, rested)
+        let_go([parked] if room is None else self._park.put(parked, self._park_budget()))
         if memory.leaked_bytes:
             _log.warning(
                 "%r left %d bytes behind; the largest tensors alive: %s",
-                stage.prepared.spec.id,
+                spec.id,
                 memory.leaked_bytes,
-                await to_thread.run_sync(devices.largest_tensors, use.device),
+                await to_thread.run_sync(devices.largest_tensors, stay.device),
             )
 
     async def _ended(self, job: Future[T]) -> T:
@@ -440,44 +485,6 @@ class _Resident:
         return same and fits(self.prepared.front, spec)
 
 
-@dataclass(slots=True)
-class _Use:
-    """Memory around one stay on the device, in bytes."""
-
-    device: torch.device
-    baseline: int
-    """Without what the model itself has left behind the last time."""
-    before: int
-    entered: bool = False
-    """The model was put there."""
-    engine: AnyEngine | None = None
-    """That was driven."""
-
-    @property
-    def worked(self) -> bool:
-        return self.entered and (self.engine is None or self.engine.failure is None)
-
-    def report(self, rested: int) -> MemoryReport:
-        """``rested``: what it leaves behind now."""
-        after = devices.used_bytes(self.device) - rested
-        leaked = max(0, after - self.baseline)
-        if self.device.type == "cpu" and leaked < _CPU_NOISE_BYTES:
-            leaked = 0
-        return MemoryReport(
-            before_bytes=self.before,
-            after_bytes=after,
-            baseline_bytes=self.baseline,
-            leaked_bytes=leaked,
-        )
-
-
-def _stage(prepared: TorchPrepared, device: torch.device, rested: Rested | None) -> AnyStage:
-    """As the model's task has it."""
-    if prepared.front.recipe is not None:
-        return EmbeddingStage(prepared, device)
-    return Stage(prepared, device, rested)
-
-
 def _token_bytes(front: Front, known: Known | None) -> int | None:
     """See `estimate`. An embedding model keeps none."""
     if front.recipe is not None:
@@ -489,20 +496,3 @@ def _cut_key(front: Front, spec: ModelSpec) -> tuple[Any, ...]:
     """What the room for keys and values depends on."""
     engine = spec.engine
     return front.key, engine.device, engine.dtype, engine.kv_cache_memory
-
-
-def _bytes_of(rested: Rested | None) -> int:
-    return 0 if rested is None else rested.bytes
-
-
-def _let_go(models: Sequence[Parked]) -> None:
-    """Their memory comes back in a moment, and nobody waits for it."""
-    for parked in models:
-        threading.Thread(target=parked.let_go, name="letting-go").start()
-
-
-def _load_key(spec: ModelSpec, device: torch.device, path: Path, files: WeightFiles) -> LoadKey:
-    states = ((file.name, file.stat()) for file in (*files.files, path / "config.json"))
-    stamp = tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
-    engine = spec.engine
-    return str(path.resolve()), stamp, engine.dtype, engine.trust_remote_code, str(device)

@@ -6,31 +6,36 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from hotswap.contracts import EngineConfig, ModelSpec
 from hotswap.engine import device as devices
+from hotswap.engine.arena import Layout
 from hotswap.engine.blocks import BlockPool, Run
 from hotswap.engine.blueprint import Blueprint
 from hotswap.engine.device import is_out_of_memory
+from hotswap.engine.device_memory import DeviceMemory
 from hotswap.engine.engine import TorchEngine, is_device_lost
 from hotswap.engine.forward.base import Forward
 from hotswap.engine.forward.cached import CachedForward
 from hotswap.engine.forward.choice import PooledForward, choose, made
 from hotswap.engine.forward.lean import LeanForward
 from hotswap.engine.forward.recorded import RecordedForward, StepSampler
-from hotswap.engine.front import Front
+from hotswap.engine.forward.skeleton import Skeleton
 from hotswap.engine.graphs import recorder_on
+from hotswap.engine.image import Abandoned, Imaging
+from hotswap.engine.image import made as made_image
 from hotswap.engine.kv_pool import KVPool
+from hotswap.engine.placement import Placement, place
+from hotswap.engine.prepared import TorchPrepared
+from hotswap.engine.rested import AtRest, Rested, Saved
 from hotswap.engine.runner import ModelRunner
 from hotswap.engine.sampler import Draws, sampler_on
 from hotswap.engine.scheduler import KVBudget, Scheduler, SchedulerLimits
-from hotswap.engine.weights import HostWeights, Known, Placement, Verdict
+from hotswap.engine.upload import Upload
+from hotswap.engine.weights import HostWeights, Known, Verdict
 from hotswap.errors import (
     CheckpointRefused,
     DeviceLost,
@@ -62,54 +67,38 @@ _WORTH_VACATING_BYTES = 16 << 20
 """Giving memory back takes milliseconds, and those of a small model count."""
 _KV_SHARE = {"cpu": 0.3, "cuda": 0.9}
 """Of the memory that is free once the weights are in place."""
-
-
-LoadKey = tuple[Any, ...]
-"""Names the weights' files (where they lie, how large, since when) and what is made of them."""
-
-
-@dataclass(eq=False, slots=True)
-class Rested:
-    """What a model on the CPU leaves behind: its forward, with the keys and values that are
-    remembered."""
-
-    forward: LeanForward
-    scheduler: Scheduler
-    max_model_len: int
-    engine: EngineConfig
-    """The settings that it was made with, and is good for."""
-
-    @property
-    def bytes(self) -> int:
-        """Of memory that is not the weights'."""
-        return self.scheduler.remembered_bytes
-
-    def close(self) -> None:
-        """From any thread: none of its own is left."""
-        self.forward.close()
-
-
-@dataclass(frozen=True, slots=True)
-class TorchPrepared:
-    """`hotswap.contracts.PreparedModel`."""
-
-    spec: ModelSpec
-    front: Front
-    weights: HostWeights
-    key: LoadKey
-    files: tuple[Path, ...]
+_KV_AGAIN = 1.05
+"""As much of that as the pool of a model that was there before may take: what is free is not the
+same to the byte each time."""
 
 
 class Stage:
     """`enter` and `leave` run on the device thread, `build` on the event loop between them."""
 
     def __init__(
-        self, prepared: TorchPrepared, device: torch.device, rested: Rested | None = None
+        self,
+        prepared: TorchPrepared,
+        device: torch.device,
+        memory: DeviceMemory | None = None,
+        *,
+        rested: Rested | None = None,
+        ahead: Upload | None = None,
+        image_room: int = 0,
     ) -> None:
-        """``rested``: what the model goes on with; it is the stage's from now on."""
+        """
+        Args:
+            memory: Of the device, if it has its own.
+            rested: What the model goes on with; it is the stage's from now on.
+            ahead: The same of weights that are on their way already.
+            image_room: Bytes that an image of the weights may have in host memory.
+        """
         self.prepared = prepared
-        self._remains = rested
         self._device = device
+        self._memory = memory
+        self._remains = rested
+        self._ahead = ahead
+        self._image_room = image_room
+        self._imaging: Imaging | None = None
         self._placement: Placement | None = None
         self._forward: Forward | None = None
         self._sampler: Draws | None = None
@@ -129,22 +118,24 @@ class Stage:
         try:
             devices.use_threads_for(self.prepared.weights.bytes)
             self._sampler = sampler_on(self._device)
+            ahead, self._ahead = self._ahead, None
+            self._placement = place(self.prepared.weights, self._device, self._memory, ahead)
             if known is None:
-                self._discover()
+                self._discover(self._placement)
             elif self._remains is not None:
-                self._resume(self._remains)
+                self._resume(self._placement, known, self._remains)
             else:
-                self._repeat(known)
+                self._repeat(self._placement, known)
+            self._placement.settle()
         except HotswapError:
             raise
         except Exception as error:  # whatever a model's forward can raise
             raise as_ours(error, self.prepared.spec.id) from None
 
-    def _discover(self) -> None:
+    def _discover(self, placement: Placement) -> None:
         weights = self.prepared.weights
-        self._placement = Placement(weights, self._device)
         begun = time.monotonic()
-        self._forward, verdict = choose(self._placement)
+        self._forward, verdict = choose(placement)
         self._warm_up_s = time.monotonic() - begun
         pool = self._reserve(self._forward.chunked, verdict)
         self._forward.reserve(pool.count)
@@ -152,31 +143,42 @@ class Stage:
         # Last of all: without a verdict the model is needed once more.
         blueprint = None
         if isinstance(self._forward, LeanForward):
-            self._placement.take_on(self._forward.skeleton)
-            if self._device.type == "cpu":
-                blueprint = Blueprint.of(self._forward.skeleton, self.prepared.files)
+            placement.take_on(self._forward.skeleton)
+            assert isinstance(weights.content, Skeleton)
+            blueprint = Blueprint.of(weights.content, self.prepared.files)
         devices.trim_heap()
         bare = None if blueprint is None else replace(weights, content=blueprint.skeleton)
         weights.known = Known(verdict, blueprint, bare)
 
-    def _repeat(self, known: Known) -> None:
-        self._placement = Placement(self.prepared.weights, self._device)
+    def _repeat(self, placement: Placement, known: Known) -> None:
         chunked = known.verdict.tier != CachedForward.tier
         pool = self._reserve(chunked, known.verdict)
-        self._forward = made(self._placement, known.verdict, pool.count)
+        self._forward = made(placement, known.verdict, pool.count)
         self._get_ready(self._forward, pool)
 
-    def _resume(self, rested: Rested) -> None:
-        self._forward, self._scheduler = rested.forward, rested.scheduler
+    def _resume(self, placement: Placement, known: Known, rested: Rested) -> None:
+        if rested.needed_bytes > _KV_AGAIN * self._kv_budget(known.verdict).limit_bytes:
+            rested.close()  # what it remembers is computed again
+            self._repeat(placement, known)
+            return
+
+        def made_anew(blocks: int) -> LeanForward:
+            forward = made(placement, known.verdict, blocks)
+            assert isinstance(forward, LeanForward)
+            return forward
+
+        self._scheduler = rested.scheduler
         self._scheduler.reused_tokens = 0
         self._max_model_len = rested.max_model_len
-        rested.forward.wake()
+        self._forward = rested.wake(made_anew)
+        self._get_ready(self._forward, self._scheduler.pool)
 
     def build(self, generation: int, changed: Callable[[], None]) -> TorchEngine:
         """An engine of what `enter` put in place."""
         assert self._forward is not None
         assert self._scheduler is not None
         assert self._sampler is not None
+        assert self._placement is not None
         return TorchEngine(
             generation=generation,
             model=self.prepared.spec.id,
@@ -187,6 +189,7 @@ class Stage:
                 "tier": self._forward.tier,
                 "device": str(self._device),
                 "dtype": self.prepared.weights.dtype,
+                "weights": self._placement.kind,
                 "max_model_len": self._max_model_len,
                 "chat": self.prepared.front.speech.summary(),
                 "step_tokens": self._scheduler.limits.token_budget,
@@ -195,37 +198,56 @@ class Stage:
                 "warm_up_s": self._warm_up_s,
             },
             changed=changed,
+            answered=self._make_image,
             ahead=isinstance(self._forward, RecordedForward),
         )
 
-    def leave(self, *, rest: bool) -> Rested | None:
+    def _make_image(self) -> None:
+        """In the background, if there is to be one and it has room."""
+        weights, memory = self.prepared.weights, self._memory
+        there = weights.image is not None and weights.image.is_open
+        if memory is None or there or not isinstance(weights.content, Skeleton):
+            return
+        if weights.bytes > self._image_room:
+            return
+        self._imaging = Imaging(partial(_bring_into_image, weights, memory))
+
+    def leave(self, *, room: int | None) -> Rested | None:
         """Free the device. Also after an `enter` that failed half way.
 
         Args:
-            rest: leave behind what the model can go on with.
+            room: bytes of host memory for what the model can go on with, beside its weights; None:
+                it is not to go on.
         """
-        rested = self._rested() if rest else None
+        if self._imaging is not None:
+            self._imaging.stop()
+        devices.wait_for(self._device)
+        rested = None if room is None else self._rested(room)
         with ExitStack() as steps:  # each is taken, whatever becomes of the one before
             steps.callback(devices.release_cached, self._device)
             if self._placement is not None:
                 steps.callback(self._placement.leave)
+            if self._ahead is not None:
+                steps.callback(self._ahead.close)
             if self._remains is not None and self._forward is None:
                 steps.callback(self._remains.close)
-            if self._forward is not None and rested is None:
+            if self._forward is not None and not isinstance(rested, AtRest):
                 steps.callback(self._forward.close)
             self._remains = self._forward = self._placement = self._scheduler = self._sampler = None
+            self._ahead = None
         return rested
 
-    def _rested(self) -> Rested | None:
+    def _rested(self, room: int) -> Rested | None:
         """None: there is nothing to be gained by it, or answers have been cut."""
         forward, scheduler = self._forward, self._scheduler
-        if self._device.type != "cpu" or scheduler is None or scheduler.pool.used:
+        if scheduler is None or scheduler.pool.used or not isinstance(forward, LeanForward):
             return None
-        if not isinstance(forward, LeanForward) or isinstance(forward, RecordedForward):
-            return None
+        engine = self.prepared.spec.engine
+        if self._memory is not None:
+            return Saved.of(forward, scheduler, self._max_model_len, engine, room)
         forward.rest()
         scheduler.pool.vacate()
-        return Rested(forward, scheduler, self._max_model_len, self.prepared.spec.engine)
+        return AtRest(forward, scheduler, self._max_model_len, engine)
 
     def _reserve(self, chunked: bool, verdict: Verdict) -> BlockPool:
         """The scheduler, and the blocks that it hands out."""
@@ -318,6 +340,13 @@ class Stage:
             f"{_size(budget.cost(tokens))} and there is room for {_size(budget.limit_bytes)}"
             + (f"; {' or '.join(ways)}." if ways else ".")
         )
+
+
+def _bring_into_image(weights: HostWeights, memory: DeviceMemory, abandoned: Abandoned) -> None:
+    assert isinstance(weights.content, Skeleton)
+    image = made_image(Layout.of(weights.content), memory, abandoned)
+    if image is not None:
+        weights.move_into(image)
 
 
 def _vacate(pool: KVPool, runs: Sequence[Run]) -> None:

@@ -1,5 +1,5 @@
-"""Checkpoint to host memory, host memory to device. Weights never change, so the host copy stays
-the truth and leaving the device is dropping what is there."""
+"""Checkpoint to host memory. Weights never change, so the host copy stays the truth and leaving the
+device is dropping what is there."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from hotswap.engine.device import without_frames
 from hotswap.engine.embedding.encoder import Encoder, read_encoder
 from hotswap.engine.forward.skeleton import Skeleton
 from hotswap.engine.front import Front
+from hotswap.engine.image import HostImage
 from hotswap.errors import CheckpointRefused, HotswapError, InsufficientMemory
 
 _log = logging.getLogger(__name__)
@@ -60,11 +61,23 @@ class HostWeights:
     """Ids below it may be fed to the model."""
     known: Known | None = None
     """What was found out about them, once they have been on a device."""
+    image: HostImage | None = None
+    """What they lie in, if they have been brought there."""
 
     @property
     def mapped(self) -> bool:
         """They are known to lie in the checkpoint's files, and take no memory of their own."""
-        return self.known is not None and self.known.blueprint is not None
+        return self.image is None and self.known is not None and self.known.blueprint is not None
+
+    def move_into(self, image: HostImage) -> None:
+        """Of these weights."""
+        self.content = image.skeleton
+        self.image = image
+
+    def close(self) -> None:
+        """They are not kept for the device any more. From any thread."""
+        if self.image is not None:
+            self.image.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,61 +159,6 @@ def _read(
         dtype=str(model.dtype).removeprefix("torch."),
         vocab=front.vocab_size,
     )
-
-
-class Placement:
-    """A model on a device; on the CPU it is the host copy itself."""
-
-    def __init__(self, weights: HostWeights, device: torch.device) -> None:
-        """Raises: torch.OutOfMemoryError; what was placed by then is free again."""
-        self.device = device
-        self.vocab = weights.vocab
-        self._weights = weights
-        self._moved: list[torch.Tensor] = []
-        self._content = weights.content
-        if device.type != "cpu":
-            try:
-                self._content = self._copy(self.model, device)
-            except BaseException:
-                self.leave()
-                raise
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """Not there once a skeleton has been taken on."""
-        assert not isinstance(self._content, Skeleton | Encoder)
-        return self._content
-
-    @property
-    def skeleton(self) -> Skeleton | None:
-        return self._content if isinstance(self._content, Skeleton) else None
-
-    def take_on(self, skeleton: Skeleton) -> None:
-        """From now on the model is its skeleton, and on the CPU the host copy is too: it need not
-        be read again the next time."""
-        if self.device.type == "cpu" and self.skeleton is None:
-            for module in self.model.modules():  # they refer to each other and would live on
-                module._parameters.clear()
-            self._weights.content = skeleton
-        self._content = skeleton
-
-    def leave(self) -> None:
-        """Free what was placed, even where a stray reference to it lives."""
-        for tensor in self._moved:
-            tensor.untyped_storage().resize_(0)
-        self._moved.clear()
-
-    def _copy(self, model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-        # deepcopy takes what `memo` holds for a tensor, so only the modules around them are
-        # copied, and tied weights stay tied.
-        memo: dict[int, Any] = {}
-        for tensor in _tensors(model):
-            moved = tensor.data.to(device)
-            self._moved.append(moved)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            memo[id(tensor)] = nn.Parameter(moved, requires_grad=False) if is_parameter else moved
-        placed: PreTrainedModel = copy.deepcopy(model, memo)
-        return placed
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:

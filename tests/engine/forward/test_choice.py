@@ -11,7 +11,8 @@ import pytest
 from hotswap.errors import CheckpointRefused
 
 if TYPE_CHECKING:
-    from hotswap.engine.weights import Placement, Verdict
+    from hotswap.engine.placement import Placement
+    from hotswap.engine.weights import Verdict
 
 pytestmark = pytest.mark.torch
 
@@ -29,10 +30,11 @@ def model_of(path: Path) -> Any:
 def placed(model: Any) -> Placement:
     import torch
 
-    from hotswap.engine.weights import HostWeights, Placement
+    from hotswap.engine.placement import InPlace
+    from hotswap.engine.weights import HostWeights
     from tests.engine.checkpoints import VOCAB
 
-    return Placement(HostWeights(model, 0, "float32", VOCAB), torch.device("cpu"))
+    return InPlace(HostWeights(model, 0, "float32", VOCAB), torch.device("cpu"))
 
 
 def verdict_on(model: Any) -> Verdict:

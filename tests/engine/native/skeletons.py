@@ -67,12 +67,19 @@ def skeleton_of(sizes: Sizes) -> Skeleton:
     def norm() -> Norm:
         return Norm((1 + 0.1 * random(sizes.width)).to(dtype), 1e-6)
 
-    def turns(length: int) -> tuple[Tensor, Tensor]:
-        speeds = 100.0 ** (-torch.arange(sizes.size // 2) / (sizes.size // 2))
-        angles = (torch.arange(length)[:, None] * speeds).repeat(1, 2)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+    class Turns:
+        def __call__(self, length: int) -> tuple[Tensor, Tensor]:
+            speeds = 100.0 ** (-torch.arange(sizes.size // 2) / (sizes.size // 2))
+            angles = (torch.arange(length)[:, None] * speeds).repeat(1, 2)
+            return angles.cos().to(dtype), angles.sin().to(dtype)
 
-    rope = Rope(turns, sizes.size)
+        def on(self, _: torch.device) -> Turns:
+            return self
+
+        def close(self) -> None:
+            """It keeps nothing."""
+
+    rope = Rope(Turns(), sizes.size)
 
     def layer() -> Layer:
         return Layer(

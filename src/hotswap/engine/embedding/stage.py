@@ -13,7 +13,8 @@ from torch import nn
 from hotswap.engine import device as devices
 from hotswap.engine.embedding.encoder import Encoder
 from hotswap.engine.embedding.engine import EmbeddingEngine
-from hotswap.engine.stage import TorchPrepared, as_ours
+from hotswap.engine.prepared import TorchPrepared
+from hotswap.engine.stage import as_ours
 from hotswap.engine.weights import Known, Verdict
 from hotswap.errors import CheckpointRefused, HotswapError
 
@@ -105,7 +106,7 @@ class EmbeddingStage:
             changed=changed,
         )
 
-    def leave(self, *, rest: bool) -> None:  # noqa: ARG002
+    def leave(self, *, room: int | None) -> None:  # noqa: ARG002
         """Free the device, also after an `enter` that failed half way. Nothing is remembered of
         texts, so nothing rests."""
         self._encoder = None

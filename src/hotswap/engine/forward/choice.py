@@ -18,7 +18,8 @@ from hotswap.engine.forward.reading import read
 from hotswap.engine.forward.recorded import RecordedForward
 from hotswap.engine.kv_pool import KVPool
 from hotswap.engine.native.code import native_forward
-from hotswap.engine.weights import Placement, Verdict
+from hotswap.engine.placement import Placement
+from hotswap.engine.weights import Verdict
 from hotswap.errors import CheckpointRefused
 
 _log = logging.getLogger(__name__)

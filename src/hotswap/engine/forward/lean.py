@@ -60,6 +60,7 @@ class LeanForward:
 
     def close(self) -> None:
         self.pool.close()
+        self._attentions.clear()  # they have weights of their own
 
     def logits(self, segments: Sequence[Segment], ids: Tensor | None = None) -> Tensor:
         skeleton = self.skeleton

@@ -8,6 +8,7 @@ nobody asked for is a reason to refuse.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
@@ -155,7 +156,7 @@ def _refuse_altered(model: PreTrainedModel) -> None:
 class _RopeTable:
     """What the model's rotary module answers for the positions from 0 on, kept."""
 
-    def __init__(self, rotary: nn.Module, layer_type: tuple[str, ...], like: Tensor) -> None:
+    def __init__(self, rotary: Any, layer_type: tuple[str, ...], like: Tensor) -> None:
         self._rotary = rotary
         self._layer_type = layer_type
         self._like = like.new_empty(0)
@@ -165,6 +166,16 @@ class _RopeTable:
         if length > self._cos.shape[0]:
             self._cos, self._sin = self._compute(max(length, 2 * self._cos.shape[0]))
         return self._cos[:length], self._sin[:length]
+
+    def on(self, device: torch.device) -> _RopeTable:
+        # What it computes is small, and no two devices round alike: so it is not copied.
+        config = self._rotary.config
+        rotary = copy.deepcopy(self._rotary, {id(config): config}).to(device)
+        return _RopeTable(rotary, self._layer_type, self._like.to(device))
+
+    def close(self) -> None:
+        for tensor in (*self._rotary.buffers(), self._cos, self._sin):
+            tensor.untyped_storage().resize_(0)
 
     def _compute(self, length: int) -> tuple[Tensor, Tensor]:
         positions = torch.arange(length, device=self._like.device)[None]

@@ -7,9 +7,10 @@ differs between Llama, Qwen, Mistral, Gemma, Phi and OLMo is which of the option
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from hotswap.engine.forward.linear import Linear
@@ -26,11 +27,21 @@ class Norm:
     eps: float
 
 
+class RopeTable(Protocol):
+    def __call__(self, length: int) -> tuple[Tensor, Tensor]: ...
+
+    def on(self, device: torch.device) -> RopeTable:
+        """Another one, which computes on ``device`` and has its own memory there."""
+
+    def close(self) -> None:
+        """Free its memory, even where a stray reference to it lives. It is of no use afterwards."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rope:
     """Rotary positions, in the half-and-half layout: entry i turns with entry i + size / 2."""
 
-    table: Callable[[int], tuple[Tensor, Tensor]]
+    table: RopeTable
     """Cosines and sines of the positions below a length, each [length, size], any scaling of the
     model's included. In the type in which the model rotates: that of the activations, or float32
     (OLMo), and then it is the result that is rounded. Layers that rotate alike share a table."""

@@ -1,0 +1,39 @@
+"""A model that is ready to be put on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hotswap.contracts import ModelSpec
+from hotswap.engine.ahead import Ahead
+from hotswap.engine.front import Front
+from hotswap.engine.preflight import WeightFiles
+from hotswap.engine.weights import HostWeights
+
+LoadKey = tuple[Any, ...]
+"""Names the weights' files (where they lie, how large, since when) and what is made of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TorchPrepared:
+    """`hotswap.contracts.PreparedModel`."""
+
+    spec: ModelSpec
+    front: Front
+    weights: HostWeights
+    key: LoadKey
+    files: tuple[Path, ...]
+    ahead: Ahead | None = None
+    """Its weights are on their way to the device, or there."""
+
+
+def load_key(spec: ModelSpec, device: torch.device, path: Path, files: WeightFiles) -> LoadKey:
+    """Raises: OSError."""
+    states = ((file.name, file.stat()) for file in (*files.files, path / "config.json"))
+    stamp = tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+    engine = spec.engine
+    return str(path.resolve()), stamp, engine.dtype, engine.trust_remote_code, str(device)

@@ -1,0 +1,129 @@
+"""What a model leaves behind when it leaves the device, to go on with: the keys and values that it
+remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+
+from hotswap.contracts import EngineConfig
+from hotswap.engine.forward.lean import LeanForward
+from hotswap.engine.kv_pool import KVCopies
+from hotswap.engine.scheduler import Scheduler
+
+_SAVED_BYTES = 256 << 20
+"""Of keys and values are copied from a device at most, those of the newest answers. At 5 GB/s, what
+copies to memory that is not pinned are said to reach, it takes a twentieth of a second; no GPU has
+been asked yet."""
+
+
+class Rested(Protocol):
+    """Belongs to whoever has it."""
+
+    scheduler: Scheduler
+    max_model_len: int
+    engine: EngineConfig
+    """The settings that it was made with, and is good for."""
+
+    @property
+    def bytes(self) -> int:
+        """Of host memory that is not the weights'."""
+
+    @property
+    def needed_bytes(self) -> int:
+        """Of the device, before it can be woken."""
+
+    def held_on(self, device: torch.device) -> int:
+        """Bytes of it in the memory of ``device``."""
+
+    def wake(self, made: Callable[[int], LeanForward], /) -> LeanForward:
+        """A forward that has what is remembered in its blocks.
+
+        Args:
+            made: a new forward with room for so many blocks.
+        """
+
+    def close(self) -> None:
+        """From any thread: none of its own is left."""
+
+
+@dataclass(eq=False, slots=True)
+class AtRest:
+    """A forward on the CPU as it is."""
+
+    forward: LeanForward
+    scheduler: Scheduler
+    max_model_len: int
+    engine: EngineConfig
+
+    @property
+    def bytes(self) -> int:
+        return self.scheduler.remembered_bytes
+
+    @property
+    def needed_bytes(self) -> int:
+        return 0
+
+    def held_on(self, device: torch.device) -> int:
+        return self.bytes if device.type == "cpu" else 0
+
+    def wake(self, _: Callable[[int], LeanForward]) -> LeanForward:
+        self.forward.wake()
+        return self.forward
+
+    def close(self) -> None:
+        self.forward.close()
+
+
+@dataclass(eq=False, slots=True)
+class Saved:
+    """Copies of what a device remembered; they go back into the same blocks of a new pool."""
+
+    scheduler: Scheduler
+    max_model_len: int
+    engine: EngineConfig
+    blocks: list[int]
+    copies: KVCopies
+
+    @classmethod
+    def of(
+        cls,
+        forward: LeanForward,
+        scheduler: Scheduler,
+        max_model_len: int,
+        engine: EngineConfig,
+        room: int,
+    ) -> Self | None:
+        """None: nothing is remembered that has room.
+
+        Args:
+            room: Bytes of host memory.
+        """
+        most = max(0, min(room, _SAVED_BYTES)) // scheduler.budget.block_bytes
+        blocks = scheduler.pool.keep(most)
+        if not blocks:
+            return None
+        return cls(scheduler, max_model_len, engine, blocks, forward.pool.copies(blocks))
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for pair in self.copies.values() for tensor in pair)
+
+    @property
+    def needed_bytes(self) -> int:
+        return self.scheduler.pool.count * self.scheduler.budget.block_bytes
+
+    def held_on(self, device: torch.device) -> int:
+        return self.bytes if device.type == "cpu" else 0
+
+    def wake(self, made: Callable[[int], LeanForward]) -> LeanForward:
+        forward = made(self.scheduler.pool.count)
+        forward.pool.restore(self.blocks, self.copies)
+        self.close()
+        return forward
+
+    def close(self) -> None:
+        self.copies = {}

@@ -1,0 +1,68 @@
+"""Memory around one stay on the device: what was there before, and what is there after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from hotswap.contracts import Engine, MemoryReport
+from hotswap.engine import device as devices
+from hotswap.engine.rested import Rested
+
+_CPU_NOISE_BYTES = 32 << 20
+"""A process's private memory moves by this much without anything being kept."""
+
+
+@dataclass(slots=True)
+class Stay:
+    device: torch.device
+    _others: Callable[[], int]
+    """Bytes of the device that are no part of it: of models whose turn comes later."""
+    _baseline: int
+    """Without what the model itself has left behind the last time."""
+    _before: int
+    entered: bool = False
+    """The model was put there."""
+    engine: Engine | None = None
+    """That was driven."""
+
+    @classmethod
+    def begin(cls, device: torch.device, others: Callable[[], int], rested: Rested | None) -> Stay:
+        """
+        Args:
+            others: Bytes of the device, now and later, of models whose turn has not come.
+            rested: What the model goes on with.
+        """
+        used = devices.used_bytes(device) - others()
+        return cls(device, others, used - _held(rested, device), used)
+
+    @property
+    def worked(self) -> bool:
+        return self.entered and (self.engine is None or self.engine.failure is None)
+
+    def end(self, engine: Engine) -> None:
+        """The model is about to leave."""
+        self._before = self._used()
+        self.engine = engine
+
+    def report(self, rested: Rested | None) -> MemoryReport:
+        """``rested``: what it leaves behind."""
+        after = self._used() - _held(rested, self.device)
+        leaked = max(0, after - self._baseline)
+        if self.device.type == "cpu" and leaked < _CPU_NOISE_BYTES:
+            leaked = 0
+        return MemoryReport(
+            before_bytes=self._before,
+            after_bytes=after,
+            baseline_bytes=self._baseline,
+            leaked_bytes=leaked,
+        )
+
+    def _used(self) -> int:
+        return devices.used_bytes(self.device) - self._others()
+
+
+def _held(rested: Rested | None, device: torch.device) -> int:
+    return 0 if rested is None else rested.held_on(device)
