@@ -19,9 +19,9 @@ a second, and then every token does too long."""
 _MOST_UNROLLED = 10_000
 """Characters of a regular expression whose repetitions are written out. With a million of them a
 single step took four seconds and 170 MB, whatever limit llguidance was given."""
-_MOST_RULES = 2_000
-"""Names on the left of a colon. One that leads to the next is a call within a call, and 4,000 of
-them overflowed a stack of 8 MB; see `hotswap.engine.guide`."""
+_MOST_RULES = 500
+"""Of a grammar. Where each leads to the next and the last one is missing, finding that out takes
+time in the square of them: 500 took 8 s on a busy machine, 1,000 took 29."""
 _JSON = {
     "whitespace_flexible": False,
     "item_separator": ", ?",
@@ -87,7 +87,7 @@ def refuse(guide: Guide, reason: str) -> NoReturn:
 
 def _beginning(reasoning: Reasoning | None, markers: frozenset[str]) -> str:
     """The first rule of all. Without forcing, a text that is sure to come may be written in any
-    tokens, so that its bytes need not be tokenized."""
+    tokens: llguidance would tokenize it by a call of Python's, at every such place."""
     lines = ['%llguidance {"no_forcing": true}']
     if reasoning is None:
         return "\n".join([*lines, "start: @guide"])
@@ -120,7 +120,8 @@ def _schema(guide: Guide) -> dict[str, Any]:
 
 def _regex(guide: Guide) -> dict[str, Any]:
     _check_regex(guide, guide.source)
-    return {"lark_grammar": f"start: /{regex_to_lark(guide.source)}/"}
+    # Digits are 0 to 9: of the others, every library knows different ones.
+    return {"lark_grammar": f"start: /{regex_to_lark(guide.source, use_ascii='d')}/"}
 
 
 def _choice(guide: Guide) -> dict[str, Any]:
@@ -135,14 +136,28 @@ def _choice(guide: Guide) -> dict[str, Any]:
 def _lark(guide: Guide) -> dict[str, Any]:
     if len(re.findall(r"^\s*[\w.\[\]=\-, \"]+:", guide.source, re.M)) > _MOST_RULES:
         refuse(guide, f"it has more than {_MOST_RULES} rules.")
-    for literal in _REGEX_IN_LARK.findall(guide.source):
-        _check_regex(guide, literal)
-    return {"lark_grammar": guide.source}
+    for piece in _PIECE_OF_LARK.finditer(guide.source):
+        _check_regex(guide, piece["regex"] or "")
+    return {"lark_grammar": _PIECE_OF_LARK.sub(_with_options, guide.source)}
+
+
+def _with_options(piece: re.Match[str]) -> str:
+    """A schema within a grammar, enforced as one that stands alone is."""
+    if piece["schema"] is None:
+        return piece[0]
+    options = f'{{"x-guidance": {json.dumps(_JSON)}'
+    return f"%json {options}}}" if piece["empty"] else f"%json {options}, "
 
 
 _PARTS = {"json_schema": _schema, "regex": _regex, "choice": _choice, "grammar": _lark}
-_REGEX_IN_LARK = re.compile(r'"(?:\\.|[^"\\\n])*"|/((?:\\.|[^/\\\n])+)/')
-"""Or a text in quotes, which may have slashes."""
+_PIECE_OF_LARK = re.compile(
+    r'"(?:\\.|[^"\\\n])*"'
+    r"|//[^\n]*"
+    r"|/(?P<regex>(?:\\.|[^/\\\n])+)/"
+    r"|(?P<schema>%json\s*\{\s*(?P<empty>\})?)"
+)
+"""A text in quotes, which may have slashes; a remark; a regular expression; where a schema begins.
+"""
 
 
 def _read(guide: Guide) -> Any:

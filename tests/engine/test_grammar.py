@@ -1,0 +1,108 @@
+"""Guides as grammars: what is refused before anything is compiled."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hotswap.contracts import Guide
+from hotswap.engine.grammar import Reasoning, grammar_of, unrolled
+from hotswap.errors import InvalidRequest
+
+MARKERS = frozenset({"<think>", "</think>"})
+
+
+def parts(kind: str, source: str, reasoning: Reasoning | None = None) -> list[dict[str, object]]:
+    guide = Guide(kind, source, "guide")  # type: ignore[arg-type]
+    found: list[dict[str, object]] = json.loads(grammar_of(guide, reasoning, MARKERS))["grammars"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "size"),
+    [
+        ("", 0),
+        ("abc", 3),
+        ("a{3}", 3),
+        ("a{3,}b", 4),
+        ("a{2,5}", 5),
+        ("(ab){4}", 8),
+        ("((a{10}){10}){10}", 1000),
+        (r"[a-z(){}]{4}\(\{", 6),
+        ("(a|bc)*d?", 4),
+        ("a{0}", 1),
+        ("((a", 1),
+        ("a)b", 3),
+        ("a{999999999999999999}", 999999999),
+    ],
+)
+def test_repetitions_are_counted_as_if_written_out(pattern: str, size: int) -> None:
+    assert unrolled(pattern) == size
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "reason"),
+    [
+        ("regex", "((((a{100}){100}){100}){100})", "more than 10000 characters"),
+        ("regex", "a" * 20_000, "larger than 16384 bytes"),
+        ("regex", "\ud800", "half a character"),
+        ("json_schema", '{"type":', "not JSON"),
+        ("json_schema", "[" * 100_000, "nested too deeply"),
+        ("json_schema", "[1]", "not an object"),
+        ("json_schema", "false", "not an object"),
+        ("json_schema", '{"minimum": 1e999}', "number that JSON cannot have"),
+        ("json_schema", '{"title": "' + "a" * 140_000 + '"}', "larger than 131072 bytes"),
+        ("json_schema", '{"items": {"pattern": "(a{200}){200}"}}', "more than 10000 characters"),
+        ("json_schema", '{"patternProperties": {"(a{200}){200}": {}}}', "more than 10000"),
+        ("choice", "[]", "list of texts"),
+        ("choice", '{"a": 1}', "list of texts"),
+        ("choice", '["a", 1]', "list of texts"),
+        ("choice", '["\\ud800"]', "half a character"),
+        ("grammar", "\n".join(f'r{i}: "a"' for i in range(600)), "more than 500 rules"),
+        ("grammar", 'start: "/" /(a{200}){200}/', "more than 10000 characters"),
+    ],
+)
+def test_what_is_too_much_or_no_guide_is_refused_by_name(
+    kind: str, source: str, reason: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=reason) as caught:
+        parts(kind, source)
+    assert caught.value.param == "guide"
+
+
+def test_a_schema_cannot_choose_how_it_is_enforced() -> None:
+    [_, part] = parts("json_schema", '{"type": "object", "x-guidance": {"lenient": true}}')
+    schema = part["json_schema"]
+    assert isinstance(schema, dict)
+    assert schema["x-guidance"]["lenient"] is False
+    assert schema["x-guidance"]["whitespace_flexible"] is False
+
+
+def test_a_marker_that_is_a_token_is_named_and_another_is_spelled() -> None:
+    [first, _] = parts("regex", "a", Reasoning("</think>", "<think>"))
+    assert "thought: TEXT </think>" in str(first["lark_grammar"])
+    assert "(<think> thought BREAK)?" in str(first["lark_grammar"])
+    [first, _] = parts("regex", "a", Reasoning("[/T]"))
+    assert r"thought[lazy]: /(.|\n)*\x{5b}\x{2f}T\x{5d}/" in str(first["lark_grammar"])
+
+
+@pytest.mark.parametrize(
+    ("source", "schema"),
+    [
+        ('start: %json {"type": "object"}', {"type": "object"}),
+        ("start: %json { }", {}),
+        ('start: "%json {" // %json {', None),
+    ],
+)
+def test_a_schema_within_a_grammar_is_enforced_as_one_alone(
+    source: str, schema: dict[str, object] | None
+) -> None:
+    [_, part] = parts("grammar", source)
+    text = str(part["lark_grammar"])
+    if schema is None:
+        assert text == source
+        return
+    found = json.loads(text.removeprefix("start: %json "))
+    assert found.pop("x-guidance")["whitespace_flexible"] is False
+    assert found == schema
