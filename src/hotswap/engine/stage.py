@@ -245,6 +245,8 @@ class Stage:
         engine = self.prepared.spec.engine
         if self._memory is not None:
             return Saved.of(forward, scheduler, self._max_model_len, engine, room)
+        if isinstance(forward, RecordedForward):  # its graphs have this stay's sampler in them
+            return None
         forward.rest()
         scheduler.pool.vacate()
         return AtRest(forward, scheduler, self._max_model_len, engine)
