@@ -75,8 +75,17 @@ def test_eject_unloads_the_model(ui: WebUI) -> None:
     ui.choose("hotswap/sums")
     ui.ask("What is 1 + 1?")
     ui.until_answered("2")
+    ui.until(lambda: ui.running() == 0)
     ui.page.reload()
-    ui.open_menu()
-    ui.option("hotswap/sums").hover()
-    ui.option("hotswap/sums").get_by_role("button", name="Eject").click()
+    ui.eject("hotswap/sums")
+    ui.until(lambda: ui.server.resident() is None)
+
+
+def test_the_ollama_connection_answers_and_lets_go(ui: WebUI) -> None:
+    ui.choose("ollama.hotswap/sums")
+    ui.ask("What is 30 + 14?")
+    assert "44" in ui.until_answered("44")
+    ui.until(lambda: ui.server.resident() == "hotswap/sums" and ui.running() == 0)
+    ui.page.reload()
+    ui.eject("ollama.hotswap/sums")
     ui.until(lambda: ui.server.resident() is None)

@@ -49,6 +49,12 @@ class WebUI:
     def option(self, model: str) -> Any:
         return self.page.get_by_role("option", name=f"Select {model} model", exact=True)
 
+    def eject(self, model: str) -> None:
+        """By the button that the menu shows beside a loaded model."""
+        self.open_menu()
+        self.option(model).hover()
+        self.option(model).get_by_role("button", name="Eject").click()
+
     def ask(self, text: str) -> None:
         self.page.locator("#chat-input").click()
         self.page.keyboard.type(text)
