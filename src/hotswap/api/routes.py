@@ -110,7 +110,7 @@ def _anthropic(service: ModelService, endpoint: Any) -> Rows:
             "/v1/messages",
             endpoint(anthropic.parse_messages),
             "Answer messages.",
-            request=anthropic.Messages,
+            request=anthropic.MessagesBody,
             stream=EVENT_STREAM,
         ),
         Operation(
@@ -118,7 +118,7 @@ def _anthropic(service: ModelService, endpoint: Any) -> Rows:
             "/v1/messages/count_tokens",
             TokenCount(service, anthropic.parse_count),
             "Count the tokens of messages.",
-            request=anthropic.Countable,
+            request=anthropic.MessagesInput,
         ),
     ]
 
