@@ -8,7 +8,7 @@ import anyio
 import pytest
 from hypothesis import given
 
-from hotswap.api.anthropic import Messages, parse_count, parse_messages
+from hotswap.api.anthropic import MessagesBody, parse_count, parse_messages
 from hotswap.api.body import parse_object
 from hotswap.contracts import (
     ChatPrompt,
@@ -125,7 +125,7 @@ def called(name: str, function: str, arguments: str) -> dict[str, Any]:
 
 
 def test_null_is_unset_everywhere() -> None:
-    fields = {*Messages.__struct_fields__} - {"messages", "max_tokens", "model"}
+    fields = {*MessagesBody.__struct_fields__} - {"messages", "max_tokens", "model"}
     plain = parse_messages(body()).request
     assert parse_messages(body(**dict.fromkeys(fields))).request == plain
 
@@ -200,9 +200,9 @@ def blocks(*content: Any) -> dict[str, Any]:
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [user(None)]}, "messages[0].content"),
         (blocks(), "messages[0].content"),
-        (blocks({"type": "image", "source": {}}), "messages[0].content[0]"),
-        (blocks(text("a"), {"type": "document", "source": {}}), "messages[0].content[1]"),
-        (blocks({"type": "tool_use", "id": "a"}), "messages[0].content[0]"),
+        (blocks({"type": "image", "source": {}}), "messages[0].content[0].type"),
+        (blocks(text("a"), {"type": "document", "source": {}}), "messages[0].content[1].type"),
+        (blocks({"type": "tool_use", "id": "a"}), "messages[0].content[0].type"),
         (blocks({"type": "text"}), "messages[0].content[0].text"),
         (blocks({"type": "tool_result"}), "messages[0].content[0].tool_use_id"),
         (
@@ -213,9 +213,9 @@ def blocks(*content: Any) -> dict[str, Any]:
                     "content": [text("a"), {"type": "image"}],
                 }
             ),
-            "messages[0].content[0].content[1]",
+            "messages[0].content[0].content[1].type",
         ),
-        ({"system": [{"type": "image"}]}, "system[0]"),
+        ({"system": [{"type": "image"}]}, "system[0].type"),
         (
             {"messages": [user("a"), assistant([{"type": "tool_use", "id": "t", "name": "f"}])]},
             "messages[1].content[0].input",
@@ -243,7 +243,7 @@ def blocks(*content: Any) -> dict[str, Any]:
             },
             "output_config.format",
         ),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0]"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"tool_choice": {"type": "some"}}, "tool_choice.type"),
         ({"tools": TOOLS, "tool_choice": {"type": "tool"}}, "tool_choice.name"),
@@ -270,7 +270,7 @@ def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
     assert param in caught.value.message
 
 
-@given(objects_like(body(tools=TOOLS), Messages))
+@given(objects_like(body(tools=TOOLS), MessagesBody))
 def test_whatever_comes_is_a_request_or_refused(fields: dict[str, Any]) -> None:
     for parse in (parse_messages, parse_count):
         with suppress(InvalidRequest):

@@ -15,7 +15,7 @@ from starlette.types import Message
 
 from hotswap.api.app import create_app
 from hotswap.api.openai import Chat, Completion
-from hotswap.api.responses import Create
+from hotswap.api.responses import ResponseBody
 from hotswap.config import Settings
 from tests.api.stage import Problems, ScriptedService, app_of, ask, chat_body
 from tests.api.test_body import BAD_JSON
@@ -76,7 +76,7 @@ json_values = st.recursive(
     max_leaves=8,
 )
 FIELDS = sorted(
-    {*Chat.__struct_fields__, *Completion.__struct_fields__, *Create.__struct_fields__}
+    {*Chat.__struct_fields__, *Completion.__struct_fields__, *ResponseBody.__struct_fields__}
     | {"tool_choice", "response_format", "config", "mode", "drain_timeout_s"}
 )
 

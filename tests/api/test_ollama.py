@@ -122,7 +122,7 @@ def test_a_generate_request_is_a_chat_of_one_turn_unless_it_is_raw() -> None:
     assert generate(raw=True).prompts == (TextPrompt("Once"),)
 
 
-@pytest.mark.parametrize("name", ["Common", "Chat", "Generate"])
+@pytest.mark.parametrize("name", ["Common", "OllamaChat", "OllamaGenerate"])
 def test_null_is_unset_everywhere(name: str) -> None:
     fields = {*getattr(ollama, name).__struct_fields__} - {"messages", "prompt"}
     unset = dict.fromkeys(fields)
@@ -271,10 +271,10 @@ def test_a_model_is_named_by_either_key() -> None:
 
 WORDS = st.sampled_from(
     [
-        *ollama.Chat.__struct_fields__,
-        *ollama.Generate.__struct_fields__,
+        *ollama.OllamaChat.__struct_fields__,
+        *ollama.OllamaGenerate.__struct_fields__,
         *ollama.Options.__struct_fields__,
-        *ollama.Message.__struct_fields__,
+        *ollama.OllamaMessage.__struct_fields__,
         "input",
         "function",
         "arguments",

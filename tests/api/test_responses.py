@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from hotswap.api.body import parse_object
-from hotswap.api.responses import Create, parse_count, parse_response
+from hotswap.api.responses import ResponseBody, parse_count, parse_response
 from hotswap.api.responses_store import Kept, ResponseStore
 from hotswap.contracts import (
     ChatPrompt,
@@ -123,7 +123,7 @@ def called(name: str, function: str) -> dict[str, Any]:
 
 def test_null_is_unset_everywhere() -> None:
     refused = ["background", "conversation", "prompt", "moderation", "context_management"]
-    fields = {*Create.__struct_fields__, *refused} - {"input", "model"}
+    fields = {*ResponseBody.__struct_fields__, *refused} - {"input", "model"}
     assert request(**dict.fromkeys(fields)) == request()
 
 
@@ -209,10 +209,10 @@ def parts(*content: Any) -> dict[str, Any]:
         (items({"type": "message", "content": "x"}), "input[0].role"),
         (items({"role": "user"}), "input[0].content"),
         (items({"role": "robot", "content": "x"}), "input[0].role"),
-        (parts({"type": "input_image", "image_url": "x"}), "input[0].content[0]"),
+        (parts({"type": "input_image", "image_url": "x"}), "input[0].content[0].type"),
         (
             parts({"type": "input_text", "text": "a"}, {"type": "input_file"}),
-            "input[0].content[1]",
+            "input[0].content[1].type",
         ),
         (parts({"type": "input_text"}), "input[0].content[0].text"),
         (items({"type": "function_call", "call_id": "c", "name": "f"}), "input[0].arguments"),
@@ -226,10 +226,10 @@ def parts(*content: Any) -> dict[str, Any]:
                     "output": [{"type": "input_image"}],
                 }
             ),
-            "input[0].output[0]",
+            "input[0].output[0].type",
         ),
-        (items({"type": "reasoning", "summary": [{"type": "x"}]}), "input[0].summary[0]"),
-        (items({"type": "web_search_call", "id": "w"}), "input[0]"),
+        (items({"type": "reasoning", "summary": [{"type": "x"}]}), "input[0].summary[0].type"),
+        (items({"type": "web_search_call", "id": "w"}), "input[0].type"),
         ({"previous_response_id": "resp_y"}, "previous_response_id"),
         ({"tools": [{"type": "function", "name": "a b", "parameters": {}}]}, "tools[0].name"),
         ({"tools": [TOOLS[0], TOOLS[0]]}, "tools[1].name"),
@@ -245,11 +245,11 @@ def parts(*content: Any) -> dict[str, Any]:
             },
             "text.format",
         ),
-        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "some"}, "tool_choice"),
-        ({"tools": TOOLS, "tool_choice": {"type": "file_search"}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "file_search"}}, "tool_choice.type"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "x"}}, "tool_choice.name"),
         (
             {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "mode": "required"}},
@@ -278,7 +278,7 @@ def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
     assert param in caught.value.message
 
 
-@given(objects_like({"model": "m", "input": "hi", "tools": TOOLS}, Create))
+@given(objects_like({"model": "m", "input": "hi", "tools": TOOLS}, ResponseBody))
 def test_whatever_comes_is_a_request_or_refused(fields: dict[str, Any]) -> None:
     for parse in (parse_response, parse_count):
         with suppress(InvalidRequest):

@@ -6,10 +6,10 @@ a wish: a client that can only say ``claude-...`` is answered by the resident mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -17,7 +17,14 @@ from msgspec import Meta, Struct
 from hotswap.api.anthropic_answers import MessageDocument, MessageFrames
 from hotswap.api.dialect import Call, Lasting
 from hotswap.api.fields import INT32_MAX, Count, StopString, decode
-from hotswap.api.tools import MAX_TOOLS, DeclaredTool, check_together, tool_mappings
+from hotswap.api.tools import (
+    MAX_TOOLS,
+    DeclaredTool,
+    ToolName,
+    check_together,
+    required_choice,
+    tool_mappings,
+)
 from hotswap.contracts import (
     ChatPrompt,
     GenerationRequest,
@@ -28,37 +35,72 @@ from hotswap.contracts import (
 from hotswap.errors import InvalidRequest
 
 
-class Block(Struct):
-    """A content block of any kind; which fields there must be is up to ``type``."""
+class TextBlock(Struct, tag_field="type", tag="text"):
+    text: str
 
-    type: str
-    text: str | None = None
-    thinking: str | None = None
-    id: str | None = None
-    name: str | None = None
-    input: dict[str, Any] | None = None
-    tool_use_id: str | None = None
-    content: str | list[Block] | None = None
+
+class ThinkingBlock(Struct, tag_field="type", tag="thinking"):
+    thinking: str
+
+
+class RedactedThinkingBlock(Struct, tag_field="type", tag="redacted_thinking"):
+    """Nobody here can read it."""
+
+
+class ToolUseBlock(Struct, tag_field="type", tag="tool_use"):
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class ToolResultBlock(Struct, tag_field="type", tag="tool_result"):
+    tool_use_id: str
+    content: str | list[TextBlock] | None = None
     is_error: bool | None = None
 
 
-class Turn(Struct):
-    role: Literal["user", "assistant", "system"]
-    content: str | Annotated[list[Block], Meta(min_length=1)]
+Heard = TextBlock | ToolResultBlock
+Spoken = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock
+Block = Heard | Spoken
 
 
-class Tool(Struct):
-    name: str
-    input_schema: dict[str, Any] | None = None
-    type: str | None = None
+class UserTurn(Struct, tag_field="role", tag="user"):
+    content: str | Annotated[list[Heard], Meta(min_length=1)]
+
+
+class AssistantTurn(Struct, tag_field="role", tag="assistant"):
+    content: str | Annotated[list[Spoken], Meta(min_length=1)]
+
+
+class SystemTurn(Struct, tag_field="role", tag="system"):
+    content: str | Annotated[list[TextBlock], Meta(min_length=1)]
+
+
+Turn = UserTurn | AssistantTurn | SystemTurn
+
+
+class OwnTool(Struct):
+    name: ToolName
+    input_schema: dict[str, Any]
+    type: Literal["custom"] | None = None
     description: str | None = None
     strict: bool | None = None
 
 
-class Choice(Struct):
-    type: Literal["auto", "any", "tool", "none"]
-    name: str | None = None
+class AutoChoice(Struct, tag_field="type", tag="auto"):
     disable_parallel_tool_use: bool | None = None
+
+
+class NoneChoice(AutoChoice, tag="none"):
+    pass
+
+
+class AnyChoice(AutoChoice, tag="any"):
+    pass
+
+
+class ToolNameChoice(AutoChoice, tag="tool", kw_only=True):
+    name: str
 
 
 class Thinking(Struct):
@@ -67,30 +109,30 @@ class Thinking(Struct):
     display: Literal["summarized", "omitted"] | None = None
 
 
-class Format(Struct):
+class OutputFormat(Struct):
     type: Literal["json_schema"]
     schema: dict[str, Any]
 
 
 class OutputConfig(Struct):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
-    format: Format | None = None
+    format: OutputFormat | None = None
 
 
-class Countable(Lasting, kw_only=True):
+class MessagesInput(Lasting, kw_only=True):
     """What ``/v1/messages`` and ``/v1/messages/count_tokens`` share."""
 
     model: str | None = None
     messages: Annotated[list[Turn], Meta(min_length=1)]
-    system: str | list[Block] | None = None
-    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Choice | None = None
+    system: str | list[TextBlock] | None = None
+    tools: Annotated[list[OwnTool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: AutoChoice | NoneChoice | AnyChoice | ToolNameChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-    output_format: Format | None = None
+    output_format: OutputFormat | None = None
 
 
-class Messages(Countable, kw_only=True):
+class MessagesBody(MessagesInput, kw_only=True):
     max_tokens: Count
     stream: bool | None = None
     stop_sequences: Annotated[list[StopString], Meta(max_length=16)] | None = None
@@ -111,7 +153,7 @@ def parse_messages(fields: dict[str, Any]) -> Call:
     Raises:
         InvalidRequest: names the field.
     """
-    messages = decode(fields, Messages)
+    messages = decode(fields, MessagesBody)
     prompt, guide = _prompt(fields, messages), _guide(messages)
     check_together(guide, prompt.tool_choice)
     request = GenerationRequest(
@@ -143,22 +185,21 @@ def parse_count(fields: dict[str, Any]) -> GenerationRequest:
     Raises:
         InvalidRequest: names the field.
     """
-    counted = decode(fields, Countable)
+    counted = decode(fields, MessagesInput)
     return GenerationRequest(
         prompts=(_prompt(fields, counted),), model=counted.model, any_name=True
     )
 
 
-def _prompt(fields: Mapping[str, Any], asked: Countable) -> ChatPrompt:
+def _prompt(fields: Mapping[str, Any], asked: MessagesInput) -> ChatPrompt:
     for name in _NOT_HONOURED:
         if fields.get(name):
             raise InvalidRequest(f"{name}: not supported", param=name)
-    tools = tool_mappings(_tool(f"tools[{i}]", tool) for i, tool in enumerate(asked.tools or ()))
-    choice = asked.tool_choice
+    tools = tool_mappings(_declared(asked.tools or ()))
     return ChatPrompt(
         messages=(*_system(asked.system), *_messages(asked.messages)),
-        tools=() if choice and choice.type == "none" else tools,
-        tool_choice=_tool_choice(choice, asked.tools or ()),
+        tools=() if isinstance(asked.tool_choice, NoneChoice) else tools,
+        tool_choice=_tool_choice(asked.tool_choice, tools),
         reasoning_effort=_effort(asked),
         continue_final_message=_continues(asked.messages),
     )
@@ -167,109 +208,77 @@ def _prompt(fields: Mapping[str, Any], asked: Countable) -> ChatPrompt:
 # -- the conversation
 
 
-def _system(system: str | list[Block] | None) -> list[dict[str, Any]]:
-    text = "" if system is None else _text(system, "system")
+def _system(system: str | list[TextBlock] | None) -> list[dict[str, Any]]:
+    text = _text(system or "")
     return [{"role": "system", "content": text}] if text else []
 
 
 def _messages(turns: Iterable[Turn]) -> Iterable[dict[str, Any]]:
     """Turns of one side that follow each other are one turn, as they are at Anthropic's."""
-    placed = ((f"messages[{i}].content", turn) for i, turn in enumerate(turns))
-    for role, side in groupby(placed, key=lambda one: one[1].role):
-        blocks = [block for param, turn in side for block in _blocks(turn.content, param)]
-        if role == "user":
+    for side, some in groupby(turns, key=type):
+        blocks = [block for turn in some for block in _blocks(turn.content)]
+        if side is UserTurn:
             yield from _user(blocks)
-        elif role == "assistant":
+        elif side is AssistantTurn:
             yield _assistant(blocks)
         else:
-            yield {"role": role, "content": _join(_texts(blocks))}
+            yield {"role": "system", "content": _join(blocks)}
 
 
-T = TypeVar("T")
-_Placed = tuple[str, Block]
-"""A block and where it was."""
+def _blocks(content: str | Sequence[Block]) -> Sequence[Block]:
+    return [TextBlock(content)] if isinstance(content, str) else content
 
 
-def _blocks(content: str | list[Block], param: str) -> list[_Placed]:
-    if isinstance(content, str):
-        return [(param, Block("text", text=content))]
-    return [(f"{param}[{i}]", block) for i, block in enumerate(content)]
-
-
-def _user(blocks: Iterable[_Placed]) -> Iterable[dict[str, Any]]:
+def _user(blocks: Iterable[Block]) -> Iterable[dict[str, Any]]:
     """A message of the user, and one for each result of a tool."""
-    for is_result, some in groupby(blocks, key=lambda one: one[1].type == "tool_result"):
+    for is_result, some in groupby(blocks, key=lambda one: isinstance(one, ToolResultBlock)):
         if is_result:
-            yield from (_tool_result(param, block) for param, block in some)
+            yield from (_tool_result(one) for one in some if isinstance(one, ToolResultBlock))
         else:
-            yield {"role": "user", "content": _join(_texts(some))}
+            yield {"role": "user", "content": _join(some)}
 
 
-def _tool_result(param: str, block: Block) -> dict[str, Any]:
-    text = "" if block.content is None else _text(block.content, f"{param}.content")
+def _tool_result(block: ToolResultBlock) -> dict[str, Any]:
+    text = _text(block.content or "")
     return {
         "role": "tool",
-        "tool_call_id": _required(block.tool_use_id, f"{param}.tool_use_id"),
+        "tool_call_id": block.tool_use_id,
         "content": f"Error: {text}" if block.is_error else text,
     }
 
 
-def _assistant(blocks: list[_Placed]) -> dict[str, Any]:
-    calls = [(param, block) for param, block in blocks if block.type == "tool_use"]
-    thoughts = [
-        _required(block.thinking, f"{param}.thinking")
-        for param, block in blocks
-        if block.type == "thinking"
-    ]
-    aside = ("tool_use", "thinking", "redacted_thinking")
-    spoken = [(param, block) for param, block in blocks if block.type not in aside]
-    message: dict[str, Any] = {"role": "assistant", "content": _join(_texts(spoken))}
+def _assistant(blocks: Sequence[Block]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": _join(blocks)}
+    thoughts = [block.thinking for block in blocks if isinstance(block, ThinkingBlock)]
     if thoughts:
-        message["reasoning_content"] = _join(thoughts)
+        message["reasoning_content"] = _BETWEEN_BLOCKS.join(thoughts)
+    calls = [_tool_call(block) for block in blocks if isinstance(block, ToolUseBlock)]
     if calls:
-        message["tool_calls"] = [_tool_call(param, block) for param, block in calls]
+        message["tool_calls"] = calls
     return message
 
 
-def _tool_call(param: str, block: Block) -> dict[str, Any]:
-    arguments = msgspec.json.encode(_required(block.input, f"{param}.input")).decode()
-    name = _required(block.name, f"{param}.name")
-    return {
-        "id": _required(block.id, f"{param}.id"),
-        "type": "function",
-        "function": {"name": name, "arguments": arguments},
-    }
+def _tool_call(block: ToolUseBlock) -> dict[str, Any]:
+    arguments = msgspec.json.encode(block.input).decode()
+    function = {"name": block.name, "arguments": arguments}
+    return {"id": block.id, "type": "function", "function": function}
 
 
-def _text(content: str | list[Block], param: str) -> str:
-    return _join(_texts(_blocks(content, param)))
+def _text(content: str | Sequence[Block]) -> str:
+    return _join(_blocks(content))
 
 
-def _texts(blocks: Iterable[_Placed]) -> Iterable[str]:
-    for param, block in blocks:
-        if block.type != "text":
-            raise InvalidRequest(
-                f"{param}: blocks of type {block.type[:50]!r} are not supported here", param=param
-            )
-        yield _required(block.text, f"{param}.text")
-
-
-def _join(texts: Iterable[str]) -> str:
-    return _BETWEEN_BLOCKS.join(texts)
-
-
-def _required(value: T | None, param: str) -> T:
-    if value is None:
-        raise InvalidRequest(f"{param}: required, but missing", param=param)
-    return value
+def _join(blocks: Iterable[Block]) -> str:
+    """What of ``blocks`` is text."""
+    return _BETWEEN_BLOCKS.join(block.text for block in blocks if isinstance(block, TextBlock))
 
 
 def _continues(turns: list[Turn]) -> bool:
     """The answer goes on where the assistant's last turn ends."""
     last = turns[-1]
-    if last.role != "assistant":
+    if not isinstance(last, AssistantTurn):
         return False
-    if isinstance(last.content, list) and any(b.type == "tool_use" for b in last.content):
+    if any(isinstance(block, ToolUseBlock) for block in _blocks(last.content)):
         param = f"messages[{len(turns) - 1}]"
         raise InvalidRequest(f"{param}: calls tools, but their results are missing", param=param)
     return True
@@ -278,43 +287,30 @@ def _continues(turns: list[Turn]) -> bool:
 # -- what it may answer
 
 
-def _tool(param: str, tool: Tool) -> DeclaredTool:
-    if tool.type not in (None, "custom"):
-        raise InvalidRequest(
-            f"{param}: tools of type {tool.type[:50]!r} are not supported, only your own",
+def _declared(tools: Iterable[OwnTool]) -> Iterable[DeclaredTool]:
+    for position, tool in enumerate(tools):
+        param = f"tools[{position}]"
+        yield DeclaredTool(
+            name=tool.name,
+            description=tool.description,
+            parameters=tool.input_schema,
+            strict=tool.strict,
             param=param,
+            parameters_param=f"{param}.input_schema",
         )
-    schema = _required(tool.input_schema, f"{param}.input_schema")
-    return DeclaredTool(
-        name=tool.name,
-        description=tool.description,
-        parameters=schema,
-        strict=tool.strict,
-        param=param,
-        parameters_param=f"{param}.input_schema",
-    )
 
 
-def _tool_choice(choice: Choice | None, tools: Iterable[Tool]) -> ToolChoice:
-    if choice is None:
-        return ToolChoice()
-    parallel = not choice.disable_parallel_tool_use
-    if choice.type in ("auto", "none"):
-        return ToolChoice(parallel=parallel)
-    names = {tool.name for tool in tools}
-    if not names:
-        raise InvalidRequest(f"tool_choice: {choice.type!r}, but no tools", param="tool_choice")
-    if choice.type == "any":
-        return ToolChoice(required=True, parallel=parallel)
-    name = _required(choice.name, "tool_choice.name")
-    if name not in names:
-        raise InvalidRequest(
-            f"tool_choice.name: {name[:200]!r} is none of the tools", param="tool_choice.name"
-        )
-    return ToolChoice(required=True, name=name, parallel=parallel)
+def _tool_choice(choice: AutoChoice | None, tools: Collection[Mapping[str, Any]]) -> ToolChoice:
+    parallel = choice is None or not choice.disable_parallel_tool_use
+    if isinstance(choice, ToolNameChoice):
+        param = "tool_choice.name"
+        return required_choice(tools, parallel=parallel, name=choice.name, param=param)
+    if isinstance(choice, AnyChoice):
+        return required_choice(tools, parallel=parallel)
+    return ToolChoice(parallel=parallel)
 
 
-def _effort(asked: Countable) -> str | None:
+def _effort(asked: MessagesInput) -> str | None:
     """A budget is taken for an effort: models know of efforts, and of none to the token."""
     thinking, config = asked.thinking, asked.output_config
     if thinking and thinking.type == "disabled":
@@ -323,17 +319,19 @@ def _effort(asked: Countable) -> str | None:
         return "high" if config.effort in ("xhigh", "max") else config.effort
     if thinking is None or thinking.type != "enabled":
         return None
-    budget = _required(thinking.budget_tokens, "thinking.budget_tokens")
+    budget, param = thinking.budget_tokens, "thinking.budget_tokens"
+    if budget is None:
+        raise InvalidRequest(f"{param}: required, but missing", param=param)
     if budget < _MEDIUM_FROM_TOKENS:
         return "low"
     return "medium" if budget < _HIGH_FROM_TOKENS else "high"
 
 
-def _guide(asked: Countable) -> Guide | None:
+def _guide(asked: MessagesInput) -> Guide | None:
     if asked.output_config and asked.output_config.format:
         return _schema(asked.output_config.format, "output_config.format")
     return _schema(asked.output_format, "output_format") if asked.output_format else None
 
 
-def _schema(asked: Format, param: str) -> Guide:
+def _schema(asked: OutputFormat, param: str) -> Guide:
     return Guide("json_schema", msgspec.json.encode(asked.schema).decode(), param)

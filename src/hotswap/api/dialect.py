@@ -10,7 +10,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from hotswap.api.fields import duration_s
+from hotswap.api.fields import Duration, Seconds, duration_s
 from hotswap.contracts import GenerationEvent, GenerationRequest
 from hotswap.errors import HotswapError
 
@@ -96,10 +96,9 @@ class Call:
 class Lasting(Struct, kw_only=True):
     """Fields that dialects have from us: how long the model may stay, idle, after the answer."""
 
-    keep_alive: float | str | None = None
-    ttl: float | None = None
+    keep_alive: Seconds | Duration | None = None
+    ttl: Seconds | None = None
+    """The same, as some clients call it."""
 
     def keep_alive_s(self) -> float | None:
-        if self.keep_alive is not None:
-            return duration_s(self.keep_alive, "keep_alive")
-        return None if self.ttl is None else duration_s(self.ttl, "ttl")
+        return self.ttl if self.keep_alive is None else duration_s(self.keep_alive, "keep_alive")

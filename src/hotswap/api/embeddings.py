@@ -15,7 +15,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from hotswap.api.body import read_object
-from hotswap.api.fields import Count, TokenId, decode, duration_s
+from hotswap.api.dialect import Lasting
+from hotswap.api.fields import Count, TokenId, decode
 from hotswap.api.sse import while_connected
 from hotswap.contracts import EmbeddingRequest, Embeddings, ModelService, TextPrompt, TokenPrompt
 
@@ -29,7 +30,7 @@ Text = Annotated[str, Meta(min_length=1)]
 Ids = Annotated[list[TokenId], Meta(min_length=1)]
 
 
-class EmbeddingBody(Struct, kw_only=True):
+class EmbeddingBody(Lasting, kw_only=True):
     """A body of ``/v1/embeddings``."""
 
     input: Text | Annotated[list[Text | TokenId | Ids], Meta(min_length=1, max_length=MAX_TOKENS)]
@@ -37,8 +38,6 @@ class EmbeddingBody(Struct, kw_only=True):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None
     truncate: bool | None = None
-    keep_alive: float | str | None = None
-    ttl: float | None = None
 
 
 class _Texts(Struct):
@@ -114,7 +113,7 @@ def parse_embedding(fields: dict[str, Any]) -> EmbeddingCall:
         model=body.model,
         dimensions=body.dimensions,
         truncate=bool(body.truncate),
-        keep_alive_s=_keep_alive_s(body),
+        keep_alive_s=body.keep_alive_s(),
     )
     return EmbeddingCall(request, as_text=body.encoding_format == "base64")
 
@@ -140,12 +139,6 @@ def _in_base64(vector: array[float]) -> str:
         vector = array("f", vector)
         vector.byteswap()
     return base64.b64encode(vector.tobytes()).decode()
-
-
-def _keep_alive_s(body: EmbeddingBody) -> float | None:
-    if body.keep_alive is not None:
-        return duration_s(body.keep_alive, "keep_alive")
-    return None if body.ttl is None else duration_s(body.ttl, "ttl")
 
 
 def _prompts(body: EmbeddingBody) -> tuple[TextPrompt | TokenPrompt, ...]:

@@ -21,6 +21,9 @@ Probability = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 Seconds = Annotated[float, Meta(ge=-_TEN_YEARS_S, le=_TEN_YEARS_S)]
+_DURATION_PATTERN = r"^[-+]?([0-9]{1,8}(\.[0-9]{1,12})?|([0-9]{1,3}(\.[0-9]*)?(ns|us|ms|s|m|h))+)$"
+Duration = Annotated[str, Meta(extra_json_schema={"pattern": _DURATION_PATTERN})]
+"""As `duration_s` takes it; the pattern only describes it."""
 LogitBias = Annotated[
     dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]],
     Meta(max_length=1024, extra_json_schema={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),
@@ -29,7 +32,7 @@ LogitBias = Annotated[
 _LOCATED = re.compile(r"(?P<what>.*?) - at (?:`key` in )?`\$\.?(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>.*)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
-_NO_CHOICE = re.compile(r"Invalid (?:enum )?value (?P<value>.*)", re.DOTALL)
+_NO_CHOICE = re.compile(r"Invalid (?P<literal>enum )?value (?P<value>.*)", re.DOTALL)
 _NO_MATCH = re.compile(r"Expected `[^`]*` matching regex '(?P<pattern>.*)'")
 _EXPECTED = re.compile(
     r"Expected `(?P<types>[^`]*)`"
@@ -85,7 +88,9 @@ def _named(complaint: str) -> InvalidRequest:
 def _in_words(complaint: str) -> str:
     """What msgspec complains about, without the names of Python's types."""
     if choice := _NO_CHOICE.fullmatch(complaint):
-        return f"{choice['value'][:200]} is not one of its values"
+        # Else it is what tells kinds of parts, tools and the like from each other.
+        fault = "is not one of its values" if choice["literal"] else "is not supported here"
+        return f"{choice['value'][:200]} {fault}"
     if pattern := _NO_MATCH.fullmatch(complaint):
         return f"must be text that matches {pattern['pattern']}"
     expected = _EXPECTED.fullmatch(complaint)

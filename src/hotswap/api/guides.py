@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from hotswap.api.body import parse_object
+from hotswap.api.dialect import Lasting
 from hotswap.contracts import Guide
 from hotswap.errors import InvalidJson, InvalidRequest
 
@@ -58,8 +59,11 @@ class StructuredOutputs(Struct):
     structural_tag: Any = None
 
 
-class GuideFields(Struct, kw_only=True):
-    """The fields of a request that hold its answer to a form. Empty is unset."""
+class GuideFields(Lasting, kw_only=True):
+    """The fields of a request that hold its answer to a form. Empty is unset.
+
+    `Lasting` is a base here because a struct can have no second one.
+    """
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None

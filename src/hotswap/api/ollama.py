@@ -16,7 +16,16 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hotswap.api.dialect import Call, Stamp
-from hotswap.api.fields import INT32_MAX, Penalty, Probability, StopString, decode, duration_s
+from hotswap.api.fields import (
+    INT32_MAX,
+    Duration,
+    Penalty,
+    Probability,
+    Seconds,
+    StopString,
+    decode,
+    duration_s,
+)
 from hotswap.api.ollama_answers import (
     NDJSON,
     ChatDocument,
@@ -43,6 +52,10 @@ from hotswap.errors import InvalidRequest
 MAX_INPUTS = 2048
 _JSON_OBJECT = '{"type":"object"}'
 _LEVELS = ("low", "medium", "high")
+JsonWord = Annotated[str, Meta(extra_json_schema={"enum": ["json", ""]})]
+Level = Annotated[str, Meta(extra_json_schema={"enum": list(_LEVELS)})]
+NoImages = Annotated[list[Any], Meta(extra_json_schema={"maxItems": 0})]
+"""Only described by their types: they are refused in words that help."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +100,7 @@ class Named(Struct, kw_only=True):
 
 
 class Kept(Named, kw_only=True):
-    keep_alive: float | str | None = None
+    keep_alive: Seconds | Duration | None = None
 
     def keep_alive_s(self) -> float | None:
         return None if self.keep_alive is None else duration_s(self.keep_alive, "keep_alive")
@@ -133,9 +146,9 @@ class Common(Kept, kw_only=True):
     """The fields that the two routes share."""
 
     stream: bool | None = None
-    format: str | dict[str, Any] | None = None
+    format: JsonWord | dict[str, Any] | None = None
     options: Options | None = None
-    think: bool | str | None = None
+    think: bool | Level | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
@@ -183,22 +196,22 @@ class Common(Kept, kw_only=True):
         return Guide("json_schema", msgspec.json.encode(self.format).decode(), "format")
 
 
-class CalledFunction(Struct):
+class OllamaCalledFunction(Struct):
     name: str
     arguments: dict[str, Any] | None = None
 
 
-class ToolCall(Struct):
-    function: CalledFunction
+class OllamaToolCall(Struct):
+    function: OllamaCalledFunction
     id: str | None = None
 
 
-class Message(Struct):
+class OllamaMessage(Struct):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
-    images: list[Any] | None = None
-    tool_calls: list[ToolCall] | None = None
+    images: NoImages | None = None
+    tool_calls: list[OllamaToolCall] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
 
@@ -217,24 +230,46 @@ class Tools(Struct):
     tools: Annotated[list[Tool], Meta(max_length=1024)] | None = None
 
 
-class Chat(Common, kw_only=True):
-    messages: Annotated[list[Message], Meta(min_length=1)]
-    tools: list[dict[str, Any]] | None = None
+SomeTools = Annotated[
+    list[dict[str, Any]],
+    Meta(
+        extra_json_schema={
+            "items": {
+                "type": "object",
+                "required": ["function"],
+                "properties": {
+                    "function": {
+                        "type": "object",
+                        "required": ["name"],
+                        "properties": {"name": {"type": "string"}},
+                    }
+                },
+            },
+            "maxItems": 1024,
+        }
+    ),
+]
+"""Kept whole for the template; `Tools` checks what this describes."""
 
 
-class Generate(Common, kw_only=True):
+class OllamaChat(Common, kw_only=True):
+    messages: Annotated[list[OllamaMessage], Meta(min_length=1)]
+    tools: SomeTools | None = None
+
+
+class OllamaGenerate(Common, kw_only=True):
     prompt: Annotated[str, Meta(min_length=1)]
     system: str | None = None
     raw: bool | None = None
 
 
-class Embed(Kept, kw_only=True):
+class OllamaEmbed(Kept, kw_only=True):
     input: str | Annotated[list[str], Meta(max_length=MAX_INPUTS)]
     truncate: bool | None = None
     dimensions: Annotated[int, Meta(ge=1, le=INT32_MAX)] | None = None
 
 
-class OldEmbed(Kept, kw_only=True):
+class OllamaOldEmbed(Kept, kw_only=True):
     prompt: str
 
 
@@ -282,7 +317,7 @@ def parse_chat(fields: dict[str, Any]) -> Call:
     Raises:
         InvalidRequest: names the field.
     """
-    chat = decode(fields, Chat)
+    chat = decode(fields, OllamaChat)
     decode(fields, Tools)
     prompt = chat.chat_prompt(
         messages=_messages(chat.messages),
@@ -305,7 +340,7 @@ def parse_generate(fields: dict[str, Any]) -> Call:
         InvalidRequest: names the field.
     """
     _refuse_not_honoured(fields)
-    generate = decode(fields, Generate)
+    generate = decode(fields, OllamaGenerate)
     return Call(
         request=generate.request(_prompt(generate)),
         stream=generate.stream is not False,
@@ -321,7 +356,7 @@ def parse_embed(fields: dict[str, Any]) -> EmbedCall:
     Raises:
         InvalidRequest: names the field.
     """
-    embed = decode(fields, Embed)
+    embed = decode(fields, OllamaEmbed)
     inputs = [embed.input] if isinstance(embed.input, str) else embed.input
     request = EmbeddingRequest(
         prompts=tuple(map(TextPrompt, inputs)),
@@ -339,7 +374,7 @@ def parse_embeddings(fields: dict[str, Any]) -> EmbedCall:
     Raises:
         InvalidRequest: names the field.
     """
-    embed = decode(fields, OldEmbed)
+    embed = decode(fields, OllamaOldEmbed)
     request = EmbeddingRequest(
         prompts=(TextPrompt(embed.prompt),) if embed.prompt else (),
         model=embed.model_name(),
@@ -374,7 +409,7 @@ def _refuse_not_honoured(fields: Mapping[str, Any]) -> None:
             raise InvalidRequest(f"{name}: not supported", param=name)
 
 
-def _prompt(generate: Generate) -> Prompt:
+def _prompt(generate: OllamaGenerate) -> Prompt:
     if generate.raw:
         if generate.system:
             raise InvalidRequest("system: not together with raw", param="system")
@@ -384,12 +419,12 @@ def _prompt(generate: Generate) -> Prompt:
     return generate.chat_prompt(messages=(system, user) if generate.system else (user,))
 
 
-def _continues(last: Message) -> bool:
+def _continues(last: OllamaMessage) -> bool:
     """Whether the answer goes on where the last message ends."""
     return last.role == "assistant" and bool(last.content) and not last.tool_calls
 
 
-def _messages(messages: list[Message]) -> tuple[dict[str, Any], ...]:
+def _messages(messages: list[OllamaMessage]) -> tuple[dict[str, Any], ...]:
     return tuple(map(_Translation().message, range(len(messages)), messages))
 
 
@@ -402,7 +437,7 @@ class _Translation:
         self._unanswered: deque[tuple[str, str]] = deque()
         """Id and tool."""
 
-    def message(self, position: int, message: Message) -> dict[str, Any]:
+    def message(self, position: int, message: OllamaMessage) -> dict[str, Any]:
         if message.images:
             param = f"messages[{position}].images"
             raise InvalidRequest(f"{param}: not supported by this model", param=param)
@@ -415,7 +450,7 @@ class _Translation:
             translated |= self._answered(message)
         return translated
 
-    def _call(self, call: ToolCall) -> dict[str, Any]:
+    def _call(self, call: OllamaToolCall) -> dict[str, Any]:
         id = call.id or f"call_{self._calls}"
         self._calls += 1
         self._unanswered.append((id, call.function.name))
@@ -423,7 +458,7 @@ class _Translation:
         function = {"name": call.function.name, "arguments": arguments}
         return {"id": id, "type": "function", "function": function}
 
-    def _answered(self, message: Message) -> dict[str, str]:
+    def _answered(self, message: OllamaMessage) -> dict[str, str]:
         """Which call a tool's message answers, as far as that can be told."""
         for known in self._unanswered:
             id, name = known

@@ -7,7 +7,7 @@ that silently ignores ``response_format`` is worse than none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -20,11 +20,9 @@ from hotswap.api.fields import (
     LogitBias,
     Penalty,
     Probability,
-    Seconds,
     StopString,
     TokenId,
     decode,
-    duration_s,
 )
 from hotswap.api.guides import GuideFields
 from hotswap.api.openai_answers import (
@@ -39,7 +37,16 @@ from hotswap.api.openai_messages import (
     message_mappings,
     refuse_other_content,
 )
-from hotswap.api.openai_tools import MAX_TOOLS, Choice, Tool, tool_choice, tool_mappings
+from hotswap.api.tools import (
+    MAX_TOOLS,
+    Choice,
+    NamedTool,
+    Tool,
+    check_together,
+    declared,
+    required_choice,
+    tool_mappings,
+)
 from hotswap.contracts import (
     ChatPrompt,
     GenerationRequest,
@@ -47,6 +54,7 @@ from hotswap.contracts import (
     SamplingParams,
     TextPrompt,
     TokenPrompt,
+    ToolChoice,
 )
 from hotswap.errors import InvalidRequest
 
@@ -80,8 +88,6 @@ class Common(GuideFields, kw_only=True):
     stop: StopString | Annotated[list[StopString], Meta(max_length=16)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=256)] | None = None
     ignore_eos: bool | None = None
-    keep_alive: float | str | None = None
-    ttl: Seconds | None = None
 
     def sampling(self) -> SamplingParams:
         return SamplingParams(
@@ -95,11 +101,6 @@ class Common(GuideFields, kw_only=True):
             seed=None if self.seed == -1 else self.seed,
             logit_bias=self.logit_bias or None,
         )
-
-    def keep_alive_s(self) -> float | None:
-        if self.keep_alive is not None:
-            return duration_s(self.keep_alive, "keep_alive")
-        return self.ttl
 
     def request(
         self, prompts: tuple[Prompt, ...], *, logprobs: int | None, echo: bool = False
@@ -217,9 +218,7 @@ def parse_chat(fields: dict[str, Any]) -> Call:
         chat.max_tokens = chat.max_completion_tokens
     prompt = _chat_prompt(chat)
     request = chat.request((prompt,), logprobs=_chat_logprobs(chat))
-    if request.guide is not None and prompt.tool_choice.required:
-        param = request.guide.param
-        raise InvalidRequest(f"{param}: not together with a required tool call", param=param)
+    check_together(request.guide, prompt.tool_choice)
     return Call(
         request=request,
         stream=bool(chat.stream),
@@ -277,20 +276,24 @@ def _chat_prompt(chat: Chat) -> ChatPrompt:
         if name in _RESERVED_TEMPLATE_KWARGS:
             param = f"chat_template_kwargs.{name}"
             raise InvalidRequest(f"{param}: not settable by a request", param=param)
-    tools = tool_mappings(chat.tools or ())
-    choice = tool_choice(
-        chat.tool_choice,
-        parallel=chat.parallel_tool_calls is not False,
-        names=[tool.function.name for tool in chat.tools or ()],
-    )
+    tools = tool_mappings(declared(chat.tools or ()))
     return ChatPrompt(
         messages=message_mappings(chat.messages),
         tools=() if chat.tool_choice == "none" else tools,
-        tool_choice=choice,
+        tool_choice=_tool_choice(chat, tools),
         reasoning_effort=_EFFORTS.get(chat.reasoning_effort or "", chat.reasoning_effort),
         template_kwargs=kwargs,
         continue_final_message=_continues(chat),
     )
+
+
+def _tool_choice(chat: Chat, tools: Collection[Mapping[str, Any]]) -> ToolChoice:
+    choice, parallel = chat.tool_choice, chat.parallel_tool_calls is not False
+    if isinstance(choice, NamedTool):
+        return required_choice(tools, parallel=parallel, name=choice.function.name)
+    if choice == "required":
+        return required_choice(tools, parallel=parallel)
+    return ToolChoice(parallel=parallel)
 
 
 def _continues(chat: Chat) -> bool:

@@ -15,9 +15,18 @@ from msgspec import Meta, Struct
 
 from hotswap.api.dialect import Call, Lasting
 from hotswap.api.fields import Count, decode
+from hotswap.api.guides import TextFormat
+from hotswap.api.openai_messages import InputTextPart, OutputTextPart, RefusalPart, TextPart
 from hotswap.api.responses_answers import Asked, ResponseDocument, ResponseFrames
 from hotswap.api.responses_store import ResponseStore
-from hotswap.api.tools import MAX_TOOLS, DeclaredTool, check_together, tool_mappings
+from hotswap.api.tools import (
+    MAX_TOOLS,
+    DeclaredTool,
+    ToolName,
+    check_together,
+    required_choice,
+    tool_mappings,
+)
 from hotswap.contracts import (
     ChatPrompt,
     GenerationRequest,
@@ -28,52 +37,95 @@ from hotswap.contracts import (
 from hotswap.errors import InvalidRequest
 
 
-class Part(Struct, omit_defaults=True):
-    type: str
-    text: str | None = None
-    refusal: str | None = None
+class ReasoningTextPart(TextPart, tag="reasoning_text"):
+    pass
 
 
-class Item(Struct, omit_defaults=True):
-    """An item of any kind; which fields there must be is up to ``type``."""
+class SummaryTextPart(TextPart, tag="summary_text"):
+    pass
 
-    type: str | None = None
+
+ItemPart = (
+    TextPart | InputTextPart | OutputTextPart | RefusalPart | ReasoningTextPart | SummaryTextPart
+)
+Parts = str | list[ItemPart]
+
+
+class MessageItem(Struct, tag_field="type", tag="message", omit_defaults=True):
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Parts
     id: str | None = None
-    role: Literal["user", "assistant", "system", "developer"] | None = None
-    content: str | list[Part] | None = None
     status: str | None = None
-    call_id: str | None = None
-    name: str | None = None
-    arguments: str | None = None
-    output: str | list[Part] | None = None
-    summary: list[Part] | None = None
 
 
-class Tool(Struct):
-    type: str
-    name: str | None = None
+class FunctionCallItem(Struct, tag_field="type", tag="function_call", omit_defaults=True):
+    call_id: str
+    name: str
+    arguments: str
+    id: str | None = None
+    status: str | None = None
+
+
+class FunctionCallOutputItem(
+    Struct, tag_field="type", tag="function_call_output", omit_defaults=True
+):
+    call_id: str
+    output: Parts
+    id: str | None = None
+    status: str | None = None
+
+
+class ReasoningItem(Struct, tag_field="type", tag="reasoning", omit_defaults=True):
+    summary: list[ItemPart] | None = None
+    content: Parts | None = None
+    id: str | None = None
+    status: str | None = None
+
+
+class ItemReference(Struct, tag_field="type", tag="item_reference"):
+    """An item of an answer that is kept here."""
+
+    id: str
+
+
+Item = MessageItem | FunctionCallItem | FunctionCallOutputItem | ReasoningItem
+
+
+class FunctionTool(Struct):
+    type: Literal["function"]
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class Choice(Struct, omit_defaults=True):
+class FunctionChoice(Struct, tag_field="type", tag="function"):
+    name: str
+
+
+class AllowedTool(Struct, omit_defaults=True):
     type: str
     name: str | None = None
+
+
+class AllowedTools(Struct, tag_field="type", tag="allowed_tools", omit_defaults=True):
     mode: Literal["auto", "required"] | None = None
-    tools: list[Tool] | None = None
+    tools: list[AllowedTool] | None = None
 
 
-class Format(Struct, omit_defaults=True):
-    type: Literal["text", "json_object", "json_schema"]
+class ObjectFormat(Struct, tag_field="type", tag="json_object"):
+    """Any JSON object."""
+
+
+class SchemaFormat(Struct, tag_field="type", tag="json_schema", omit_defaults=True):
+    schema: dict[str, Any]
     name: str | None = None
-    schema: dict[str, Any] | None = None
     description: str | None = None
     strict: bool | None = None
 
 
-class Text(Struct):
-    format: Format | None = None
+class TextSettings(Struct):
+    format: TextFormat | ObjectFormat | SchemaFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
@@ -83,22 +135,22 @@ class Reasoning(Struct):
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class Conversation(Lasting, kw_only=True):
+class ResponseInput(Lasting, kw_only=True):
     """What ``/v1/responses`` and ``/v1/responses/input_tokens`` share."""
 
     model: str | None = None
-    input: str | list[Item] | None = None
+    input: str | Annotated[list[Item | ItemReference], Meta(min_length=1)]
     instructions: str | None = None
     previous_response_id: str | None = None
-    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | Choice | None = None
+    tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
-    text: Text | None = None
+    text: TextSettings | None = None
     reasoning: Reasoning | None = None
     truncation: Literal["auto", "disabled"] | None = None
 
 
-class Create(Conversation, kw_only=True):
+class ResponseBody(ResponseInput, kw_only=True):
     stream: bool | None = None
     store: bool | None = None
     metadata: dict[str, str] | None = None
@@ -114,7 +166,6 @@ class Create(Conversation, kw_only=True):
 
 _NOT_HONOURED = ("background", "conversation", "prompt", "context_management", "moderation")
 _LOGPROBS = "message.output_text.logprobs"
-_TEXT_PARTS = ("text", "input_text", "output_text", "reasoning_text", "summary_text")
 
 
 def parse_response(fields: dict[str, Any], store: ResponseStore) -> Call:
@@ -124,7 +175,7 @@ def parse_response(fields: dict[str, Any], store: ResponseStore) -> Call:
         InvalidRequest: names the field.
     """
     _refuse_not_honoured(fields)
-    create = decode(fields, Create)
+    create = decode(_typed(fields), ResponseBody)
     items = _conversation(create, store)
     keep = create.store is not False
     asked = Asked(
@@ -160,7 +211,7 @@ def parse_count(fields: dict[str, Any], store: ResponseStore) -> GenerationReque
         InvalidRequest: names the field.
     """
     _refuse_not_honoured(fields)
-    counted = decode(fields, Conversation)
+    counted = decode(_typed(fields), ResponseInput)
     prompt = _prompt(counted, _conversation(counted, store))
     return GenerationRequest(prompts=(prompt,), model=counted.model)
 
@@ -171,7 +222,19 @@ def _refuse_not_honoured(fields: Mapping[str, Any]) -> None:
             raise InvalidRequest(f"{name}: not supported", param=name)
 
 
-def _prompt(asked: Conversation, items: Sequence[Item]) -> ChatPrompt:
+def _typed(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the type of every item, which clients leave out of messages and references."""
+    given = fields.get("input")
+    return {**fields, "input": list(map(_typed_item, given))} if isinstance(given, list) else fields
+
+
+def _typed_item(item: Any) -> Any:
+    if not isinstance(item, dict) or item.get("type") is not None:
+        return item
+    return {**item, "type": "item_reference" if item.get("role") is None else "message"}
+
+
+def _prompt(asked: ResponseInput, items: Sequence[Item]) -> ChatPrompt:
     tools, choice = _tools(asked)
     return ChatPrompt(
         messages=tuple(_messages(asked.instructions, items)),
@@ -184,15 +247,12 @@ def _prompt(asked: Conversation, items: Sequence[Item]) -> ChatPrompt:
 # -- the conversation
 
 
-def _conversation(asked: Conversation, store: ResponseStore) -> list[Item]:
-    """Its items from the beginning, each checked."""
+def _conversation(asked: ResponseInput, store: ResponseStore) -> list[Item]:
+    """Its items from the beginning."""
     earlier = _earlier(asked.previous_response_id, store)
     if isinstance(asked.input, str):
-        return [*earlier, Item(type="message", role="user", content=asked.input)]
-    new = [_checked(f"input[{i}]", item, store) for i, item in enumerate(asked.input or ())]
-    if not new:
-        raise InvalidRequest("input: required, but missing", param="input")
-    return [*earlier, *new]
+        return [*earlier, MessageItem("user", asked.input)]
+    return [*earlier, *_referred(asked.input, store)]
 
 
 def _earlier(name: str | None, store: ResponseStore) -> list[Item]:
@@ -208,62 +268,27 @@ def _earlier(name: str | None, store: ResponseStore) -> list[Item]:
     return msgspec.convert([*kept.items(), *kept.output()], list[Item])
 
 
-def _checked(param: str, item: Item, store: ResponseStore) -> Item:
-    kind = item.type or ("message" if item.role else "item_reference")
-    match kind:
-        case "message":
-            _require(param, role=item.role, content=item.content)
-        case "function_call":
-            _require(param, call_id=item.call_id, name=item.name, arguments=item.arguments)
-        case "function_call_output":
-            _require(param, call_id=item.call_id, output=item.output)
-        case "reasoning":
-            _text(item.summary or "", f"{param}.summary")
-        case "item_reference":
-            return _referred(param, item, store)
-        case _:
+def _referred(items: Iterable[Item | ItemReference], store: ResponseStore) -> Iterable[Item]:
+    """``items``, with those that are referred to in their places."""
+    for position, item in enumerate(items):
+        if not isinstance(item, ItemReference):
+            yield item
+            continue
+        found = store.item(item.id)
+        if found is None:
+            param = f"input[{position}].id"
             raise InvalidRequest(
-                f"{param}: items of type {kind[:50]!r} are not supported", param=param
+                f"{param}: there is no item {item.id!r:.200} here, or not any more; "
+                "send the item itself",
+                param=param,
             )
-    _text(item.content or "", f"{param}.content")
-    _text(item.output or "", f"{param}.output")
-    item.type = kind
-    return item
+        yield msgspec.convert(found, Item)
 
 
-def _require(param: str, **fields: Any) -> None:
-    for name, value in fields.items():
-        if value is None:
-            raise InvalidRequest(f"{param}.{name}: required, but missing", param=f"{param}.{name}")
-
-
-def _referred(param: str, item: Item, store: ResponseStore) -> Item:
-    _require(param, id=item.id)
-    found = store.item(item.id or "")
-    if found is None:
-        raise InvalidRequest(
-            f"{param}.id: there is no item {item.id!r:.200} here, or not any more; "
-            "send the item itself",
-            param=f"{param}.id",
-        )
-    return msgspec.convert(found, Item)
-
-
-def _text(content: str | list[Part], param: str) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(_part_text(f"{param}[{i}]", part) for i, part in enumerate(content))
-
-
-def _part_text(param: str, part: Part) -> str:
-    if part.type == "refusal":
-        return part.refusal or ""
-    if part.type not in _TEXT_PARTS:
-        raise InvalidRequest(
-            f"{param}: parts of type {part.type[:50]!r} are not supported here", param=param
-        )
-    _require(param, text=part.text)
-    return part.text or ""
+def _text(content: Parts | None) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in content)
 
 
 def _messages(instructions: str | None, items: Iterable[Item]) -> list[dict[str, Any]]:
@@ -272,18 +297,18 @@ def _messages(instructions: str | None, items: Iterable[Item]) -> list[dict[str,
     if instructions:
         messages.append({"role": "system", "content": instructions})
     for item in items:
-        if item.type == "function_call_output":
-            output = _text(item.output or "", "output")
+        if isinstance(item, FunctionCallOutputItem):
+            output = _text(item.output)
             messages.append({"role": "tool", "tool_call_id": item.call_id, "content": output})
-        elif item.type == "message" and item.role != "assistant":
+        elif isinstance(item, MessageItem) and item.role != "assistant":
             _hear(messages, item)
         else:
             _speak(messages, item)
     return messages
 
 
-def _hear(messages: list[dict[str, Any]], item: Item) -> None:
-    text = _text(item.content or "", "content")
+def _hear(messages: list[dict[str, Any]], item: MessageItem) -> None:
+    text = _text(item.content)
     if item.role == "user":
         messages.append({"role": "user", "content": text})
     elif len(messages) == 1 and messages[0]["role"] == "system":
@@ -292,34 +317,37 @@ def _hear(messages: list[dict[str, Any]], item: Item) -> None:
         messages.append({"role": "system", "content": text})
 
 
-def _speak(messages: list[dict[str, Any]], item: Item) -> None:
+def _speak(
+    messages: list[dict[str, Any]], item: ReasoningItem | MessageItem | FunctionCallItem
+) -> None:
     """What the assistant thinks, says and calls in a row is one message."""
     last = messages[-1] if messages else {}
     if last.get("role") != "assistant" or not _goes_on(last, item):
         last = {"role": "assistant", "content": ""}
         messages.append(last)
-    if item.type == "reasoning":
-        last["reasoning_content"] = _text(item.content or item.summary or "", "content")
-    elif item.type == "message":
-        last["content"] = _text(item.content or "", "content")
-    else:
-        function = {"name": item.name, "arguments": item.arguments}
-        call = {"id": item.call_id, "type": "function", "function": function}
-        last.setdefault("tool_calls", []).append(call)
+    match item:
+        case ReasoningItem():
+            last["reasoning_content"] = _text(item.content or item.summary)
+        case MessageItem():
+            last["content"] = _text(item.content)
+        case FunctionCallItem():
+            function = {"name": item.name, "arguments": item.arguments}
+            call = {"id": item.call_id, "type": "function", "function": function}
+            last.setdefault("tool_calls", []).append(call)
 
 
 def _goes_on(message: Mapping[str, Any], item: Item) -> bool:
     """Whether ``item`` can be part of what the assistant has said so far."""
-    if item.type == "function_call":
+    if isinstance(item, FunctionCallItem):
         return True
     said = bool(message["content"] or "tool_calls" in message)
-    return not said and not (item.type == "reasoning" and "reasoning_content" in message)
+    return not said and not (isinstance(item, ReasoningItem) and "reasoning_content" in message)
 
 
 def _plain(item: Item) -> dict[str, Any]:
     """As it is kept, and listed by ``/v1/responses/{id}/input_items``."""
     plain: dict[str, Any] = msgspec.to_builtins(item)
-    if item.type == "message" and isinstance(item.content, str):
+    if isinstance(item, MessageItem) and isinstance(item.content, str):
         kind = "output_text" if item.role == "assistant" else "input_text"
         plain["content"] = [{"type": kind, "text": item.content}]
     return plain
@@ -328,52 +356,35 @@ def _plain(item: Item) -> dict[str, Any]:
 # -- what it may answer
 
 
-def _tools(asked: Conversation) -> tuple[tuple[Mapping[str, Any], ...], ToolChoice]:
-    tools = asked.tools or []
-    mappings = tool_mappings(_declared(f"tools[{i}]", tool) for i, tool in enumerate(tools))
-    names = [tool.name or "" for tool in tools]
+def _tools(asked: ResponseInput) -> tuple[tuple[Mapping[str, Any], ...], ToolChoice]:
+    mappings = tool_mappings(_declared(asked.tools or ()))
     choice, parallel = asked.tool_choice, asked.parallel_tool_calls is not False
     if choice == "none":
         return (), ToolChoice(parallel=parallel)
-    if isinstance(choice, Choice) and choice.type == "allowed_tools":
+    if isinstance(choice, FunctionChoice):
+        param = "tool_choice.name"
+        chosen = required_choice(mappings, parallel=parallel, name=choice.name, param=param)
+        return mappings, chosen
+    if isinstance(choice, AllowedTools):
         allowed = [tool.name for tool in choice.tools or ()]
         mappings = tuple(one for one in mappings if one["function"]["name"] in allowed)
         choice = choice.mode
-    required = choice not in (None, "auto")
-    if required and not mappings:
-        raise InvalidRequest("tool_choice: there are no tools to call", param="tool_choice")
-    name = _chosen(choice, names) if isinstance(choice, Choice) else None
-    return mappings, ToolChoice(required=required, name=name, parallel=parallel)
+    if choice == "required":
+        return mappings, required_choice(mappings, parallel=parallel)
+    return mappings, ToolChoice(parallel=parallel)
 
 
-def _declared(param: str, tool: Tool) -> DeclaredTool:
-    if tool.type != "function":
-        raise InvalidRequest(
-            f"{param}: tools of type {tool.type[:50]!r} are not supported, only functions",
+def _declared(tools: Iterable[FunctionTool]) -> Iterable[DeclaredTool]:
+    for position, tool in enumerate(tools):
+        param = f"tools[{position}]"
+        yield DeclaredTool(
+            name=tool.name,
+            description=tool.description,
+            parameters=tool.parameters,
+            strict=tool.strict,
             param=param,
+            parameters_param=f"{param}.parameters",
         )
-    _require(param, name=tool.name)
-    return DeclaredTool(
-        name=tool.name or "",
-        description=tool.description,
-        parameters=tool.parameters,
-        strict=tool.strict,
-        param=param,
-        parameters_param=f"{param}.parameters",
-    )
-
-
-def _chosen(choice: Choice, names: Iterable[str]) -> str:
-    if choice.type != "function":
-        raise InvalidRequest(
-            f"tool_choice: {choice.type[:50]!r} is not supported", param="tool_choice"
-        )
-    if choice.name is None or choice.name not in names:
-        raise InvalidRequest(
-            f"tool_choice.name: {(choice.name or '')[:200]!r} is none of the tools",
-            param="tool_choice.name",
-        )
-    return choice.name
 
 
 def _effort(reasoning: Reasoning | None) -> str | None:
@@ -386,20 +397,19 @@ def _wants_summary(reasoning: Reasoning | None) -> bool:
     return reasoning is not None and bool(reasoning.summary or reasoning.generate_summary)
 
 
-def _guide(text: Text | None) -> Guide | None:
-    if text is None or text.format is None or text.format.type == "text":
-        return None
-    schema: Any = {"type": "object"}
-    if text.format.type == "json_schema":
-        _require("text.format", schema=text.format.schema)
-        schema = text.format.schema
-    return Guide("json_schema", msgspec.json.encode(schema).decode(), "text.format")
+def _guide(text: TextSettings | None) -> Guide | None:
+    match text and text.format:
+        case SchemaFormat(schema):
+            return Guide("json_schema", msgspec.json.encode(schema).decode(), "text.format")
+        case ObjectFormat():
+            return Guide("json_schema", '{"type":"object"}', "text.format")
+    return None
 
 
 # -- what the answer repeats
 
 
-def _settings(create: Create) -> dict[str, Any]:
+def _settings(create: ResponseBody) -> dict[str, Any]:
     """``truncation`` as it is: nothing is ever cut off a conversation."""
     reasoning = create.reasoning or Reasoning()
     return {

@@ -87,7 +87,7 @@ def _responses(service: ModelService, endpoint: Any) -> Rows:
             "/v1/responses",
             respond,
             "Answer, and keep the answer.",
-            request=responses.Create,
+            request=responses.ResponseBody,
             stream=EVENT_STREAM,
         ),
         Operation(
@@ -95,7 +95,7 @@ def _responses(service: ModelService, endpoint: Any) -> Rows:
             "/v1/responses/input_tokens",
             count,
             "Count the tokens of an input.",
-            request=responses.Conversation,
+            request=responses.ResponseInput,
         ),
         Operation("GET", one, kept.one, "Look at an answer that is kept."),
         Operation("DELETE", one, kept.delete, "Forget an answer."),
@@ -110,7 +110,7 @@ def _anthropic(service: ModelService, endpoint: Any) -> Rows:
             "/v1/messages",
             endpoint(anthropic.parse_messages),
             "Answer messages.",
-            request=anthropic.Messages,
+            request=anthropic.MessagesBody,
             stream=EVENT_STREAM,
         ),
         Operation(
@@ -118,7 +118,7 @@ def _anthropic(service: ModelService, endpoint: Any) -> Rows:
             "/v1/messages/count_tokens",
             TokenCount(service, anthropic.parse_count),
             "Count the tokens of messages.",
-            request=anthropic.Countable,
+            request=anthropic.MessagesInput,
         ),
     ]
 
@@ -184,10 +184,15 @@ def _ollama(service: ModelService, server: ServerConfig, pace: Pace) -> Rows:
     post = partial(Operation, "POST")
     lines = partial(post, stream=NDJSON)
     return [
-        lines("/api/chat", chat, "Answer a chat.", request=ollama.Chat),
-        lines("/api/generate", generate, "Continue a text.", request=ollama.Generate),
-        post("/api/embed", embed, "Turn texts into vectors.", request=ollama.Embed),
-        post("/api/embeddings", embeddings, "Turn a text into a vector.", request=ollama.OldEmbed),
+        lines("/api/chat", chat, "Answer a chat.", request=ollama.OllamaChat),
+        lines("/api/generate", generate, "Continue a text.", request=ollama.OllamaGenerate),
+        post("/api/embed", embed, "Turn texts into vectors.", request=ollama.OllamaEmbed),
+        post(
+            "/api/embeddings",
+            embeddings,
+            "Turn a text into a vector.",
+            request=ollama.OllamaOldEmbed,
+        ),
         lines("/api/pull", pull, "Bring a model to the disk.", request=ollama.PullOrder),
     ]
 

@@ -13,7 +13,7 @@ from hotswap.api.documents import json_response
 from hotswap.api.fields import TokenId, decode
 from hotswap.api.openai import parse_chat, parse_completion
 from hotswap.api.openai_messages import Message
-from hotswap.api.openai_tools import MAX_TOOLS, Choice, Tool
+from hotswap.api.tools import MAX_TOOLS, Choice, Tool
 from hotswap.contracts import GenerationRequest, ModelService
 from hotswap.errors import InvalidRequest
 
