@@ -166,6 +166,7 @@ def test_the_llama_cpp_routes(http: httpx2.Client, server: Server) -> None:
     assert http.post("/models/load", json={"model": TALES}).json() == {"success": True}
     assert http.post("/models/load", json={}).status_code == 400
     assert http.post("/models/load", json={"model": "nobody"}).status_code == 404
+    assert http.post("/models/unload", json={"model": SUMS}).json() == {"success": True}  # slept
     assert http.post("/models/unload", json={"model": SUMS}).status_code == 400
     assert http.post("/models/unload", json={"model": "nobody"}).status_code == 404
     assert http.post("/models/unload", json={"model": TALES}).json() == {"success": True}

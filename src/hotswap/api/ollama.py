@@ -253,12 +253,14 @@ SomeTools = Annotated[
 
 
 class OllamaChat(Common, kw_only=True):
-    messages: Annotated[list[OllamaMessage], Meta(min_length=1)]
+    messages: list[OllamaMessage] | None = None
+    """None of them: see `chat_presence`."""
     tools: SomeTools | None = None
 
 
 class OllamaGenerate(Common, kw_only=True):
-    prompt: Annotated[str, Meta(min_length=1)]
+    prompt: str | None = None
+    """Empty: see `generate_presence`."""
     system: str | None = None
     raw: bool | None = None
 
@@ -295,7 +297,7 @@ def chat_presence(fields: dict[str, Any]) -> Presence | None:
     Raises:
         InvalidRequest: names the field.
     """
-    return None if fields.get("messages") else _presence(fields, chat_end)
+    return None if fields.get("messages") else _presence(decode(fields, OllamaChat), chat_end)
 
 
 def generate_presence(fields: dict[str, Any]) -> Presence | None:
@@ -303,11 +305,10 @@ def generate_presence(fields: dict[str, Any]) -> Presence | None:
     if fields.get("prompt"):
         return None
     _refuse_not_honoured(fields)
-    return _presence(fields, generate_end)
+    return _presence(decode(fields, OllamaGenerate), generate_end)
 
 
-def _presence(fields: dict[str, Any], body: Callable[[Stamp, str, str], bytes]) -> Presence:
-    kept = decode(fields, Kept)
+def _presence(kept: Kept, body: Callable[[Stamp, str, str], bytes]) -> Presence:
     return Presence(model=kept.model_name(), keep_alive_s=kept.keep_alive_s(), body=body)
 
 
@@ -318,6 +319,8 @@ def parse_chat(fields: dict[str, Any]) -> Call:
         InvalidRequest: names the field.
     """
     chat = decode(fields, OllamaChat)
+    if not chat.messages:
+        raise InvalidRequest("messages: required, but missing", param="messages")
     decode(fields, Tools)
     prompt = chat.chat_prompt(
         messages=_messages(chat.messages),
@@ -341,8 +344,10 @@ def parse_generate(fields: dict[str, Any]) -> Call:
     """
     _refuse_not_honoured(fields)
     generate = decode(fields, OllamaGenerate)
+    if not generate.prompt:
+        raise InvalidRequest("prompt: required, but missing", param="prompt")
     return Call(
-        request=generate.request(_prompt(generate)),
+        request=generate.request(_prompt(generate, generate.prompt)),
         stream=generate.stream is not False,
         frames=GenerateFrames,
         document=GenerateDocument,
@@ -409,13 +414,13 @@ def _refuse_not_honoured(fields: Mapping[str, Any]) -> None:
             raise InvalidRequest(f"{name}: not supported", param=name)
 
 
-def _prompt(generate: OllamaGenerate) -> Prompt:
+def _prompt(generate: OllamaGenerate, text: str) -> Prompt:
     if generate.raw:
         if generate.system:
             raise InvalidRequest("system: not together with raw", param="system")
-        return TextPrompt(generate.prompt)
+        return TextPrompt(text)
     system = {"role": "system", "content": generate.system}
-    user = {"role": "user", "content": generate.prompt}
+    user = {"role": "user", "content": text}
     return generate.chat_prompt(messages=(system, user) if generate.system else (user,))
 
 
