@@ -330,3 +330,13 @@ def test_unloading_a_sleeping_model_lets_go_of_it() -> None:
             await house.service.unload("A")
 
     play(scenario)
+
+
+def test_tokens_of_a_model_that_is_still_to_be_downloaded_are_not_known() -> None:
+    async def scenario(house: House) -> None:
+        request = GenerationRequest(prompts=(TextPrompt("x"),), model="far")
+        with pytest.raises(ModelNotFound):
+            await house.service.tokenize(request)
+        assert (await house.ask("far")).error is None
+
+    play(scenario, models=(ModelSpec(id="far", path=None),))

@@ -133,6 +133,8 @@ class SwapService:
         """See `ModelService.tokenize`."""
         target = await self._resolve(request.model, any_name=request.any_name)
         spec = self._expected_for(target)
+        if spec.path is None:
+            raise ModelNotFound(f"{spec.id!r} is not downloaded yet, so its tokens are not known.")
         if spec.task == "embed":
             rendered = await self._render_embedding(spec, _to_embed(request))
         else:

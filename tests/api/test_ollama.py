@@ -21,6 +21,9 @@ from hotswap.errors import InvalidRequest
 
 USER: dict[str, Any] = {"role": "user", "content": "hi"}
 
+ANY_OBJECT = {"type": "object", "properties": {}}
+"""What tools take whose parameters are not said."""
+
 
 def chat(**fields: Any) -> GenerationRequest:
     return ollama.parse_chat({"messages": [USER], **fields}).request
@@ -84,8 +87,8 @@ def test_a_chat_request_with_everything() -> None:
                     {"role": "tool", "content": "what?", "name": "other"},
                 ),
                 tools=(
-                    {"type": "function", "function": {"name": "add", "parameters": {}}},
-                    {"type": "function", "function": {"name": "say"}},
+                    {"type": "function", "function": {"name": "add", "parameters": ANY_OBJECT}},
+                    {"type": "function", "function": {"name": "say", "parameters": ANY_OBJECT}},
                 ),
                 reasoning_effort="low",
                 template_kwargs={"enable_thinking": True},
@@ -188,6 +191,14 @@ def test_keep_alive_is_seconds_or_a_duration(keep_alive: float | str, seconds: f
         ),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": [7]}, "tools[0]"),
+        (
+            {"tools": [{"function": {"name": "f", "parameters": "oops"}}]},
+            "tools[0].function.parameters",
+        ),
+        (
+            {"tools": [{"function": {"name": "f"}}, {"function": {"name": "f"}}]},
+            "tools[1].function.name",
+        ),
         ({"think": "hard"}, "think"),
         ({"format": "xml"}, "format"),
         ({"format": 7}, "format"),

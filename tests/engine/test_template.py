@@ -16,6 +16,9 @@ LAUGHS = (
 )
 LONG = "{% set y = 'y' * 1000000 %}"
 BOMBS = {
+    "small pieces": "{% for a in range(999) %}{% for b in range(999) %}"
+    + "x" * 4000
+    + "{% endfor %}{% endfor %}",
     "loops": FOR + FOR + END + END,
     "loops that write": FOR + FOR + "x" + END + END,
     "filtered loop": FOR + "{% for j in range(10**5) if false %}" + END + END,

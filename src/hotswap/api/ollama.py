@@ -8,7 +8,7 @@ Ollama's clients write, means nothing here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -37,6 +37,7 @@ from hotswap.api.ollama_answers import (
     embeddings_body,
     generate_end,
 )
+from hotswap.api.tools import DeclaredTool, ToolName, tool_mappings
 from hotswap.contracts import (
     ChatPrompt,
     EmbeddingRequest,
@@ -217,7 +218,9 @@ class OllamaMessage(Struct):
 
 
 class Function(Struct):
-    name: str
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
 
 
 class Tool(Struct):
@@ -321,10 +324,10 @@ def parse_chat(fields: dict[str, Any]) -> Call:
     chat = decode(fields, OllamaChat)
     if not chat.messages:
         raise InvalidRequest("messages: required, but missing", param="messages")
-    decode(fields, Tools)
+    declared_tools = decode(fields, Tools).tools or ()
     prompt = chat.chat_prompt(
         messages=_messages(chat.messages),
-        tools=tuple({"type": "function", **tool} for tool in chat.tools or ()),
+        tools=tool_mappings(_declared(declared_tools)),
         continue_final_message=_continues(chat.messages[-1]),
     )
     return Call(
@@ -334,6 +337,19 @@ def parse_chat(fields: dict[str, Any]) -> Call:
         document=ChatDocument,
         media_type=NDJSON,
     )
+
+
+def _declared(tools: Iterable[Tool]) -> Iterator[DeclaredTool]:
+    for position, tool in enumerate(tools):
+        param = f"tools[{position}].function"
+        yield DeclaredTool(
+            name=tool.function.name,
+            description=tool.function.description,
+            parameters=tool.function.parameters,
+            strict=None,
+            param=param,
+            parameters_param=f"{param}.parameters",
+        )
 
 
 def parse_generate(fields: dict[str, Any]) -> Call:

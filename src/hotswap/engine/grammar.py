@@ -186,12 +186,21 @@ def _literal(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]", lambda other: rf"\x{{{ord(other[0]):x}}}", text)
 
 
-_PIECE = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(\d+)(?:(,)(\d*))?\}|.", re.S)
+_PIECE = re.compile(
+    r"\\[xuUpP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|\{\s*(\d+)\s*(?:(,)\s*(\d*)\s*)?\}|.", re.S
+)
+_MANY = 10**9 - 1
 
 
 def _check_regex(guide: Guide, pattern: str) -> None:
     if unrolled(pattern) > _MOST_UNROLLED:
         refuse(guide, f"a pattern in it stands for more than {_MOST_UNROLLED} characters.")
+
+
+def _times(digits: str) -> int:
+    """At least 1: what is repeated stands there."""
+    digits = digits.lstrip("0")
+    return max(1, int(digits or 0)) if len(digits) <= len(str(_MANY)) else _MANY
 
 
 def unrolled(pattern: str) -> int:
@@ -202,9 +211,9 @@ def unrolled(pattern: str) -> int:
     for piece in _PIECE.finditer(pattern):
         text = piece[0]
         if piece[1] is not None:
-            times = int((piece[3] or piece[1])[:9])
-            totals[-1] += last * (max(times, 1) - 1)
-            last *= max(times, 1)
+            times = _times(piece[3] or piece[1])
+            totals[-1] += last * (times - 1)
+            last *= times
         elif text == "(":
             totals.append(0)
         elif text == ")" and len(totals) > 1:

@@ -80,10 +80,13 @@ class ChatTemplate:
         meter = _Meter(self._limits, values)
         with self._environment.metered(meter):
             parts: list[str] = []
+            unpaid = 0
             context = self._template.new_context(dict(values))
             for part in self._template.root_render_func(context):
-                if len(part) > _SMALL_CHARS:
-                    meter.pay(len(part))
+                unpaid += len(part)
+                if unpaid > _SMALL_CHARS:
+                    meter.pay(unpaid)
+                    unpaid = 0
                 parts.append(part)
         return "".join(parts)
 

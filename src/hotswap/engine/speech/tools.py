@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class Tool:
     @property
     def required(self) -> frozenset[str]:
         found = self.parameters.get("required")
-        return frozenset(found) if isinstance(found, list | tuple) else frozenset()
+        return frozenset(name for name in _list(found) if isinstance(name, str))
 
     def schema_of(self, parameter: str) -> Mapping[str, Any]:
         """Its own schema, with the definitions that it may refer to."""
@@ -73,14 +73,19 @@ def _types(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int = 0) -
     if isinstance(found, str):
         return frozenset({found})
     if isinstance(found, list | tuple):
-        return frozenset(found)
-    listed = schema.get("enum", [schema["const"]] if "const" in schema else [])
+        return frozenset(name for name in found if isinstance(name, str))
+    listed = _list(schema.get("enum", [schema["const"]] if "const" in schema else []))
     types = {_NAMES[type(value)] for value in listed if type(value) in _NAMES}
     if depth < _DEEPEST:
         for key in ("anyOf", "oneOf"):
-            for choice in schema.get(key) or ():
+            for choice in _list(schema.get(key)):
                 types |= _types(_resolved(choice, root), root, depth + 1)
     return frozenset(types)
+
+
+def _list(value: Any) -> Sequence[Any]:
+    """What a schema has where there should be a list: it is the client's, and nobody checked it."""
+    return value if isinstance(value, list | tuple) else ()
 
 
 class Tools:
@@ -103,11 +108,16 @@ class Tools:
         return Tools([self._tools[name]])
 
 
+def _schema(parameters: Any) -> Mapping[str, Any]:
+    given = isinstance(parameters, Mapping) and parameters
+    return parameters if given else {"type": "object"}
+
+
 def tools_of(given: Iterable[Mapping[str, Any]]) -> Tools:
     """Tools as OpenAI has them. What is not a function is left out."""
     functions = (tool.get("function") for tool in given)
     return Tools(
-        Tool(str(function["name"]), function.get("parameters") or {"type": "object"})
+        Tool(str(function["name"]), _schema(function.get("parameters")))
         for function in functions
         if isinstance(function, Mapping) and "name" in function
     )
