@@ -34,10 +34,12 @@ def document(**server: Any) -> Any:
 POSTS = {
     path: methods["post"] for path, methods in document()["paths"].items() if "post" in methods
 }
+LENIENT = ("/api/chat", "/api/generate")
+"""Without messages or prompt they load a model, and not all that stands beside it is looked at."""
 BENDABLE = [
     path
     for path, post in POSTS.items()
-    if path not in ALWAYS_REFUSED and ("requestBody" in post or post["parameters"])
+    if path not in (*ALWAYS_REFUSED, *LENIENT) and ("requestBody" in post or post["parameters"])
 ]
 ANSWERING = [path for path in POSTS if path not in ALWAYS_REFUSED]
 
