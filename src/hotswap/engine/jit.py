@@ -23,7 +23,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def cache_dir() -> Path:
     """Where compiled loops are kept: another place for each version of the code, of Numba and of
     the processor. Numba itself would only notice a change of the file that it compiles, and not of
-    those that it calls.
+    those that it calls. And for each place where the code lies: Numba finds nothing again that it
+    has compiled for a copy elsewhere, and would compile in the middle of a load.
 
     Raises:
         RuntimeError: the user has no home, and NUMBA_CACHE_DIR is not set.
@@ -31,7 +32,7 @@ def cache_dir() -> Path:
     features = llvmlite.binding.get_host_cpu_features().flatten()
     processor = llvmlite.binding.get_host_cpu_name(), features, *_OTHER_PROCESSOR
     versions = sys.version, numba.__version__, llvmlite.__version__
-    digest = hashlib.sha256(repr((versions, processor)).encode())
+    digest = hashlib.sha256(repr((versions, processor, str(_SOURCES))).encode())
     parts = ("jit.py", "native/*.py", "sampler/*.py")
     for source in sorted(path for part in parts for path in _SOURCES.glob(part)):
         digest.update(source.read_bytes())

@@ -246,6 +246,17 @@ def test_a_change_of_what_is_compiled_is_another_place(sources: Path, changed: s
     assert cache_dir() != before
 
 
+def test_a_copy_of_the_sources_is_another_place(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numba compiles for each folder anew, whatever has been marked as complete."""
+    from hotswap.engine import jit
+
+    before = jit.cache_dir()
+    monkeypatch.setattr(jit, "_SOURCES", shutil.copytree(sources, tmp_path / "elsewhere"))
+    assert jit.cache_dir() != before
+
+
 def test_another_processor_is_another_place(monkeypatch: pytest.MonkeyPatch) -> None:
     import llvmlite.binding
 
