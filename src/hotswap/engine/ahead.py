@@ -7,6 +7,7 @@ them; a model without them is brought when the other one has left.
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 
 import torch
@@ -40,11 +41,14 @@ class Aheads:
     def __init__(self) -> None:
         self._arenas: dict[int, weakref.ref[Tensor]] = {}
         """By their `id`: a thread may hold one a moment longer than the model does."""
+        self._lock = threading.Lock()
+        """Of the arenas: one that begins on a thread may have been given up on the event loop."""
 
     @property
     def bytes(self) -> int:
         """Of the device."""
-        arenas = [arena() for arena in list(self._arenas.values())]
+        with self._lock:
+            arenas = [arena() for arena in self._arenas.values()]
         return sum(0 if arena is None else arena.untyped_storage().nbytes() for arena in arenas)
 
     def begin(self, weights: HostWeights, memory: DeviceMemory) -> Ahead | None:
@@ -58,8 +62,9 @@ class Aheads:
         except torch.OutOfMemoryError:
             _log.info("The device has no room for %d bytes ahead of time", layout.size)
             return None
-        self._arenas = {key: arena for key, arena in self._arenas.items() if arena() is not None}
-        self._arenas[id(upload.arena)] = weakref.ref(upload.arena)
+        with self._lock:
+            there = {key: arena for key, arena in self._arenas.items() if arena() is not None}
+            self._arenas = {**there, id(upload.arena): weakref.ref(upload.arena)}
         upload.send_ahead()
         return Ahead(upload)
 
@@ -67,5 +72,6 @@ class Aheads:
         """Its turn has come."""
         upload = None if ahead is None else ahead.take()
         if upload is not None:
-            self._arenas.pop(id(upload.arena), None)
+            with self._lock:
+                self._arenas.pop(id(upload.arena), None)
         return upload
