@@ -514,6 +514,34 @@ async def test_weights_that_do_not_arrive_are_told_at_the_start(checkpoint: Chec
                     pytest.fail("it is not there")
 
 
+async def test_weights_that_did_not_arrive_ahead_of_time_are_sent_again(
+    checkpoint: Checkpoint,
+) -> None:
+    from hotswap.engine.device_memory import HostMemory
+    from hotswap.engine.lanes import HostLane
+
+    class BrokenOnce(HostLane):
+        broke = threading.Event()
+
+        def copy(self, target: Tensor, source: Tensor) -> None:
+            if not self.broke.is_set():
+                self.broke.set()
+                raise OSError("not this time")
+            super().copy(target, source)
+
+    spec, notes, memory = spec_of(checkpoint()), Notes(), HostMemory()
+    async with new_registry(notes) as registry:
+        wanted, _ = await play(registry, spec)
+    memory.lane = BrokenOnce()
+    async with new_registry(notes, memory) as registry:
+        prepared = await registry.prepare(spec, ignore)
+        assert prepared.ahead is not None
+        async with registry.start(prepared, ignore, ignore) as engine:
+            answer = await Served(registry, prepared, engine).ask(LONG, max_tokens=8)
+        assert BrokenOnce.broke.is_set()
+        assert answer.text == wanted
+
+
 # -- keys and values -----------------------------------------------------------------------------
 
 

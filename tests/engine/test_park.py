@@ -242,6 +242,28 @@ async def test_a_start_that_is_cancelled_leaves_the_model_parked(checkpoint: Che
         assert await start(registry, prepared, LONG) == first
 
 
+async def test_a_start_that_fails_before_it_begins_leaves_the_model_parked(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine import device
+    from hotswap.errors import DeviceLost
+
+    spec = spec_of(checkpoint())
+    async with new_registry() as registry:
+        first = await play(registry, spec, PROMPT)
+        prepared = await registry.prepare(spec, ignore)
+        with monkeypatch.context() as lost:
+
+            def used_bytes(_: object) -> int:
+                raise DeviceLost("as a device that fell off its bus")
+
+            lost.setattr(device, "used_bytes", used_bytes)
+            with pytest.raises(DeviceLost):
+                await start(registry, prepared, PROMPT)
+        assert names(registry) == ["qwen3"]
+        assert await start(registry, prepared, PROMPT) == first
+
+
 async def test_a_parked_model_starts_when_more_models_were_seen_than_are_known(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

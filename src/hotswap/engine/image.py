@@ -54,7 +54,8 @@ class HostImage:
         return self.layout.source
 
     def acquire(self) -> bool:
-        """Wait for one's turn. False: it is not pinned any more."""
+        """Wait for one's turn, which is held from call to call until `release`. False: it is not
+        pinned any more, and nobody's turn has begun."""
         self._use.acquire()
         if not self._is_open:
             self._use.release()

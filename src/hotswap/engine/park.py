@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hotswap.contracts import ParkedModel
 from hotswap.engine.prepared import LoadKey, TorchPrepared
@@ -77,6 +77,15 @@ class Park:
 
     def take(self, model: str) -> Parked | None:
         return self._models.pop(model, None)
+
+    def claim(self, model: str, key: LoadKey) -> None:
+        """What was found there is the caller's from now on."""
+        if self.find(model, key) is not None:
+            del self._models[model]
+
+    def strip(self, model: str) -> None:
+        """It goes on without what it left behind, which is the caller's to close."""
+        self._models[model] = replace(self._models[model], rested=None)
 
     def put(self, parked: Parked, budget: int) -> list[Parked]:
         """Park a model, if it fits into ``budget`` bytes beside those that are pinned.

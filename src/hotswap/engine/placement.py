@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,8 @@ from hotswap.engine.device_memory import DeviceMemory
 from hotswap.engine.forward.skeleton import RopeTable, Skeleton
 from hotswap.engine.upload import Upload, upload_of
 from hotswap.engine.weights import HostWeights
+
+_log = logging.getLogger(__name__)
 
 
 class Placement(Protocol):
@@ -159,6 +162,10 @@ class InArena:
         self._model = self._skeleton = self._source = self._arena = self._upload = None
 
     def _put(self, memory: DeviceMemory) -> None:
+        if self._upload is not None and self._upload.failed():
+            _log.warning("An upload ahead of time failed and is made again")
+            self._upload.close()
+            self._upload = None
         if self._upload is None:
             self._upload = upload_of(self._weights, memory)
             if self._upload is not None:

@@ -303,9 +303,11 @@ class TorchEngineRegistry:
         if self._on_stage:
             raise ModelLoadFailed("Another model is on the device.")
         device = devices.torch_device(prepared.spec.engine.device)
-        prepared, rested = await self._unparked(prepared)
+        prepared, rested = await self._as_parked(prepared)
         stay = Stay.begin(device, lambda: self._aheads.bytes, rested)
         stage = self._stage(prepared, device, rested)
+        # Until here it stays parked, whatever fails. From here on it is the stage's.
+        self._park.claim(prepared.spec.id, prepared.key)
         self._on_stage = True
         try:
             async with self._cleared(stage, stay):
@@ -397,20 +399,19 @@ class TorchEngineRegistry:
         _log.error("The device thread has not answered for %g s and is given up", self._hung_s)
         raise DeviceLost("The device does not answer any more.")
 
-    async def _unparked(self, prepared: TorchPrepared) -> tuple[TorchPrepared, Rested | None]:
+    async def _as_parked(self, prepared: TorchPrepared) -> tuple[TorchPrepared, Rested | None]:
         """The model and what it left behind, if it is parked still: else that has been used since,
-        or is gone."""
+        or is gone. It stays parked."""
         spec = prepared.spec
         parked = self._park.find(spec.id, prepared.key)
         if parked is None:
             return prepared, None
-        self._park.take(spec.id)
-        prepared = replace(prepared, weights=parked.prepared.weights)
         rested = parked.rested
         if rested is not None and rested.engine != spec.engine:  # good for other settings only
-            await to_thread.run_sync(parked.let_go)
+            self._park.strip(spec.id)
+            await to_thread.run_sync(rested.close)
             rested = None
-        return prepared, rested
+        return replace(prepared, weights=parked.prepared.weights), rested
 
     def _remember(self, prepared: TorchPrepared) -> None:
         known = prepared.weights.known

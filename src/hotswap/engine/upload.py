@@ -50,6 +50,7 @@ class Upload:
         self.arena = memory.reserve(layout.size)
         self._load = _Load(layout, self.arena, memory, image)
         self._sent: Future[Arrival] = Future()
+        """Resolved while anybody has the upload: what is sent ahead is given up after that."""
         self._begun = False
         self._copies = ExitStack()
 
@@ -68,6 +69,10 @@ class Upload:
         threading.Thread(
             target=_send_ahead, args=of_this, name="hotswap-upload", daemon=True
         ).start()
+
+    def failed(self) -> bool:
+        """Wait until all has been asked for, and say whether that failed."""
+        return self._sent.exception() is not None
 
     def join(self) -> None:
         """Have what the calling thread computes on the device from now on come after it."""
