@@ -39,6 +39,7 @@ class Order(Struct):
         ({"mode": "kill"}, "mode: 'kill' is not one of its values"),
         ({"bias": {"x": 1}}, "bias: a key must be a whole number"),
         ([], "must be an object"),
+        ({"mode": "x - at `$.share`"}, "mode: 'x - at `$.share`' is not one of its values"),
     ],
 )
 def test_a_complaint_names_the_field_and_no_type_of_python(fields: Any, message: str) -> None:
