@@ -278,7 +278,9 @@ class TorchEngineRegistry:
                 read = partial(read_weights, path, front, spec.engine, abandoned)
             weights = await to_thread.run_sync(read, abandon_on_cancel=True)
             now = await to_thread.run_sync(load_key, spec, device, path, files)
-        except OSError:  # also that a file is gone
+        except OSError as error:  # also that a file is gone
+            if devices.is_out_of_memory(error):
+                raise InsufficientMemory("The model does not fit into host memory.") from None
             _log.warning("The files of %r cannot be read", spec.id, exc_info=True)
             now = None
         finally:
