@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from hotswap.config import ConfigError, load_settings, settle_threads, warnings_about
+from hotswap.config import (
+    ConfigError,
+    load_settings,
+    settle_files,
+    settle_threads,
+    warnings_about,
+)
 from hotswap.console import print_error, print_warning
 from hotswap.errors import HotswapError
 
@@ -25,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_settings(sys.argv[1:] if argv is None else argv)
         for warning in warnings_about(settings):
             print_warning(warning)
+        settle_files()
         settle_threads()
         # Only here: --help need not wait for what serves.
         from hotswap.server import run  # noqa: PLC0415
