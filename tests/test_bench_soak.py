@@ -112,7 +112,7 @@ def test_whatever_is_wrong_fails_a_check() -> None:
 
 def test_a_short_life_of_the_server_is_without_a_fault(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    words = ("--minutes", "0.1", "--clients", "8", "--rounds", "1", "--json", str(file))
+    words = ("--minutes", "0.05", "--clients", "8", "--rounds", "1", "--json", str(file))
     done = subprocess.run(
         [sys.executable, "-m", "bench.soak", *words],
         cwd=ROOT,
@@ -127,6 +127,5 @@ def test_a_short_life_of_the_server_is_without_a_fault(tmp_path: Path) -> None:
     }
     assert figures["answers"] > 20
     assert figures["swaps"] > 2
-    assert figures["orders"] >= 1
     assert any("stalled readers" in name for name in figures)
     assert "99 % of probes answered within" in figures

@@ -62,10 +62,7 @@ UNDOING = frozenset(
     ]
 )
 """Fields without which, or with another value, a body orders something else than an answer."""
-WRONG: tuple[Any, ...] = (
-    *([], {}, "", "\u202e\U0001f525" * 50, -1, 2**63, 10**400, 0.5, True),
-    *([None], [[[]]], {"type": "x"}, [{"type": "text", "text": 5}]),
-)
+WRONG: tuple[Any, ...] = (*([], "\u202e\U0001f525" * 50, -1, 10**400, 0.5, [None], {"type": "x"}),)
 STRANGE_NAMES = (
     *("../../etc/passwd", "/etc/passwd", "~", "~root", ".", "..", "/", "//", "/dev/zero"),
     *(
@@ -400,7 +397,7 @@ def uploads() -> Iterator[Bad]:
 
 def large() -> Iterator[Bad]:
     """Bodies above the bound, announced and not."""
-    for size in ((8 << 20) + 1, 9 << 20, 30 << 20):
+    for size in ((8 << 20) + 1, 13 << 20):
         yield Bad(f"{size} bytes", posted(CHAT, b" " * size), (413,))
         chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
         head = http("POST", CHAT, b"", "Transfer-Encoding: chunked")
