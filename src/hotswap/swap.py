@@ -93,7 +93,7 @@ class _Load:
     silent_since: float = math.inf
     """When the model before it gave its last token; infinite: there is none before it."""
     was_parked: bool = False
-    """When it was begun."""
+    """Its weights were in host memory when it was begun."""
     _cancelled: bool = False
 
     def cancel(self) -> None:
@@ -569,7 +569,8 @@ class SwapController:
         if load.fallback is None:
             return None
         spec = load.fallback.spec
-        return _Load(spec, self._new_meter(spec), prepared=load.fallback, restoring=True)
+        meter = self._new_meter(spec)
+        return _Load(spec, meter, prepared=load.fallback, restoring=True, was_parked=True)
 
     def _arrive(self, load: _Load, engine: Engine) -> Residency:
         """The model is on the device: tell those who waited for it."""
@@ -623,6 +624,7 @@ class SwapController:
                 load = await self._prepare_next()
                 if load is not None and await self._make_way(stay, load):
                     return load
+                del load  # and what was prepared with it: nobody waits for it any more
             else:
                 logger.info("letting go of %r, which was idle", stay.spec.id)
                 return None
@@ -831,7 +833,7 @@ class SwapController:
             error = EngineFailed("The engine failed again and again.")
             self._load_failed(_Load(spec, self._new_meter(spec)), error)
             return None
-        load = self._load = _Load(spec, self._new_meter(spec), prepared=prepared)
+        load = self._load = _Load(spec, self._new_meter(spec), prepared=prepared, was_parked=True)
         wanted = self._next()
         if self._closing or (wanted is not None and not is_same_load(wanted.spec, spec)):
             return None

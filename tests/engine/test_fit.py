@@ -90,6 +90,23 @@ async def test_a_context_that_would_be_cut_is_told_and_refused_where_it_was_aske
     assert found.reason == "There is room for the keys and values of 100 tokens only."
 
 
+async def test_a_start_gets_the_context_that_was_promised(
+    checkpoint: Checkpoint, host: Callable[[int], None]
+) -> None:
+    from hotswap.engine.registry import TorchEngineRegistry
+
+    spec = spec_of(checkpoint())
+    async with TorchEngineRegistry() as registry:
+        async with registry.start(await registry.prepare(spec, ignore), ignore, ignore):
+            pass
+        host(1_000 * TOKEN_BYTES)
+        reason = (await registry.estimate(spec)).reason
+        async with registry.start(await registry.prepare(spec, ignore), ignore, ignore) as engine:
+            longest = engine.max_model_len
+    assert reason == "There is room for the keys and values of 300 tokens only."
+    assert longest in range(285, 301), "whole blocks"
+
+
 async def test_no_room_for_a_single_token_is_no_room(checkpoint: Checkpoint) -> None:
     found = await estimated(spec_of(checkpoint(), kv_cache_memory=TOKEN_BYTES - 1))
     assert not found.fits

@@ -6,6 +6,7 @@ import gc
 import itertools
 import random
 import weakref
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -28,7 +29,7 @@ from hotswap.errors import (
     ShuttingDown,
     SwapInProgress,
 )
-from hotswap.scripted import Script, ScriptedCatalog, ScriptedRegistry
+from hotswap.scripted import Script, ScriptedCatalog, ScriptedModel, ScriptedRegistry
 from hotswap.service import SwapService
 from hotswap.swap import SwapController
 from tests.swap.house import ON_DEMAND, House, play, restless_clock, spec, text
@@ -149,6 +150,34 @@ def test_a_load_goes_on_for_those_who_still_wait() -> None:
         assert sum(answer.finished for answer in house.answers) == 1
 
     assert play(scenario).registry.prepared == ["A"]
+
+
+def test_what_was_prepared_for_a_client_that_left_is_let_go_of() -> None:
+    """Its weights may be on the device already, beside those of the model that answers."""
+
+    def prepared() -> list[str]:
+        return [one.spec.id for one in gc.get_objects() if type(one) is ScriptedModel]
+
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "A", 500)
+            await house.until(lambda: house.resident == "A")
+            with trio.CancelScope() as client:
+                nursery.start_soon(_cancel_once, lambda: "B" in prepared(), client)
+                await house.ask("B")
+            assert client.cancelled_caught
+            await trio.sleep(1)
+            gc.collect()
+            assert prepared() == ["A"]
+
+    play(scenario)
+
+
+async def _cancel_once(condition: Callable[[], bool], scope: trio.CancelScope) -> None:
+    with trio.fail_after(3600):
+        while not condition():
+            await trio.sleep(0.01)
+    scope.cancel()
 
 
 def test_a_model_that_cannot_be_prepared_leaves_the_resident_one_alone() -> None:

@@ -14,6 +14,14 @@ from hotswap.engine.weights import torch_dtype
 
 HOST_RESERVE_BYTES = 256 << 20
 """Host memory that a load leaves free."""
+_KV_SHARE = {"cpu": 0.3, "cuda": 0.9}
+"""Of the memory that is free once the weights are in place."""
+
+
+def kv_room(device: torch.device, free: int) -> int:
+    """Bytes that keys and values may take where no setting says so; ``free``: what the weights
+    leave."""
+    return max(0, int(free * _KV_SHARE[device.type]))
 
 
 def estimate(
@@ -41,13 +49,15 @@ def estimate(
     host = devices.free_host_bytes()
     free = devices.free_bytes(device) + freed_bytes
     kv = token_bytes * front.max_model_len
-    room = free - files.bytes if device.type == "cuda" else host - HOST_RESERVE_BYTES
+    left = free - files.bytes if device.type == "cuda" else host  # mapped weights count as free
+    room = left if device.type == "cuda" else host - HOST_RESERVE_BYTES
     limit = spec.engine.kv_cache_memory
-    for_keys = max(0, room if limit is None else min(room, limit))
+    for_keys = kv_room(device, left) if limit is None else max(0, min(room, limit))
     refusal = too_large(files, device, host, free, is_parked=is_parked)
     if refusal is None and limit is not None and limit > room:
-        left = _gib(max(0, room))
-        refusal = f"kv_cache_memory asks for {_gib(limit)}, and there are {left} left."
+        refusal = (
+            f"kv_cache_memory asks for {_gib(limit)}, and there are {_gib(max(0, room))} left."
+        )
     if refusal is None and token_bytes > for_keys:
         refusal = "There is no room for the keys and values of a single token."
     reason = refusal

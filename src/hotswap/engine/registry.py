@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
@@ -103,6 +104,10 @@ class TorchEngineRegistry:
         self._known: dict[LoadKey, Known] = {}
         self._cuts: dict[tuple[Any, ...], int] = {}
         self._on_stage = False
+        self._next: str | None = None
+        """The parked model that was prepared last, until it starts."""
+        self._aside: weakref.ref[HostWeights] | None = None
+        """Weights that were read last and have not been on the device."""
         self._resident: _Resident | None = None
         self._memory: MemoryReport | None = None
 
@@ -232,6 +237,7 @@ class TorchEngineRegistry:
             await self._make_room(files, device)
         self._refuse_misfit(spec, front, files, key)
         if parked is not None:
+            self._next = spec.id
             report("reading", 1.0)
             return await self._sent_ahead(replace(parked.prepared, spec=spec, front=front), device)
         if device.type == "cpu" and front.recipe is None:
@@ -286,7 +292,16 @@ class TorchEngineRegistry:
         if now != key:
             raise CheckpointRefused("The files of the model changed while they were read.")
         weights.known = known
+        self._aside = weakref.ref(weights)
         return weights
+
+    def _coming_bytes(self, device: torch.device) -> int:
+        """What models whose turn has not come have in the memory that is measured."""
+        if device.type != "cpu":
+            return self._aheads.bytes
+        weights = None if self._aside is None else self._aside()
+        own = 0 if weights is None or weights.mapped else weights.bytes
+        return self._aheads.bytes + own
 
     @asynccontextmanager
     async def start(
@@ -304,10 +319,13 @@ class TorchEngineRegistry:
             raise ModelLoadFailed("Another model is on the device.")
         device = devices.torch_device(prepared.spec.engine.device)
         prepared, rested = await self._as_parked(prepared)
-        stay = Stay.begin(device, lambda: self._aheads.bytes, rested)
+        self._aside = None
+        stay = Stay.begin(device, partial(self._coming_bytes, device), rested)
         stage = self._stage(prepared, device, rested)
         # Until here it stays parked, whatever fails. From here on it is the stage's.
         self._park.claim(prepared.spec.id, prepared.key)
+        if self._next == prepared.spec.id:
+            self._next = None
         self._on_stage = True
         try:
             async with self._cleared(stage, stay):
@@ -334,13 +352,15 @@ class TorchEngineRegistry:
         if prepared.front.recipe is not None:
             return EmbeddingStage(prepared, device)
         memory = self._memory_of(device)
+        own = self._park.find(prepared.spec.id, prepared.key)
+        others_bytes = self._park.bytes - (0 if own is None else own.bytes)
         return Stage(
             replace(prepared, ahead=None),
             device,
             memory,
             rested=rested,
             ahead=self._aheads.take(prepared.ahead),
-            image_room=0 if memory is None else self._park_budget() - self._park.bytes,
+            image_room=0 if memory is None else self._park_budget() - others_bytes,
         )
 
     @asynccontextmanager
@@ -377,7 +397,10 @@ class TorchEngineRegistry:
             raise lost from without_frames(error)
         memory = self._memory = stay.report(rested)
         parked = Parked(stage.prepared, rested)
-        let_go([parked] if room is None else self._park.put(parked, self._park_budget()))
+        gone = [parked]
+        if room is not None:
+            gone = self._park.put(parked, self._park_budget(), leaving=self._next)
+        let_go(gone)
         if memory.leaked_bytes:
             _log.warning(
                 "%r left %d bytes behind; the largest tensors alive: %s",

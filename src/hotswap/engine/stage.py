@@ -18,6 +18,7 @@ from hotswap.engine.blueprint import Blueprint
 from hotswap.engine.device import is_out_of_memory
 from hotswap.engine.device_memory import DeviceMemory
 from hotswap.engine.engine import TorchEngine, is_device_lost
+from hotswap.engine.fit import kv_room
 from hotswap.engine.forward.base import Forward
 from hotswap.engine.forward.cached import CachedForward
 from hotswap.engine.forward.choice import PooledForward, choose, made
@@ -65,8 +66,6 @@ _REMEMBERED_ONCE_SHARE = 1 / 32
 _REMEMBERED_ONCE_BYTES = 32 << 20
 _WORTH_VACATING_BYTES = 16 << 20
 """Giving memory back takes milliseconds, and those of a small model count."""
-_KV_SHARE = {"cpu": 0.3, "cuda": 0.9}
-"""Of the memory that is free once the weights are in place."""
 _KV_AGAIN = 1.05
 """As much of that as the pool of a model that was there before may take: what is free is not the
 same to the byte each time."""
@@ -157,7 +156,9 @@ class Stage:
         self._get_ready(self._forward, pool)
 
     def _resume(self, placement: Placement, known: Known, rested: Rested) -> None:
-        if rested.needed_bytes > _KV_AGAIN * self._kv_budget(known.verdict).limit_bytes:
+        budget = self._kv_budget(known.verdict)
+        has_room = rested.needed_bytes <= _KV_AGAIN * budget.limit_bytes
+        if not has_room or self._longest(budget) > rested.max_model_len:
             rested.close()  # what it remembers is computed again
             self._repeat(placement, known)
             return
@@ -222,7 +223,7 @@ class Stage:
         if self._imaging is not None:
             self._imaging.stop()
         devices.wait_for(self._device)
-        rested = None if room is None else self._rested(room)
+        rested = None if room is None else self._rested_if_it_can(room)
         with ExitStack() as steps:  # each is taken, whatever becomes of the one before
             steps.callback(devices.release_cached, self._device)
             if self._placement is not None:
@@ -237,6 +238,13 @@ class Stage:
             self._ahead = None
         return rested
 
+    def _rested_if_it_can(self, room: int) -> Rested | None:
+        try:
+            return self._rested(room)
+        except Exception:  # whatever a device raises; the model has to leave it all the same
+            _log.exception("What %s remembers cannot be kept", self.prepared.spec.id)
+            return None
+
     def _rested(self, room: int) -> Rested | None:
         """None: there is nothing to be gained by it, or answers have been cut."""
         forward, scheduler = self._forward, self._scheduler
@@ -246,6 +254,8 @@ class Stage:
         if self._memory is not None:
             return Saved.of(forward, scheduler, self._max_model_len, engine, room)
         if isinstance(forward, RecordedForward):  # its graphs have this stay's sampler in them
+            return None
+        if scheduler.remembered_bytes > room:
             return None
         forward.rest()
         scheduler.pool.vacate()
@@ -285,8 +295,7 @@ class Stage:
     def _kv_budget(self, verdict: Verdict) -> KVBudget:
         limit = self.prepared.spec.engine.kv_cache_memory
         if limit is None:
-            free = devices.free_bytes(self._device)
-            limit = int(free * _KV_SHARE[self._device.type])
+            limit = kv_room(self._device, devices.free_bytes(self._device))
         return KVBudget(
             limit_bytes=limit,
             token_bytes=verdict.token_bytes,

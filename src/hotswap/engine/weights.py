@@ -49,7 +49,7 @@ class Verdict:
     """Its newest tokens are computed by `hotswap.engine.native`."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class HostWeights:
     """A model in host memory, ready to be placed any number of times: as transformers has it, as
     the skeleton that it was read into, or as the encoder of an embedding model."""
