@@ -482,6 +482,56 @@ def test_what_takes_too_long_to_compile_is_not_waited_for(
         release.set()
 
 
+def test_what_fails_while_it_compiles_is_told_with_its_reason(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine import guide as module
+    from hotswap.engine.front import Fronts
+
+    class Panic(BaseException):
+        """As pyo3 raises one."""
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise Panic("index out of bounds")
+
+    guides = Fronts().get(spec_of(checkpoint())).guides
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "LLMatcher", failing)
+        for _ in range(3):  # more than compile at the same time
+            with pytest.raises(InvalidRequest, match="cannot be compiled: index out of bounds"):
+                guides.compile(guide("regex", "b"))
+    assert guides.compile(guide("regex", "b"))
+
+
+@pytest.mark.parametrize("fault", ["texts", "library"])
+def test_that_a_tokenizer_cannot_guide_is_found_out_once(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    from hotswap.engine import guide as module
+    from hotswap.engine.decoding import Vocabulary
+    from hotswap.engine.front import Fronts
+
+    guides, tries = Fronts().get(spec_of(checkpoint())).guides, list[str]()
+
+    def no_pieces(*_: Any) -> None:
+        tries.append(fault)
+
+    def no_tokenizer(*_: Any) -> Any:
+        tries.append(fault)
+        raise ValueError("two tokens of one text")
+
+    if fault == "texts":
+        monkeypatch.setattr(Vocabulary, "pieces", no_pieces)
+    else:
+        monkeypatch.setattr(module, "LLTokenizer", no_tokenizer)
+    reason = {"texts": "texts of their own", "library": "two tokens of one text"}[fault]
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match=reason) as caught:
+            guides.compile(guide("regex", "b"))
+        assert caught.value.param == "response_format"
+    assert tries == [fault]
+
+
 def test_guides_are_compiled_once_and_the_oldest_are_forgotten(checkpoint: Checkpoint) -> None:
     from hotswap.engine.front import Fronts
     from hotswap.engine.guide import Guides

@@ -7,9 +7,11 @@ the device thread moves on.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
     from hotswap.engine.decoding import Vocabulary
 
+_log = logging.getLogger(__name__)
+
 _COMPILE_TIME_S = 5.0
 _COMPILING = 2
 """Guides of a model that are compiled at the same time, those that nobody waits for any more
@@ -36,6 +40,9 @@ _SLOWEST_MASK_S = 1.0
 _MOST_LEXER_STATES = 50_000
 """Of one sequence; one takes 1 to 2 kB."""
 _NO_ANSWER = "it allows no answer, or only an empty one."
+_NO_TEXTS = (
+    "The tokens of this model do not stand for texts of their own, so its answers cannot be guided."
+)
 
 _stack_size = threading.Lock()
 """It can only be set for all threads that are started from then on."""
@@ -58,7 +65,8 @@ class Guides:
         self._vocab_size = vocab_size
         self._end_ids = end_ids
         self._size = size
-        self._tokens: _Tokens | None = None
+        self._tokens: _Tokens | str | None = None
+        """A text: why there are none; None: nobody has asked yet."""
         self._making = threading.Lock()
         self._kept: OrderedDict[tuple[str, str, Reasoning | None], Grammar] = OrderedDict()
         self._lock = threading.Lock()
@@ -99,14 +107,16 @@ class Guides:
         return known
 
     def _compile(self, guide: Guide, source: str, tokens: _Tokens) -> Grammar:
-        made: list[LLMatcher] = []
+        compiled: Future[LLMatcher] = Future()
 
         def work() -> None:
             try:
                 matcher = LLMatcher(tokens.tokenizer, source, log_level=0, limits=_limits())
                 if not matcher.is_error():
                     matcher.compute_bitmask()  # copies need not find out again how it begins
-                made.append(matcher)
+                compiled.set_result(matcher)
+            except BaseException as error:  # a panic in Rust is no Exception
+                compiled.set_exception(error)
             finally:
                 self._compiling.release()
 
@@ -121,12 +131,17 @@ class Guides:
         except BaseException:
             self._compiling.release()
             raise
-        thread.join(_COMPILE_TIME_S)
-        if not made:
+        try:
+            failure = compiled.exception(_COMPILE_TIME_S)
+        except TimeoutError:
             refuse(guide, f"compiling it takes longer than {_COMPILE_TIME_S:g} s.")
-        if made[0].is_error():
-            refuse(guide, _reason(made[0].get_error()))
-        grammar = Grammar(made[0], self._vocab_size, guide.param)
+        if failure is not None:
+            _log.warning("A %s cannot be compiled", guide.kind, exc_info=failure)
+            refuse(guide, f"it cannot be compiled: {_reason(str(failure))}")
+        matcher = compiled.result()
+        if matcher.is_error():
+            refuse(guide, _reason(matcher.get_error()))
+        grammar = Grammar(matcher, self._vocab_size, guide.param)
         beginning = grammar.matcher()
         if beginning.failed or beginning.complete:
             refuse(guide, _NO_ANSWER)
@@ -136,20 +151,16 @@ class Guides:
         with self._making:
             if self._tokens is None:
                 self._tokens = self._make()
-        if self._tokens is None:
-            raise InvalidRequest(
-                "The tokens of this model do not stand for texts of their own, so its answers "
-                "cannot be guided.",
-                param=guide.param,
-            )
+        if isinstance(self._tokens, str):
+            raise InvalidRequest(self._tokens, param=guide.param)
         return self._tokens
 
-    def _make(self) -> _Tokens | None:
-        """0.9 to 1.6 s and 47 MB for 151,936 tokens."""
+    def _make(self) -> _Tokens | str:
+        """0.9 to 1.6 s and 47 MB for 151,936 tokens. A text: why that cannot be."""
         count = min(self._vocab_size, len(self._tokenizer))
         pieces = self._vocabulary.pieces(count)
         if pieces is None:
-            return None
+            return _NO_TEXTS
         added = {
             token: entry.content
             for token, entry in self._tokenizer.added_tokens_decoder.items()
@@ -162,7 +173,11 @@ class Guides:
         pieces += [b""] * (-(-self._vocab_size // 8) * 8 - count)
         named = (pieces[token].decode(errors="replace") for token in special)
         markers = {text for text in named if text.startswith("<") and text.endswith(">")}
-        tokenizer = LLTokenizer(TokenizerWrapper(_Pieces(pieces, sorted(special))))
+        try:
+            tokenizer = LLTokenizer(TokenizerWrapper(_Pieces(pieces, sorted(special))))
+        except Exception as error:  # whatever the library makes of a strange vocabulary
+            _log.warning("No answers can be guided with this tokenizer", exc_info=True)
+            return f"The tokens of this model cannot be used to guide: {_reason(str(error))}"
         return _Tokens(tokenizer, frozenset(markers))
 
 
