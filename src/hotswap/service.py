@@ -152,18 +152,14 @@ class SwapService:
         """``task``: that of the model where any would do."""
         if name is None or name in RESIDENT_NAMES:
             return await self._any(task)
-        resident = self._controller.resident
-        # Before the disk is asked: the resident model answers even if its files are gone.
-        if resident is not None and name in (resident.id, *resident.aliases):
-            return Target(resident)
         try:
-            spec = await self._catalog.resolve(name)
+            spec = await self._named(name)
         except ModelNotFound:
             if not any_name:
                 raise
             return await self._any(task)
-        if resident is not None and spec.id == resident.id:
-            return Target(resident)
+        if spec is self._controller.resident:
+            return Target(spec)
         if spec.background:
             return await self._any(task)
         if not self._rules.on_demand and spec.id not in self._served_ids():
@@ -173,6 +169,15 @@ class SwapService:
                 )
             raise _not_served(name)
         return Target(spec)
+
+    async def _named(self, name: str) -> ModelSpec:
+        """The model of that name; the resident one as it was loaded."""
+        resident = self._controller.resident
+        # Before the disk is asked: the resident model is there even if its files are gone.
+        if resident is not None and name in (resident.id, *resident.aliases):
+            return resident
+        spec = await self._catalog.resolve(name)
+        return resident if resident is not None and resident.id == spec.id else spec
 
     async def _any(self, task: Task) -> Target:
         """Whichever model for ``task`` is there when the request's turn comes; if there is none
@@ -308,7 +313,7 @@ class SwapService:
         park: bool = True,
     ) -> UnloadReport:
         """See `ModelService.unload`."""
-        model = None if name is None else (await self._catalog.resolve(name)).id
+        model = None if name is None else (await self._named(name)).id
         try:
             return await self._controller.unload(model, drain_timeout_s, mode, park=park)
         except NotLoaded:
@@ -361,7 +366,10 @@ class SwapService:
 
     async def model(self, name: str) -> ModelListing:
         """See `ModelService.model`."""
-        spec = await self._catalog.resolve(name)
+        return self._listed_as(await self._named(name), name)
+
+    def _listed_as(self, spec: ModelSpec, name: str) -> ModelListing:
+        """Raises: ModelNotFound: it is not being served."""
         facts = self._facts((spec,))
         if not facts.lists(spec):
             raise _not_served(name)
@@ -369,10 +377,8 @@ class SwapService:
 
     async def describe(self, name: str) -> ModelDescription:
         """See `ModelService.describe`."""
-        listing = await self.model(name)
-        resident = self._controller.resident
-        is_resident = resident is not None and resident.id == listing.id
-        spec = resident if resident and is_resident else await self._catalog.resolve(name)
+        spec = await self._named(name)
+        listing = self._listed_as(spec, name)
         template = spec.engine.chat_template
         if template is None and spec.path is not None:
             template = await to_thread.run_sync(own_chat_template, spec.path)
