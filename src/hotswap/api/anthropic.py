@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 from hotswap.api.anthropic_answers import MessageDocument, MessageFrames
 from hotswap.api.dialect import Call, Lasting
 from hotswap.api.fields import INT32_MAX, Count, StopString, decode
+from hotswap.api.guides import schema_guide
 from hotswap.api.tools import (
     MAX_TOOLS,
     DeclaredTool,
@@ -329,9 +330,7 @@ def _effort(asked: MessagesInput) -> str | None:
 
 def _guide(asked: MessagesInput) -> Guide | None:
     if asked.output_config and asked.output_config.format:
-        return _schema(asked.output_config.format, "output_config.format")
-    return _schema(asked.output_format, "output_format") if asked.output_format else None
-
-
-def _schema(asked: OutputFormat, param: str) -> Guide:
-    return Guide("json_schema", msgspec.json.encode(asked.schema).decode(), param)
+        return schema_guide(asked.output_config.format.schema, "output_config.format")
+    if asked.output_format:
+        return schema_guide(asked.output_format.schema, "output_format")
+    return None

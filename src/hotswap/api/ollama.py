@@ -26,6 +26,7 @@ from hotswap.api.fields import (
     decode,
     duration_s,
 )
+from hotswap.api.guides import ANY_OBJECT, schema_guide
 from hotswap.api.ollama_answers import (
     NDJSON,
     ChatDocument,
@@ -51,7 +52,6 @@ from hotswap.contracts import (
 from hotswap.errors import InvalidRequest
 
 MAX_INPUTS = 2048
-_JSON_OBJECT = '{"type":"object"}'
 _LEVELS = ("low", "medium", "high")
 JsonWord = Annotated[str, Meta(extra_json_schema={"enum": ["json", ""]})]
 Level = Annotated[str, Meta(extra_json_schema={"enum": list(_LEVELS)})]
@@ -191,10 +191,10 @@ class Common(Kept, kw_only=True):
         if self.format is None or self.format == "":
             return None
         if self.format == "json":
-            return Guide("json_schema", _JSON_OBJECT, "format")
+            return schema_guide(ANY_OBJECT, "format")
         if isinstance(self.format, str):
             raise InvalidRequest('format: must be "json" or a JSON schema', param="format")
-        return Guide("json_schema", msgspec.json.encode(self.format).decode(), "format")
+        return schema_guide(self.format, "format")
 
 
 class OllamaCalledFunction(Struct):

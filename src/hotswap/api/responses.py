@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from hotswap.api.dialect import Call, Lasting
 from hotswap.api.fields import Count, decode
-from hotswap.api.guides import TextFormat
+from hotswap.api.guides import ANY_OBJECT, TextFormat, schema_guide
 from hotswap.api.openai_messages import InputTextPart, OutputTextPart, RefusalPart, TextPart
 from hotswap.api.responses_answers import Asked, ResponseDocument, ResponseFrames
 from hotswap.api.responses_store import ResponseStore
@@ -400,9 +400,9 @@ def _wants_summary(reasoning: Reasoning | None) -> bool:
 def _guide(text: TextSettings | None) -> Guide | None:
     match text and text.format:
         case SchemaFormat(schema):
-            return Guide("json_schema", msgspec.json.encode(schema).decode(), "text.format")
+            return schema_guide(schema, "text.format")
         case ObjectFormat():
-            return Guide("json_schema", '{"type":"object"}', "text.format")
+            return schema_guide(ANY_OBJECT, "text.format")
     return None
 
 
