@@ -114,6 +114,11 @@ class GenerationRequest:
     n: int = 1
     max_tokens: int | None = None
     """Tokens to generate at most; None: up to the end of the context."""
+    max_tokens_param: str = "max_tokens"
+    """The field that they came in, for refusals."""
+    cut_to_context: bool = False
+    """More of them than the context has room for are as many as there is room for; else that is
+    refused."""
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()

@@ -106,6 +106,7 @@ def test_a_chat_request_with_everything() -> None:
             seed=7,
         ),
         max_tokens=9,
+        cut_to_context=True,
         stop=("\n", "END"),
         logprobs=3,
         guide=Guide("json_schema", '{"type":"object"}', "format"),

@@ -94,6 +94,7 @@ def test_a_chat_request_with_everything() -> None:
         ),
         n=2,
         max_tokens=9,
+        max_tokens_param="max_completion_tokens",
         min_tokens=1,
         stop=("\n", "END"),
         stop_token_ids=(2,),

@@ -72,7 +72,7 @@ def test_a_prompt_of_tokens_is_answered_as_its_text(demo: Server) -> None:
         ({"model": "gpt-4o"}, openai.NotFoundError, None),
         ({"temperature": 3}, openai.BadRequestError, "temperature"),
         ({"tool_choice": "required"}, openai.BadRequestError, "tool_choice"),
-        ({"max_tokens": 100_000}, openai.BadRequestError, "messages"),
+        ({"max_tokens": 100_000}, openai.BadRequestError, "max_tokens"),
         ({"logit_bias": {"99999999": 1}}, openai.BadRequestError, "logit_bias"),
     ],
 )

@@ -343,7 +343,9 @@ async def test_without_max_tokens_an_answer_goes_on_to_the_end_of_the_context(
 ) -> None:
     async with serving(checkpoint(), max_model_len=40) as served:
         answer = await served.ask(PROMPTS[0], ignore_eos=True)
+        cut = await served.ask(PROMPTS[0], ignore_eos=True, max_tokens=4096, cut_to_context=True)
     assert answer.finished == Finished(index=0, reason="length", completion_tokens=34)
+    assert (cut.finished, cut.text) == (answer.finished, answer.text)
 
 
 async def test_what_does_not_fit_this_engine_is_refused_on_entering(checkpoint: Checkpoint) -> None:

@@ -167,6 +167,7 @@ def parse_messages(fields: dict[str, Any]) -> Call:
             top_p=messages.top_p,
         ),
         max_tokens=messages.max_tokens,
+        cut_to_context=True,
         stop=tuple(messages.stop_sequences or ()),
         guide=guide,
         keep_alive_s=messages.keep_alive_s(),

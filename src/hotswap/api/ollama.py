@@ -160,6 +160,7 @@ class Common(Kept, kw_only=True):
             model=self.model_name(),
             sampling=options.sampling(),
             max_tokens=options.max_tokens(),
+            cut_to_context=True,
             stop=options.stops(),
             logprobs=self._logprobs(),
             guide=self._guide(),

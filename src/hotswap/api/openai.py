@@ -103,16 +103,24 @@ class Common(GuideFields, kw_only=True):
         )
 
     def request(
-        self, prompts: tuple[Prompt, ...], *, logprobs: int | None, echo: bool = False
+        self,
+        prompts: tuple[Prompt, ...],
+        *,
+        logprobs: int | None,
+        echo: bool = False,
+        limit: str = "max_tokens",
     ) -> GenerationRequest:
-        if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
-            raise InvalidRequest("min_tokens is more than max_tokens.", param="min_tokens")
+        """``limit``: the field that says how long the answer may be."""
+        max_tokens: int | None = getattr(self, limit)
+        if max_tokens is not None and (self.min_tokens or 0) > max_tokens:
+            raise InvalidRequest(f"min_tokens is more than {limit}.", param="min_tokens")
         return GenerationRequest(
             prompts=prompts,
             model=self.model,
             sampling=self.sampling(),
             n=self.n or 1,
-            max_tokens=self.max_tokens,
+            max_tokens=max_tokens,
+            max_tokens_param=limit,
             min_tokens=self.min_tokens or 0,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
@@ -214,10 +222,9 @@ def parse_chat(fields: dict[str, Any]) -> Call:
     refuse_not_honoured(fields)
     refuse_other_content(fields.get("messages"))
     chat = decode(fields, Chat)
-    if chat.max_completion_tokens is not None:
-        chat.max_tokens = chat.max_completion_tokens
     prompt = _chat_prompt(chat)
-    request = chat.request((prompt,), logprobs=_chat_logprobs(chat))
+    limit = "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens"
+    request = chat.request((prompt,), logprobs=_chat_logprobs(chat), limit=limit)
     check_together(request.guide, prompt.tool_choice)
     return Call(
         request=request,

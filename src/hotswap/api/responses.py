@@ -192,6 +192,7 @@ def parse_response(fields: dict[str, Any], store: ResponseStore) -> Call:
         model=create.model,
         sampling=SamplingParams(temperature=create.temperature, top_p=create.top_p),
         max_tokens=create.max_output_tokens,
+        max_tokens_param="max_output_tokens",
         logprobs=(create.top_logprobs or 0) if _LOGPROBS in (create.include or ()) else None,
         guide=guide,
         keep_alive_s=create.keep_alive_s(),

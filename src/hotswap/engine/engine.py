@@ -198,7 +198,7 @@ class TorchEngine:
     def _sequence(self, rendered: RenderedRequest, prompt: int, choice: int) -> Sequence:
         request, source = rendered.request, rendered.prompts[prompt]
         name = prompt_name(request.prompts[prompt])
-        room = answer_room(len(source.ids), request.max_tokens, self.max_model_len, name)
+        room = answer_room(len(source.ids), request, self.max_model_len, name)
         index = prompt * request.n + choice
         return Sequence(
             id=next(self._ids),

@@ -89,9 +89,7 @@ class PromptRenderer:
             raise InvalidRequest("echo together with logprobs is not supported.", param="echo")
         prompts = tuple(self._prompt(prompt, request) for prompt in request.prompts)
         for prompt, source in zip(prompts, request.prompts, strict=True):
-            answer_room(
-                len(prompt.ids), request.max_tokens, self._max_model_len, prompt_name(source)
-            )
+            answer_room(len(prompt.ids), request, self._max_model_len, prompt_name(source))
         asked, default = request.sampling.seed, self._defaults.seed
         end_ids = frozenset(request.stop_token_ids)
         _check_ids(tuple(end_ids), self._front.vocab_size, "stop_token_ids")
@@ -198,22 +196,29 @@ def _check_ids(ids: Sequence[int], vocab: int, name: str) -> None:
             )
 
 
-def answer_room(prompt_tokens: int, asked: int | None, limit: int, name: str) -> int:
+def answer_room(prompt_tokens: int, request: GenerationRequest, limit: int, name: str) -> int:
     """Tokens that an answer may have.
 
+    Args:
+        limit: tokens of prompt and answer together at most.
+        name: of the field that the prompt came in.
+
     Raises:
-        ContextLengthExceeded: prompt and answer do not fit ``limit`` tokens together.
+        ContextLengthExceeded: the prompt leaves no room, or less than was asked for.
     """
-    answer = limit - prompt_tokens if asked is None else asked
-    if prompt_tokens + answer > limit or (asked is None and answer < 1):
-        answer = max(answer, 1)
-        raise ContextLengthExceeded(
-            f"This model's maximum context length is {limit} tokens. However, you requested "
-            f"{prompt_tokens + answer} tokens ({prompt_tokens} in the {name}, {answer} in the "
-            "completion).",
-            param=name,
-        )
-    return answer
+    room, asked = limit - prompt_tokens, request.max_tokens
+    if room >= 1 and (asked is None or asked <= room or request.cut_to_context):
+        return room if asked is None else min(asked, room)
+    asked = asked or 1
+    told = (
+        f"This model's maximum context length is {limit} tokens. However, you requested "
+        f"{prompt_tokens + asked} tokens ({prompt_tokens} in the {name}, {asked} in the "
+        "completion)."
+    )
+    if room < 1:
+        raise ContextLengthExceeded(told, param=name)
+    param = request.max_tokens_param
+    raise ContextLengthExceeded(f"{told} {param} can be {room} at most.", param=param)
 
 
 def prompt_name(prompt: Prompt) -> str:
