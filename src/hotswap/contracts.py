@@ -206,6 +206,9 @@ class Finished:
     completion_tokens: int
     """Those of the reasoning included."""
     reasoning_tokens: int = 0
+    cached_tokens: int = 0
+    """Of its prompt: those that were remembered and not computed again. Told by the first choice of
+    a prompt only, because a prompt is counted once."""
     stop_sequence: str | None = None
     """The stop string that ended the answer, where one did."""
 

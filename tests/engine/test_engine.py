@@ -99,14 +99,20 @@ async def test_of_a_repeated_prompt_only_the_tail_is_computed(checkpoint: Checkp
         assert details("reused_prompt_tokens") == details("kv_used_bytes") == 0
         assert details("kv_remembered_bytes") > 0
         again = await served.ask(LONG, max_tokens=9, ignore_eos=True)
-        assert again == first
+        assert again.text == first.text
         # All full blocks but the one that holds the last token.
         assert details("reused_prompt_tokens") == 96
         other = await served.ask([*LONG[:50], 5, 6, 7], max_tokens=9, ignore_eos=True)
         assert details("reused_prompt_tokens") == 96 + 48
+    assert [cached_tokens(answer) for answer in (first, again, other)] == [0, 96, 48]
     async with serving(checkpoint()) as served:
         alone = await served.ask([*LONG[:50], 5, 6, 7], max_tokens=9, ignore_eos=True)
-    assert other == alone
+    assert other.text == alone.text
+
+
+def cached_tokens(answer: Answer) -> int:
+    assert answer.finished is not None
+    return answer.finished.cached_tokens
 
 
 async def test_choices_of_one_prompt_compute_it_once(checkpoint: Checkpoint) -> None:
@@ -115,7 +121,10 @@ async def test_choices_of_one_prompt_compute_it_once(checkpoint: Checkpoint) -> 
     async with serving(checkpoint()) as served:
         choices = await served.ask_all(LONG, max_tokens=5, ignore_eos=True, n=6)
         assert served.engine.stats().details["reused_prompt_tokens"] == 5 * 96
+        again = await served.ask_all(LONG, max_tokens=5, ignore_eos=True, n=2)
     assert [choice.text for choice in choices] == [alone.text] * 6
+    assert list(map(cached_tokens, choices)) == [0] * 6, "none of the prompt was known before"
+    assert list(map(cached_tokens, again)) == [96, 0], "a prompt is counted once"
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma3", "gpt2"])

@@ -289,14 +289,15 @@ def _head(stamp: Stamp, model: str, prefix: str, kind: str) -> dict[str, Any]:
 
 def _usage(prompt_tokens: int, finished: Sequence[Finished]) -> dict[str, Any]:
     completion_tokens = sum(event.completion_tokens for event in finished)
-    usage: dict[str, Any] = {
+    reasoning_tokens = sum(event.reasoning_tokens for event in finished)
+    cached_tokens = sum(event.cached_tokens for event in finished)
+    return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
     }
-    if reasoning_tokens := sum(event.reasoning_tokens for event in finished):
-        usage["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
-    return usage
 
 
 def _chat_logprobs(tokens: Iterable[TokenLogprob]) -> dict[str, Any]:

@@ -121,9 +121,10 @@ class _Answer:
         finished = self.blocks.finished
         output_tokens = finished.completion_tokens if finished else 0
         reasoning_tokens = finished.reasoning_tokens if finished else 0
+        cached_tokens = finished.cached_tokens if finished else 0
         return {
             "input_tokens": prompt_tokens,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": cached_tokens, "cache_write_tokens": 0},
             "output_tokens": output_tokens,
             "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
             "total_tokens": prompt_tokens + output_tokens,

@@ -213,6 +213,7 @@ class TorchEngine:
                 logprobs=request.logprobs,
             ),
             text=_answer_text(index, rendered, source),
+            is_first_choice=choice == 0,
             guide=None if source.grammar is None else source.grammar.matcher(),
         )
 
@@ -370,6 +371,7 @@ class TorchEngine:
                 reason="tool_calls" if calls else finished,
                 completion_tokens=sequence.answer_tokens,
                 reasoning_tokens=text.reasoning_tokens,
+                cached_tokens=(sequence.cached_tokens or 0) if sequence.is_first_choice else 0,
                 stop_sequence=text.stop_sequence,
             )
             post.add(number, end)

@@ -29,6 +29,10 @@ class Sequence:
     end_ids: frozenset[int] = frozenset()
     """Drawing one of these ends the answer and leaves no text."""
     min_tokens: int = 0
+    is_first_choice: bool = True
+    """Of its prompt."""
+    cached_tokens: int | None = None
+    """Of the prompt, whose keys and values were there when it was admitted first; None: it waits."""
     computed: int = 0
     """Tokens, from the first one on, whose keys and values are stored."""
     pending: int = 0
