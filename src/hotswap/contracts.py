@@ -309,6 +309,18 @@ class ModelFacts:
     """Numbers in its weights, to within the headers of the files."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatFacts:
+    """How a model chats, as its template and its vocabulary say."""
+
+    template: str | None = None
+    """As Jinja source; None: it has none, and cannot chat."""
+    tools: bool = False
+    """It can be told of tools, and its calls are understood."""
+    thinking: bool = False
+    """It knows of reasoning."""
+
+
 @dataclass(frozen=True, slots=True)
 class AppliedSetting:
     value: Any
@@ -478,6 +490,9 @@ class EngineRegistry(Protocol):
             InvalidRequest: an id is outside the vocabulary.
             ModelLoadFailed: as `render`.
         """
+
+    async def chat_facts(self, spec: ModelSpec) -> ChatFacts:
+        """Raises: ModelLoadFailed: as `render`."""
 
     async def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
         """Bring a model to host memory. Slow, may fail, leaves the device alone; stops when
@@ -693,8 +708,8 @@ class ModelDescription:
     listing: ModelListing
     sampling: SamplingParams
     """Defaults for what a request leaves unset."""
-    chat_template: str | None
-    """As Jinja source; None: it has none."""
+    chat: ChatFacts
+    """Nothing is known of a model that is still to be downloaded."""
 
 
 UnloadMode = Literal["drain", "abort"]

@@ -7,11 +7,10 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from anyio import to_thread
-
 from hotswap.config import SwapRules
 from hotswap.contracts import (
     RESIDENT_NAMES,
+    ChatFacts,
     ChatPrompt,
     EmbeddingRequest,
     Embeddings,
@@ -47,7 +46,6 @@ from hotswap.errors import (
     NotLoaded,
     NotPermitted,
 )
-from hotswap.model_dir import own_chat_template
 from hotswap.swap import SwapController
 
 
@@ -379,10 +377,9 @@ class SwapService:
         """See `ModelService.describe`."""
         spec = await self._named(name)
         listing = self._listed_as(spec, name)
-        template = spec.engine.chat_template
-        if template is None and spec.path is not None:
-            template = await to_thread.run_sync(own_chat_template, spec.path)
-        return ModelDescription(listing=listing, sampling=spec.sampling, chat_template=template)
+        chats = spec.path is not None and spec.task == "generate"
+        chat = await self._registry.chat_facts(spec) if chats else ChatFacts()
+        return ModelDescription(listing=listing, sampling=spec.sampling, chat=chat)
 
     def _facts(self, specs: tuple[ModelSpec, ...]) -> _Facts:
         controller = self._controller
