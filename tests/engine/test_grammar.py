@@ -7,15 +7,15 @@ import json
 import pytest
 
 from hotswap.contracts import Guide
-from hotswap.engine.grammar import Reasoning, grammar_of, unrolled
+from hotswap.engine.grammar import Preamble, grammar_of, unrolled
 from hotswap.errors import InvalidRequest
 
-MARKERS = frozenset({"<think>", "</think>"})
+MARKERS = {"<think>": 7, "</think>": 8}
 
 
-def parts(kind: str, source: str, reasoning: Reasoning | None = None) -> list[dict[str, object]]:
+def parts(kind: str, source: str, preamble: Preamble | None = None) -> list[dict[str, object]]:
     guide = Guide(kind, source, "guide")  # type: ignore[arg-type]
-    found: list[dict[str, object]] = json.loads(grammar_of(guide, reasoning, MARKERS))["grammars"]
+    found: list[dict[str, object]] = json.loads(grammar_of(guide, preamble, MARKERS))["grammars"]
     return found
 
 
@@ -82,11 +82,11 @@ def test_a_schema_cannot_choose_how_it_is_enforced() -> None:
     assert schema["x-guidance"]["whitespace_flexible"] is False
 
 
-def test_a_marker_that_is_a_token_is_named_and_another_is_spelled() -> None:
-    [first, _] = parts("regex", "a", Reasoning("</think>", "<think>"))
-    assert "thought: TEXT </think>" in str(first["lark_grammar"])
-    assert "(<think> thought BREAK)?" in str(first["lark_grammar"])
-    [first, _] = parts("regex", "a", Reasoning("[/T]"))
+def test_a_marker_that_is_a_token_is_asked_for_by_its_id_and_another_is_spelled() -> None:
+    [first, _] = parts("regex", "a", Preamble("</think>", "<think>"))
+    assert "thought: TEXT <[8]>" in str(first["lark_grammar"])
+    assert "(<[7]> thought BREAK)?" in str(first["lark_grammar"])
+    [first, _] = parts("regex", "a", Preamble("[/T]"))
     assert r"thought[lazy]: /(.|\n)*\x{5b}\x{2f}T\x{5d}/" in str(first["lark_grammar"])
 
 

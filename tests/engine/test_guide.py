@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import anyio
 import jsonschema
 import pytest
 
-from hotswap.contracts import Guide, SamplingParams
+from hotswap.contracts import ChatPrompt, Guide, SamplingParams
 from hotswap.errors import HotswapError, InvalidRequest
 from tests.engine.serving import GREEDY, Answer, Served, ignore, request, serving, spec_of
 
@@ -312,15 +313,15 @@ async def test_a_guided_answer_waits_for_its_last_token(checkpoint: Checkpoint) 
 async def test_text_before_the_marker_is_free_and_the_rest_is_guided(
     checkpoint: Checkpoint,
 ) -> None:
-    from hotswap.engine.grammar import Reasoning
+    from hotswap.engine.grammar import Preamble
 
     async with serving(checkpoint()) as served:
         front = served.prepared.front
-        for reasoning in (Reasoning("</t>"), Reasoning("</t>", "<t>"), Reasoning("<|im_start|>")):
-            grammar = front.guides.compile(guide("choice", '["one"]'), reasoning)
-            text = ("<t>" if reasoning.open else "") + "two one {"
+        for preamble in (Preamble("</t>"), Preamble("</t>", "<t>"), Preamble("<|im_start|>")):
+            grammar = front.guides.compile(guide("choice", '["one"]'), preamble)
+            text = ("<t>" if preamble.open else "") + "two one {"
             matcher = grammar.matcher()
-            tokens = front.tokenizer.encode(text + reasoning.close + "\n\none")
+            tokens = front.tokenizer.encode(text + preamble.close + "\n\none")
             for token in tokens:
                 assert not matcher.complete
                 allowed = matcher.allowed(front.eos_ids, may_end=True)
@@ -328,6 +329,41 @@ async def test_text_before_the_marker_is_free_and_the_rest_is_guided(
                 assert not matcher.accepting
                 matcher.advance(token)
             assert matcher.complete
+
+
+@pytest.mark.parametrize("template", ["{{ messages }}[THINK]", "{{ messages }}"])
+async def test_reasoning_between_special_tokens_that_have_no_angle_brackets_comes_before_it(
+    checkpoint: Checkpoint, tmp_path: Path, template: str
+) -> None:
+    """Mistral's marks, which are tokens that no text spells."""
+    path = with_tokens(checkpoint(), tmp_path, "[THINK]", "[/THINK]")
+    (path / "chat_template.jinja").write_text(template + "{# [THINK] #}")
+    prompt = ChatPrompt(messages=({"role": "user", "content": "hi"},))
+    async with serving(path) as served:
+        ids = served.prepared.front.vocabulary.added
+        likely = {ids["[THINK]"]: 50.0, ids["[/THINK]"]: 100.0}
+        answer = await served.ask(
+            prompt,
+            guide=guide("choice", '["yes"]'),
+            max_tokens=20,
+            sampling=SamplingParams(temperature=0, logit_bias=likely),
+        )
+    assert answer.finished is not None
+    assert (answer.reasoning, answer.text, answer.finished.reason) == ("", "yes", "stop")
+    assert answer.finished.completion_tokens <= 5
+
+
+def with_tokens(path: Path, to: Path, *texts: str) -> Path:
+    """A copy of a model with more special tokens."""
+    from transformers import AutoTokenizer
+
+    copy = Path(shutil.copytree(path, to / "marked"))
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": list(texts)}, replace_extra_special_tokens=False
+    )
+    tokenizer.save_pretrained(copy)
+    return copy
 
 
 async def test_a_grammar_may_name_special_tokens_and_hold_schemas(checkpoint: Checkpoint) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -41,7 +41,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Reasoning:
+class Preamble:
     """What may come before that which a guide is for: any text that ends with a marker."""
 
     close: str
@@ -51,11 +51,11 @@ class Reasoning:
     with what the guide is for. None: it begins inside."""
 
 
-def grammar_of(guide: Guide, reasoning: Reasoning | None, markers: frozenset[str]) -> str:
+def grammar_of(guide: Guide, preamble: Preamble | None, markers: Mapping[str, int]) -> str:
     """In llguidance's own notation; whether it compiles is not known yet.
 
     Args:
-        markers: texts that are tokens of their own and stand for no text in an answer.
+        markers: texts that are tokens of their own, which no other text spells, and their ids.
 
     Raises:
         InvalidRequest
@@ -67,7 +67,7 @@ def grammar_of(guide: Guide, reasoning: Reasoning | None, markers: frozenset[str
     if size > _MOST_BYTES[guide.kind]:
         refuse(guide, f"it is larger than {_MOST_BYTES[guide.kind]} bytes.")
     parts = [
-        {"lark_grammar": _beginning(reasoning, markers)},
+        {"lark_grammar": _beginning(preamble, markers)},
         {"name": "guide", **_PARTS[guide.kind](guide)},
     ]
     try:
@@ -85,20 +85,20 @@ def refuse(guide: Guide, reason: str) -> NoReturn:
     ) from None
 
 
-def _beginning(reasoning: Reasoning | None, markers: frozenset[str]) -> str:
+def _beginning(preamble: Preamble | None, markers: Mapping[str, int]) -> str:
     """The first rule of all. Without forcing, a text that is sure to come may be written in any
     tokens: llguidance would tokenize it by a call of Python's, at every such place."""
     lines = ['%llguidance {"no_forcing": true}']
-    if reasoning is None:
+    if preamble is None:
         return "\n".join([*lines, "start: @guide"])
     thought = "thought BREAK"
-    if reasoning.close in markers:
-        lines += [f"thought: TEXT {reasoning.close}", r"TEXT: /(.|\n)*/"]
+    if preamble.close in markers:
+        lines += [f"thought: TEXT <[{markers[preamble.close]}]>", r"TEXT: /(.|\n)*/"]
     else:
-        lines += [rf"thought[lazy]: /(.|\n)*{_literal(reasoning.close)}/"]
-    if reasoning.open is not None:
-        known = reasoning.open in markers
-        mark = reasoning.open if known else f"/{_literal(reasoning.open)}/"
+        lines += [rf"thought[lazy]: /(.|\n)*{_literal(preamble.close)}/"]
+    if preamble.open is not None:
+        token = markers.get(preamble.open)
+        mark = f"/{_literal(preamble.open)}/" if token is None else f"<[{token}]>"
         thought = f"({mark} {thought})?"
     return "\n".join([*lines, r"BREAK: /\n{0,2}/", f"start: {thought} @guide"])
 

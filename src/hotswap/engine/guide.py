@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from hotswap.contracts import Guide
-from hotswap.engine.grammar import Reasoning, grammar_of, refuse
+from hotswap.engine.grammar import Preamble, grammar_of, refuse
 from hotswap.errors import InvalidRequest, Overloaded
 
 if TYPE_CHECKING:
@@ -68,25 +69,25 @@ class Guides:
         self._tokens: _Tokens | str | None = None
         """A text: why there are none; None: nobody has asked yet."""
         self._making = threading.Lock()
-        self._kept: OrderedDict[tuple[str, str, Reasoning | None], Grammar] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, Preamble | None], CompiledGuide] = OrderedDict()
         self._lock = threading.Lock()
         self._compiling = threading.Semaphore(_COMPILING)
 
-    def compile(self, guide: Guide, reasoning: Reasoning | None = None) -> Grammar:
+    def compile(self, guide: Guide, preamble: Preamble | None = None) -> CompiledGuide:
         """Takes milliseconds, or up to some seconds: call it from a worker thread.
 
         Args:
-            reasoning: what may come before that which the guide is for.
+            preamble: what may come before that which the guide is for.
 
         Raises:
             InvalidRequest: it is no guide, or asks for too much.
             Overloaded
         """
-        key = guide.kind, guide.source, reasoning
+        key = guide.kind, guide.source, preamble
         tokens = self._made(guide)
         if (known := self._find(key)) is not None:
             return known
-        source = grammar_of(guide, reasoning, tokens.markers)
+        source = grammar_of(guide, preamble, tokens.markers)
         if not self._compiling.acquire(timeout=_COMPILE_TIME_S):
             raise Overloaded("Too many guides are being compiled.")
         if (known := self._find(key)) is not None:  # so that ten requests compile it once
@@ -99,14 +100,14 @@ class Guides:
                 self._kept.popitem(last=False)
         return grammar
 
-    def _find(self, key: tuple[str, str, Reasoning | None]) -> Grammar | None:
+    def _find(self, key: tuple[str, str, Preamble | None]) -> CompiledGuide | None:
         with self._lock:
             known = self._kept.get(key)
             if known is not None:
                 self._kept.move_to_end(key)
         return known
 
-    def _compile(self, guide: Guide, source: str, tokens: _Tokens) -> Grammar:
+    def _compile(self, guide: Guide, source: str, tokens: _Tokens) -> CompiledGuide:
         compiled: Future[LLMatcher] = Future()
 
         def work() -> None:
@@ -141,7 +142,7 @@ class Guides:
         matcher = compiled.result()
         if matcher.is_error():
             refuse(guide, _reason(matcher.get_error()))
-        grammar = Grammar(matcher, self._vocab_size, guide.param)
+        grammar = CompiledGuide(matcher, self._vocab_size, guide.param)
         beginning = grammar.matcher()
         if beginning.failed or beginning.complete:
             refuse(guide, _NO_ANSWER)
@@ -166,26 +167,25 @@ class Guides:
             for token, entry in self._tokenizer.added_tokens_decoder.items()
             if token < count
         }
-        special = {t for t in {*self._tokenizer.all_special_ids, *self._end_ids} if t < count}
+        special = {t for t in self._vocabulary.special | self._end_ids if t < count}
         special |= {t for t, text in added.items() if text.startswith("<") and text.endswith(">")}
         for token in special & added.keys():
             pieces[token] = added[token].encode()
         pieces += [b""] * (-(-self._vocab_size // 8) * 8 - count)
-        named = (pieces[token].decode(errors="replace") for token in special)
-        markers = {text for text in named if text.startswith("<") and text.endswith(">")}
+        markers = {pieces[token].decode(errors="replace"): token for token in special}
         try:
             tokenizer = LLTokenizer(TokenizerWrapper(_Pieces(pieces, sorted(special))))
         except Exception as error:  # whatever the library makes of a strange vocabulary
             _log.warning("No answers can be guided with this tokenizer", exc_info=True)
             return f"The tokens of this model cannot be used to guide: {_reason(str(error))}"
-        return _Tokens(tokenizer, frozenset(markers))
+        return _Tokens(tokenizer, markers)
 
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
     tokenizer: LLTokenizer
-    markers: frozenset[str]
-    """Special tokens, as a grammar may name them."""
+    markers: Mapping[str, int]
+    """Special tokens: their texts, which nothing else spells for llguidance, and their ids."""
 
 
 class _Pieces:
@@ -216,7 +216,7 @@ def _limits() -> LLParserLimits:
     return LLParserLimits(max_lexer_states=_MOST_LEXER_STATES, verbose_errors=False)
 
 
-class Grammar:
+class CompiledGuide:
     """A compiled guide; any number of sequences may be guided by it at the same time."""
 
     def __init__(self, compiled: LLMatcher, vocab_size: int, param: str) -> None:

@@ -17,8 +17,8 @@ from hotswap.engine.chat import write_out
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.drawing import DrawParams
 from hotswap.engine.front import Front
-from hotswap.engine.grammar import Reasoning
-from hotswap.engine.guide import Grammar
+from hotswap.engine.grammar import Preamble
+from hotswap.engine.guide import CompiledGuide
 from hotswap.engine.speech.listener import Hearing
 from hotswap.errors import ContextLengthExceeded, InvalidRequest
 
@@ -35,7 +35,7 @@ class RenderedPrompt:
     """Text that its answers begin with."""
     hearing: Hearing | None = None
     """What its answers are taken apart by; None: they are text."""
-    grammar: Grammar | None = None
+    grammar: CompiledGuide | None = None
     """Guides each of its answers."""
 
 
@@ -119,7 +119,7 @@ class PromptRenderer:
             text = self._front.vocabulary.text(list(ids)) if echo else ""
         if not ids:
             ids = self._bos(prompt)
-        grammar = self._front.guides.compile(guide, _reasoning(hearing)) if guide else None
+        grammar = self._front.guides.compile(guide, _preamble(hearing)) if guide else None
         return RenderedPrompt(ids, text if echo else "", hearing, grammar)
 
     def _encode(self, text: str, prompt: Prompt, *, special: bool) -> tuple[int, ...]:
@@ -162,11 +162,11 @@ class PromptRenderer:
         return dict(bias or {})
 
 
-def _reasoning(hearing: Hearing | None) -> Reasoning | None:
+def _preamble(hearing: Hearing | None) -> Preamble | None:
     """What may come before that which a guide is for."""
     if hearing is None or hearing.marks is None:
         return None
-    return Reasoning(hearing.marks.close, None if hearing.opened else hearing.marks.open)
+    return Preamble(hearing.marks.close, None if hearing.opened else hearing.marks.open)
 
 
 def token_texts(
