@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from hotswap.api.blocks import Block, Blocks, text_of
+from hotswap.api.answer_blocks import Block, Blocks, text_of
 from hotswap.api.dialect import Stamp
 from hotswap.api.errors import anthropic_envelope
 from hotswap.api.sse import comment

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from hotswap.api.blocks import Block, Blocks, text_of
+from hotswap.api.answer_blocks import Block, Blocks, text_of
 from hotswap.api.dialect import Stamp
 from hotswap.api.errors import envelope
 from hotswap.api.responses_store import Kept, ResponseStore
