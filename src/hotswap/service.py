@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from hotswap.contracts import (
     ChatPrompt,
     EmbeddingRequest,
     Embeddings,
+    Engine,
     EngineRegistry,
     Generation,
     GenerationRequest,
@@ -48,6 +49,8 @@ from hotswap.errors import (
 )
 from hotswap.swap import SwapController
 
+AnyRequest = GenerationRequest | EmbeddingRequest
+
 
 class SwapService:
     """The `ModelService`: a controller, the catalogue of what there is to serve, and the engine
@@ -74,7 +77,25 @@ class SwapService:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Generation]:
         """See `ModelService.generate`."""
         target = await self._resolve(request.model, any_name=request.any_name)
-        _check_task(target.spec, "generate")
+        async with (
+            self._admitted(target, request) as (engine, rendered),
+            engine.generate(rendered) as generation,
+        ):
+            yield generation
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """See `ModelService.embed`."""
+        target = await self._resolve(request.model, task="embed")
+        async with self._admitted(target, request) as (engine, rendered):
+            return await engine.embed(rendered)
+
+    @asynccontextmanager
+    async def _admitted(
+        self, target: Target, request: AnyRequest
+    ) -> AsyncIterator[tuple[Engine, Rendered]]:
+        """While it is entered, the engine that answers stays, and with it comes the request as its
+        model sees it."""
+        _check_task(target.spec, _task_of(request))
         self._controller.check_admittance(target)
         # Before the queue: a request that must fail never costs a swap. A model that is still to
         # be downloaded has no tokenizer yet; there, after it.
@@ -83,20 +104,7 @@ class SwapService:
         async with self._controller.lease(target, request.keep_alive_s) as stay:
             if rendered is None or (target.is_any and not is_same_load(spec, stay.spec)):
                 rendered = await self._render(stay.spec, request)
-            async with stay.engine.generate(rendered) as generation:
-                yield generation
-
-    async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        """See `ModelService.embed`."""
-        target = await self._resolve(request.model, task="embed")
-        _check_task(target.spec, "embed")
-        self._controller.check_admittance(target)
-        spec = self._expected_for(target)
-        rendered = await self._render_embedding(spec, request) if spec.path is not None else None
-        async with self._controller.lease(target, request.keep_alive_s) as stay:
-            if rendered is None or (target.is_any and not is_same_load(spec, stay.spec)):
-                rendered = await self._render_embedding(stay.spec, request)
-            return await stay.engine.embed(rendered)
+            yield stay.engine, rendered
 
     async def warm(self, name: str | None, *, keep_alive_s: float | None = None) -> str:
         """See `ModelService.warm`."""
@@ -133,10 +141,7 @@ class SwapService:
         spec = self._expected_for(target)
         if spec.path is None:
             raise ModelNotFound(f"{spec.id!r} is not downloaded yet, so its tokens are not known.")
-        if spec.task == "embed":
-            rendered = await self._render_embedding(spec, _to_embed(request))
-        else:
-            rendered = await self._render(spec, request)
+        rendered = await self._render(spec, _to_embed(request) if spec.task == "embed" else request)
         return Tokenized(spec.id, rendered.token_ids, rendered.token_texts if texts else ())
 
     async def detokenize(self, model: str | None, ids: Sequence[int]) -> tuple[str, str]:
@@ -224,20 +229,12 @@ class SwapService:
         absent = self._controller.last_resident or self._catalog.startup
         return present or ({absent} if absent else set())
 
-    async def _render(self, spec: ModelSpec, request: GenerationRequest) -> Rendered:
-        _check_task(spec, "generate")
-        with self._noting_failures(spec):
-            return await self._registry.render(spec, request)
-
-    async def _render_embedding(self, spec: ModelSpec, request: EmbeddingRequest) -> Rendered:
-        _check_task(spec, "embed")
-        with self._noting_failures(spec):
-            return await self._registry.render_embedding(spec, request)
-
-    @contextmanager
-    def _noting_failures(self, spec: ModelSpec) -> Iterator[None]:
+    async def _render(self, spec: ModelSpec, request: AnyRequest) -> Rendered:
+        _check_task(spec, _task_of(request))
         try:
-            yield
+            if isinstance(request, EmbeddingRequest):
+                return await self._registry.render_embedding(spec, request)
+            return await self._registry.render(spec, request)
         except ModelLoadFailed as error:
             self._controller.note_failure(spec, error)
             raise
@@ -466,6 +463,10 @@ def _max_model_len(spec: ModelSpec, facts: _Facts) -> int | None:
         return wanted
     same = started.max_position_embeddings == spec.max_position_embeddings
     return tokens if same else wanted
+
+
+def _task_of(request: AnyRequest) -> Task:
+    return "embed" if isinstance(request, EmbeddingRequest) else "generate"
 
 
 def _check_task(spec: ModelSpec, task: Task) -> None:
