@@ -14,8 +14,8 @@ from starlette.responses import Response
 from hotswap import __version__
 from hotswap.api.body import read_object
 from hotswap.api.documents import json_response
-from hotswap.api.ollama import parse_name
 from hotswap.api.ollama_answers import timestamp
+from hotswap.api.ollama_orders import parse_name
 from hotswap.contracts import (
     ChatFacts,
     ModelDescription,

@@ -16,6 +16,7 @@ import msgspec
 
 from hotswap.api.dialect import Stamp
 from hotswap.api.errors import envelope
+from hotswap.api.logprobs import token_logprobs, written
 from hotswap.api.sse import comment
 from hotswap.contracts import (
     Finished,
@@ -28,7 +29,6 @@ from hotswap.contracts import (
 from hotswap.errors import HotswapError
 
 DONE = b"data: [DONE]\n\n"
-_LEAST_LOGPROB = -9999.0  # what OpenAI writes for -inf, which JSON cannot
 _encode = msgspec.json.encode
 
 
@@ -301,19 +301,7 @@ def _usage(prompt_tokens: int, finished: Sequence[Finished]) -> dict[str, Any]:
 
 
 def _chat_logprobs(tokens: Iterable[TokenLogprob]) -> dict[str, Any]:
-    content = [
-        {**_chat_logprob(token), "top_logprobs": [_chat_logprob(other) for other in token.top]}
-        for token in tokens
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _chat_logprob(token: TokenLogprob) -> dict[str, Any]:
-    return {
-        "token": token.text,
-        "logprob": max(token.logprob, _LEAST_LOGPROB),
-        "bytes": list(token.raw),
-    }
+    return {"content": token_logprobs(tokens), "refusal": None}
 
 
 def _completion_logprobs(tokens: Iterable[TokenLogprob], offset: int) -> dict[str, Any]:
@@ -326,10 +314,10 @@ def _completion_logprobs(tokens: Iterable[TokenLogprob], offset: int) -> dict[st
     }
     for token in tokens:
         columns["text_offset"].append(offset)
-        columns["token_logprobs"].append(max(token.logprob, _LEAST_LOGPROB))
+        columns["token_logprobs"].append(written(token.logprob))
         columns["tokens"].append(token.text)
         columns["top_logprobs"].append(
-            {one.text: max(one.logprob, _LEAST_LOGPROB) for one in (*token.top, token)}
+            {one.text: written(one.logprob) for one in (*token.top, token)}
         )
         offset += len(token.text)
     return columns
