@@ -124,7 +124,7 @@ class GenerationRequest:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     echo: bool = False
-    """Start each answer with its prompt's text."""
+    """Start each answer with its prompt's text; with ``logprobs``, with its tokens."""
     logprobs: int | None = None
     """None: no log-probabilities; k >= 0: the drawn token's and the k likeliest ones'."""
     guide: Guide | None = None
@@ -160,7 +160,8 @@ class TokenLogprob:
 
     text: str
     raw: bytes
-    logprob: float
+    logprob: float | None
+    """None: it is a prompt's first one, which nothing came before."""
     top: tuple[TokenLogprob, ...] = ()
 
 

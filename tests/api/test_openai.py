@@ -165,6 +165,7 @@ def test_a_completion_request_counts_choices_over_prompts() -> None:
     assert call.choices == 6
     assert call.request.logprobs == 0
     assert completion(echo=True).echo
+    assert completion(echo=True, logprobs=1).logprobs == 1
 
 
 @pytest.mark.parametrize(
@@ -361,7 +362,6 @@ BAD_COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": 21}, "logprobs"),
     ({"logprobs": -1}, "logprobs"),
     ({"best_of": 2}, "best_of"),
-    ({"echo": True, "logprobs": 1}, "echo"),
     ({"echo": "yes"}, "echo"),
 ]
 

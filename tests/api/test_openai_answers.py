@@ -176,6 +176,20 @@ def test_a_chat_answer_in_one_piece() -> None:
     }
 
 
+def test_a_first_token_has_no_log_probability() -> None:
+    first = TokenLogprob("H", b"H", None)
+    document = CompletionDocument(STAMP, choices=1)
+    document.add(TextDelta(index=0, text="HHi", logprobs=(first, HI)))
+    document.add(END)
+    [choice] = json.loads(document.body("m", 7))["choices"]
+    assert choice["logprobs"] == {
+        "text_offset": [0, 1],
+        "token_logprobs": [None, -0.5],
+        "tokens": ["H", "Hi"],
+        "top_logprobs": [None, {"Hi": -0.5}],
+    }
+
+
 def test_a_completion_in_one_piece() -> None:
     document = CompletionDocument(STAMP, choices=1)
     document.add(TextDelta(index=0, text="Hi", logprobs=(HI,)))

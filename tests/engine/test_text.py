@@ -235,7 +235,7 @@ def test_every_end_token_the_model_knows_ends_an_answer(
     assert rendered(spec, [1], stop_token_ids=(3,), ignore_eos=True).end_ids == {3}
 
 
-def test_echo_with_logprobs_is_refused_by_name(checkpoint: Checkpoint) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        rendered(spec_of(checkpoint()), [1], echo=True, logprobs=1)
-    assert caught.value.param == "echo"
+def test_an_echo_with_logprobs_is_told_in_tokens_and_not_as_a_text(checkpoint: Checkpoint) -> None:
+    spec = spec_of(checkpoint())
+    assert rendered(spec, "quick", echo=True).prompts[0].echo == "quick"
+    assert rendered(spec, "quick", echo=True, logprobs=1).prompts[0].echo == ""

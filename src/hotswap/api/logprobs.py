@@ -11,8 +11,8 @@ _LEAST = -9999.0
 """What OpenAI writes for minus infinity, which JSON cannot."""
 
 
-def written(logprob: float) -> float:
-    return max(logprob, _LEAST)
+def written(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, _LEAST)
 
 
 def token_logprobs(tokens: Iterable[TokenLogprob]) -> list[dict[str, Any]]:

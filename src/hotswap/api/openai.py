@@ -252,8 +252,6 @@ def parse_completion(fields: dict[str, Any]) -> Call:
     completion = decode(fields, Completion)
     if completion.best_of is not None and completion.best_of > (completion.n or 1):
         raise InvalidRequest("best_of: more than n is not supported", param="best_of")
-    if completion.echo and completion.logprobs is not None:
-        raise InvalidRequest("echo: not supported together with logprobs", param="echo")
     request = completion.request(
         _prompts(completion), logprobs=completion.logprobs, echo=bool(completion.echo)
     )

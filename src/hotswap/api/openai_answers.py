@@ -305,7 +305,8 @@ def _chat_logprobs(tokens: Iterable[TokenLogprob]) -> dict[str, Any]:
 
 
 def _completion_logprobs(tokens: Iterable[TokenLogprob], offset: int) -> dict[str, Any]:
-    """``offset`` is where in the choice's text, in characters, the first token starts."""
+    """``offset`` is where in the choice's text, in characters, the first token starts. Of a token
+    that nothing came before there is no log-probability."""
     columns: dict[str, list[Any]] = {
         "text_offset": [],
         "token_logprobs": [],
@@ -316,8 +317,7 @@ def _completion_logprobs(tokens: Iterable[TokenLogprob], offset: int) -> dict[st
         columns["text_offset"].append(offset)
         columns["token_logprobs"].append(written(token.logprob))
         columns["tokens"].append(token.text)
-        columns["top_logprobs"].append(
-            {one.text: written(one.logprob) for one in (*token.top, token)}
-        )
+        likely = {one.text: written(one.logprob) for one in (*token.top, token)}
+        columns["top_logprobs"].append(None if token.logprob is None else likely)
         offset += len(token.text)
     return columns

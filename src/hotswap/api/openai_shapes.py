@@ -79,9 +79,9 @@ class ChatAnswer(Struct):
 
 class CompletionLogprobs(Struct):
     text_offset: list[int]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]
     tokens: list[str]
-    top_logprobs: list[dict[str, float]]
+    top_logprobs: list[dict[str, float] | None]
 
 
 class CompletionChoiceAnswer(Struct):

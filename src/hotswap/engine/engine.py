@@ -200,9 +200,11 @@ class TorchEngine:
         name = prompt_name(request.prompts[prompt])
         room = answer_room(len(source.ids), request, self.max_model_len, name)
         index = prompt * request.n + choice
+        tells_prompt = request.echo and request.logprobs is not None
         return Sequence(
             id=next(self._ids),
-            tokens=list(source.ids),
+            tokens=list(source.ids[:1] if tells_prompt else source.ids),
+            given=source.ids if tells_prompt else (),
             prompt_tokens=len(source.ids),
             max_tokens=room,
             min_tokens=request.min_tokens,
@@ -350,8 +352,8 @@ class TorchEngine:
         for sequence, draw in results:
             if sequence.id not in self._sequences:  # it ended, or its client left, meanwhile
                 continue
-            self._tokens += 1
             sequence.accept(draw)
+            self._tokens += sequence.answer_tokens > 0
             if sequence.lost:
                 self._give_up(sequence, post)
             else:

@@ -85,8 +85,6 @@ class PromptRenderer:
 
     def render(self, request: GenerationRequest) -> RenderedRequest:
         """Raises: InvalidRequest, ContextLengthExceeded, Overloaded."""
-        if request.echo and request.logprobs is not None:
-            raise InvalidRequest("echo together with logprobs is not supported.", param="echo")
         prompts = tuple(self._prompt(prompt, request) for prompt in request.prompts)
         for prompt, source in zip(prompts, request.prompts, strict=True):
             answer_room(len(prompt.ids), request, self._max_model_len, prompt_name(source))
@@ -105,7 +103,9 @@ class PromptRenderer:
         )
 
     def _prompt(self, prompt: Prompt, request: GenerationRequest) -> RenderedPrompt:
-        echo, hearing, guide = request.echo, None, request.guide
+        # With log-probabilities, tokens tell the prompt, see `hotswap.engine.sequence.Sequence`.
+        echo = request.echo and request.logprobs is None
+        hearing, guide = None, request.guide
         if isinstance(prompt, ChatPrompt):
             written = write_out(self._model, self._front, prompt, guide)
             text, hearing, guide = written.text, written.hearing, written.guide
