@@ -398,7 +398,9 @@ CHAIN["d500"] = {"type": "integer"}
         ("json_schema", json.dumps({"enum": WORDS})),
         ("choice", json.dumps(WORDS)),
         ("grammar", 'start: start "a" | "b"'),
-        ("grammar", 'start: (("a" | "b"){1000}){1000}'),
+        ("grammar", 'start: (("a" | "b"){100}){100}'),
+        ("json_schema", '{"type": "string", "minLength": 250000}'),
+        ("json_schema", '{"type": "array", "minItems": 250000, "items": {"maxLength": 250000}}'),
     ],
 )
 async def test_what_takes_others_for_ever_works(
