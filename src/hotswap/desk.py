@@ -141,6 +141,8 @@ class UnloadWish:
     drain_timeout_s: float
     mode: UnloadMode
     park: bool
+    told: str
+    """To those whose answers it ends."""
     verdict: Verdict[UnloadReport] = field(default_factory=Verdict)
 
 

@@ -20,6 +20,7 @@ from anyio import Event
 
 from hotswap.contracts import (
     AppliedSetting,
+    ChatFacts,
     EmbeddingRequest,
     Embeddings,
     EngineStats,
@@ -245,6 +246,12 @@ class ScriptedRegistry:
 
     async def detokenize(self, spec: ModelSpec, ids: Sequence[int]) -> str:
         return f"{spec.id}: {' '.join(map(str, ids))}"
+
+    async def chat_facts(self, spec: ModelSpec) -> ChatFacts:
+        """Of a model that chats by the template of its settings, if it has one."""
+        await self._look_up(spec)
+        template = spec.engine.chat_template
+        return ChatFacts(template=template, tools="tools" in (template or ""))
 
     async def prepare(self, spec: ModelSpec, report: Report) -> ScriptedModel:
         report("checking", 1.0)

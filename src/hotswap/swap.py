@@ -64,6 +64,8 @@ ABORT_GRACE_S = 5.0
 _A_LOADS_OWN = ("request", "uploaded")
 """Where settings come from that hold for one load only."""
 
+_UNLOADED = "The model was unloaded."
+
 CRASH_WINDOW_S = 60.0
 CRASHES_TOLERATED = 3
 
@@ -356,7 +358,8 @@ class SwapController:
             if load is not None:
                 report = await self._fall_asleep_on_the_way(load)
         else:
-            report = await self.unload(None, None, mode, park=park)
+            told = "The model was put to sleep; POST /wake_up wakes it."
+            report = await self.unload(None, None, mode, park=park, told=told)
             if resident.id == report.model:
                 self._asleep = resident
         if not park:
@@ -389,9 +392,15 @@ class SwapController:
         return UnloadReport(model=load.spec.id)
 
     async def unload(
-        self, model: str | None, drain_timeout_s: float | None, mode: UnloadMode, *, park: bool
+        self,
+        model: str | None,
+        drain_timeout_s: float | None,
+        mode: UnloadMode,
+        *,
+        park: bool,
+        told: str = _UNLOADED,
     ) -> UnloadReport:
-        """See `ModelService.unload`."""
+        """See `ModelService.unload`. ``told``: to those whose answers it ends."""
         if model is not None and not self.is_resident(model):
             return self._cancel_load(model)
         if self._residency is None and self._load is not None:
@@ -400,7 +409,7 @@ class SwapController:
         if self._residency is None:
             return UnloadReport(model=None)
         timeout = self._rules.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
-        wish = self.desk.unload_wish = UnloadWish(timeout, mode, park)
+        wish = self.desk.unload_wish = UnloadWish(timeout, mode, park, told)
         error = ModelUnloaded("The model is being unloaded.")
         self.desk.refuse(_is(self._residency.spec.id), error)
         return await wish.verdict.wait()
@@ -757,11 +766,12 @@ class SwapController:
 
     async def _cut(self, stay: Residency) -> None:
         """End the answers that still run, with an error their clients can see."""
+        wish = self.desk.unload_wish
         if stay.engine.failure is None:
             stay.engine.abort(
                 ShuttingDown("The server is shutting down.")
                 if self._closing
-                else ModelUnloaded("The model was unloaded.")
+                else ModelUnloaded(_UNLOADED if wish is None else wish.told)
             )
         deadline = anyio.current_time() + ABORT_GRACE_S
         if not await self.desk.until(lambda: not stay.leases, deadline=lambda: deadline):
@@ -800,7 +810,7 @@ class SwapController:
         self._unloads[self._unload_reason(stay, asked=asked)] += 1
         self._unloaded_by_hand = asked and not self.desk.load_wishes
         if self._unloaded_by_hand and not self._rules.on_demand:
-            self.desk.refuse(_anything, ModelUnloaded("The model was unloaded."))
+            self.desk.refuse(_anything, ModelUnloaded(_UNLOADED))
         failure = stay.engine.failure
         if isinstance(failure, DeviceLost):
             self._lose_device(failure)

@@ -20,6 +20,11 @@ def content_type(scope: Scope) -> str:
     return header(scope, b"content-type").partition(";")[0].strip().lower()
 
 
+def is_anthropic(scope: Scope) -> bool:
+    """The client says that it speaks Anthropic's API."""
+    return bool(header(scope, b"anthropic-version"))
+
+
 def ambiguous_length(scope: Scope) -> bool:
     """Two ways to tell where the body ends: the way to smuggle a request past a proxy."""
     names = [name for name, _ in scope["headers"]]

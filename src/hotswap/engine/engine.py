@@ -198,11 +198,13 @@ class TorchEngine:
     def _sequence(self, rendered: RenderedRequest, prompt: int, choice: int) -> Sequence:
         request, source = rendered.request, rendered.prompts[prompt]
         name = prompt_name(request.prompts[prompt])
-        room = answer_room(len(source.ids), request.max_tokens, self.max_model_len, name)
+        room = answer_room(len(source.ids), request, self.max_model_len, name)
         index = prompt * request.n + choice
+        tells_prompt = request.echo and request.logprobs is not None
         return Sequence(
             id=next(self._ids),
-            tokens=list(source.ids),
+            tokens=list(source.ids[:1] if tells_prompt else source.ids),
+            given=source.ids if tells_prompt else (),
             prompt_tokens=len(source.ids),
             max_tokens=room,
             min_tokens=request.min_tokens,
@@ -213,6 +215,7 @@ class TorchEngine:
                 logprobs=request.logprobs,
             ),
             text=_answer_text(index, rendered, source),
+            is_first_choice=choice == 0,
             guide=None if source.grammar is None else source.grammar.matcher(),
         )
 
@@ -349,8 +352,8 @@ class TorchEngine:
         for sequence, draw in results:
             if sequence.id not in self._sequences:  # it ended, or its client left, meanwhile
                 continue
-            self._tokens += 1
             sequence.accept(draw)
+            self._tokens += sequence.answer_tokens > 0
             if sequence.lost:
                 self._give_up(sequence, post)
             else:
@@ -370,6 +373,7 @@ class TorchEngine:
                 reason="tool_calls" if calls else finished,
                 completion_tokens=sequence.answer_tokens,
                 reasoning_tokens=text.reasoning_tokens,
+                cached_tokens=(sequence.cached_tokens or 0) if sequence.is_first_choice else 0,
                 stop_sequence=text.stop_sequence,
             )
             post.add(number, end)

@@ -20,6 +20,7 @@ import torch
 from anyio import to_thread
 
 from hotswap.contracts import (
+    ChatFacts,
     EmbeddingRequest,
     Estimate,
     GenerationRequest,
@@ -180,6 +181,12 @@ class TorchEngineRegistry:
         return await to_thread.run_sync(
             text_of, front, ids, abandon_on_cancel=True, limiter=self._rendering
         )
+
+    async def chat_facts(self, spec: ModelSpec) -> ChatFacts:
+        """See `hotswap.contracts.EngineRegistry.chat_facts`."""
+        front, _ = await self._front(spec)
+        speech = front.speech
+        return ChatFacts(template=front.chat_template, tools=speech.tools, thinking=speech.thinking)
 
     async def _front(self, spec: ModelSpec) -> tuple[Front, int | None]:
         """And the longest context that there is memory for, where that is less."""
