@@ -65,8 +65,8 @@ def tell(change: Change) -> None:
         _shown(change.left),
         _shown(change.came),
         change.cause.by,
-        change.cause.why,
-        change.result,
+        " ".join(change.cause.why.split()),
+        " ".join(change.result.split()),
         ", ".join(_costs(change, freed, leaked)),
         extra=fields,
     )

@@ -332,7 +332,7 @@ class _Server:
                 await catalog.startup_spec()
                 models = await catalog.models()
             except ConfigError as error:
-                logger.error("SIGHUP: nothing is changed: %s", error)
+                logger.error("SIGHUP: nothing is changed: %s", " ".join(str(error).splitlines()))
                 return
             settings = self._settings = found.settings
             self._catalog = catalog

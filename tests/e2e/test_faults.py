@@ -245,7 +245,11 @@ def test_under_load_the_server_starts_itself_again_and_refuses_nobody(
 def test_without_self_restart_it_exits_with_a_code_after_telling_its_clients(
     fault: str, code: int, tmp_path: Path
 ) -> None:
-    with faulty(tmp_path, "--no-self-restart") as broken:
+    with faulty(tmp_path, "--no-self-restart") as broken, closing(broken.connection()) as slow:
+        # A request whose body does not come to its end holds nobody up for long.
+        slow.putrequest("POST", "/v1/chat/completions")
+        slow.putheader("Content-Length", "1000")
+        slow.endheaders(b"{")
         with streaming(broken) as stream:
             broken.ask_for(fault)
         assert stream.error is not None

@@ -88,12 +88,13 @@ def test_a_model_that_does_not_start_and_the_one_that_comes_back_are_two_lines(t
 def test_a_model_that_cannot_be_prepared_is_told_with_the_one_that_stays(told: Told) -> None:
     async def scenario(house: House) -> None:
         await house.ask("A")
-        house.registry.script.prepare_errors["B"] = ModelLoadFailed("broken")
+        house.registry.script.prepare_errors["B"] = ModelLoadFailed("broken:\nin two lines")
         await house.ask("B")
         assert (await house.ask("A")).finished
 
     play(scenario)
-    assert told.shown()[1] == ("request", "A", "B", "broken")
+    assert told.shown()[1] == ("request", "A", "B", "broken:\nin two lines")
+    assert "broken: in two lines" in told.texts[1], "one line for people"
     assert told.lines[1]["failed"] is True
 
 
