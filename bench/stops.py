@@ -118,6 +118,11 @@ class Round:
             status, _ = await _exchange(self.server.port, b"GET", b"/livez", b"", asyncio.Event())
             assert status == 200
 
+    async def phase(self) -> str:
+        port = self.server.port
+        _, answer = await _exchange(port, b"GET", b"/health", b"", asyncio.Event())
+        return str(json.loads(answer.partition(b"\r\n\r\n")[2])["phase"])
+
 
 Moment = Callable[[Round], Coroutine[Any, Any, None]]
 
@@ -149,13 +154,11 @@ async def loading(run: Round) -> None:
 
 async def draining(run: Round) -> None:
     """Another model is wanted, and the one that is there ends its answers first."""
-    await run.server.says(_READY)
-    await loading(run)
-    await run.asked[-1].begun.wait()
-    for asking in [run.ask(TALES, stream=True) for _ in range(STREAMS)]:
-        await asking.begun.wait()
-    run.ask(SUMS, stream=True)
-    await run.heard()
+    await streaming(run)
+    waiting = run.ask(TALES, stream=True)
+    while not waiting.begun.is_set():
+        if await run.phase() == "draining":
+            break
 
 
 MOMENTS: dict[str, Moment] = {
@@ -201,6 +204,7 @@ async def _server(home: Path) -> AsyncIterator[Server]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HOTSWAP_")}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "hotswap", "demo", "--host", LOOPBACK, "--port", "0"),
+        *("--patience-s", "0"),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
