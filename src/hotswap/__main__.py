@@ -7,11 +7,20 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NoReturn
 
-from hotswap.config import ConfigError, load_settings, settle_threads, warnings_about
+from hotswap.config import (
+    ConfigError,
+    Settings,
+    listening_on,
+    load_settings,
+    settle_threads,
+    warnings_about,
+)
 from hotswap.console import print_error, print_warning
 from hotswap.errors import HotswapError
+from hotswap.handover import Image, inherit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,19 +31,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         serves.
     """
     try:
-        settings = load_settings(sys.argv[1:] if argv is None else argv)
+        image = inherit(os.environ)
+        read = partial(_read, sys.argv[1:] if argv is None else argv, image)
+        settings = read()
         for warning in warnings_about(settings):
             print_warning(warning)
         settle_threads()
         # Only here: --help need not wait for what serves.
         from hotswap.server import run  # noqa: PLC0415
 
-        return run(settings)
+        return run(settings, image, read)
     except (ConfigError, HotswapError) as error:
         print_error(str(error))
         return 2
     except KeyboardInterrupt:  # before the server heeds signals
         return 130
+
+
+def _read(argv: Sequence[str], image: Image) -> Settings:
+    settings = load_settings(argv, image.environment)
+    return settings if image.host is None else listening_on(settings, image.host)
 
 
 def command() -> NoReturn:

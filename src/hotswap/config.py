@@ -35,7 +35,9 @@ __all__ = [
     "Settings",
     "SwapRules",
     "apply_overrides",
+    "check",
     "is_loopback",
+    "listening_on",
     "load_settings",
     "parse_yaml",
     "settings_table",
@@ -57,6 +59,10 @@ class ServerConfig:
     dev_mode: bool = False
     keepalive_s: float = 10.0
     """How long a streaming request is held before its 200, and the pause between comments."""
+    hang_timeout_s: float = 60.0
+    """With work, and without a finished step for this long, the engine hangs."""
+    no_self_restart: bool = False
+    """Exit where the server would start itself again."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
@@ -123,8 +129,23 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ) 
         bundled = str(demo.MODELS_DIR)
         values["catalog.models_dirs"] = (*values.get("catalog.models_dirs", ()), bundled)
     settings = _assemble(values, models)
-    _check(settings)
+    check(settings)
     return settings
+
+
+def listening_on(settings: Settings, address: str) -> Settings:
+    """The settings of a server whose listening socket was bound by somebody else: who can reach it
+    is told by the socket's own address, where that is open to more than ``--host``.
+
+    Raises:
+        ConfigError: what is asked for is too much for such an address.
+    """
+    server = settings.server
+    if is_loopback(address) or not is_loopback(server.host):
+        return settings
+    opened = replace(settings, server=replace(server, host=address))
+    check(opened)
+    return opened
 
 
 def settle_threads(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -347,8 +368,8 @@ def _chat_template(written: str, where: str) -> str:
         raise ConfigError(f"{where}: cannot read the chat template {written!r}") from None
 
 
-def _check(settings: Settings) -> None:
-    """Raise what is wrong with the settings as a whole."""
+def check(settings: Settings) -> None:
+    """Raises: ConfigError: the settings do not go together."""
     catalog, server = settings.catalog, settings.server
     manageable = server.dev_mode or server.admin_key is not None
     if catalog.model is None and not (settings.swap.on_demand or manageable):

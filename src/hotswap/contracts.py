@@ -372,7 +372,8 @@ class EngineStats:
     steps: int
     tokens: int
     last_progress: float
-    """Monotonic time of the last finished step, or of the engine's start."""
+    """Monotonic time of the last finished step, of the engine's start, or of when there was work
+    again after there had been none, whichever came last."""
     alive: bool
     """The engine's driving thread runs."""
     first_token: float | None = None

@@ -150,9 +150,10 @@ class ScriptedEngine:
         assert rendered.model == self.model, f"{rendered.model} was sent to {self.model}"
         if self._failure is not None:
             raise self._failure
+        if not self.running:
+            self.last_progress = anyio.current_time()
         self.running += 1
         self.served += 1
-        self.last_progress = anyio.current_time()
         try:
             yield ScriptedGeneration(self, rendered)
         finally:

@@ -71,6 +71,13 @@ class SwapService:
         self._listed: tuple[ModelListing, ...] = ()
         self._listed_facts: _Facts | None = None
 
+    def obey(self, catalog: ModelCatalog, rules: SwapRules) -> None:
+        """Go by another catalogue and other rules from now on. What runs, waits or is resident is
+        left as it is."""
+        self._catalog = catalog
+        self._rules = rules
+        self._controller.obey(rules)
+
     # -- requests
 
     @asynccontextmanager
@@ -101,7 +108,9 @@ class SwapService:
         # be downloaded has no tokenizer yet; there, after it.
         spec = self._expected_for(target)
         rendered = await self._render(spec, request) if spec.path is not None else None
-        async with self._controller.lease(target, request.keep_alive_s) as stay:
+        async with self._controller.lease(
+            target, request.keep_alive_s, request_id=request.request_id
+        ) as stay:
             if rendered is None or (target.is_any and not is_same_load(spec, stay.spec)):
                 rendered = await self._render(stay.spec, request)
             yield stay.engine, rendered

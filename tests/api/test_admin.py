@@ -549,7 +549,8 @@ def test_the_feed_looks_at_the_disk_once_a_second_at_most() -> None:
     in_virtual_time(main)
 
 
-def test_the_feed_ends_at_once_with_the_server() -> None:
+@pytest.mark.parametrize("over", [SwapPhase.CLOSED, SwapPhase.FAILED])
+def test_the_feed_ends_at_once_with_the_server(over: SwapPhase) -> None:
     service = ScriptedService()
 
     async def main() -> float:
@@ -559,7 +560,7 @@ def test_the_feed_ends_at_once_with_the_server() -> None:
             await exchange.until(lambda: len(exchange.bodies) == 1)
             service.become(phase=SwapPhase.DRAINING)
             await anyio.wait_all_tasks_blocked()
-            service.become(phase=SwapPhase.CLOSED)
+            service.become(phase=over)
         return anyio.current_time()
 
     assert in_virtual_time(main) < 0.5

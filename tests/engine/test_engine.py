@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -534,6 +535,30 @@ async def test_a_step_that_raises_ends_every_answer_and_the_engine(
         await until(lambda: not served.engine.stats().alive)
         with pytest.raises(EngineFailed):
             await served.ask([1])
+
+
+async def test_that_nothing_moved_while_there_was_no_work_is_not_told_as_a_hang(
+    checkpoint: Checkpoint,
+) -> None:
+    async with serving(checkpoint()) as served:
+        engine, wakes = served.engine, threading.Event()
+
+        def wake_slowly() -> None:
+            wakes.wait(60)
+
+        rendered = await served.registry.render(served.spec, request([1], max_tokens=2))
+        engine._wishes.put(wake_slowly)
+        before = time.monotonic()
+        assert engine.stats().last_progress < before
+        async with engine.generate(rendered) as first, engine.generate(rendered):
+            stats = engine.stats()
+            assert stats.waiting == 2
+            assert stats.last_progress >= before
+            await until(lambda: time.monotonic() > stats.last_progress)
+            async with engine.generate(rendered):
+                assert engine.stats().last_progress == stats.last_progress, "more work is no step"
+            wakes.set()
+            assert [event async for events in first for event in events]
 
 
 async def test_out_of_memory_costs_one_request_and_the_others_go_on(

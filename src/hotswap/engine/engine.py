@@ -100,6 +100,7 @@ class TorchEngine:
         """Those that more is to come for."""
         self._accepted = 0
         self._accepted_sequences = 0
+        self._work_since = 0.0
         self._closing = False
         # The device thread's; read by others.
         self._sequences: dict[int, Sequence] = {}
@@ -133,7 +134,7 @@ class TorchEngine:
             waiting=max(0, self._accepted - self._ended - running),
             steps=self._steps,
             tokens=self._tokens,
-            last_progress=self._last_progress,
+            last_progress=max(self._last_progress, self._work_since),
             alive=self._alive,
             first_token=self._first_token,
             last_token=self._last_token,
@@ -187,6 +188,8 @@ class TorchEngine:
             for prompt in range(len(rendered.prompts))
             for choice in range(rendered.request.n)
         ]
+        if self._accepted == self._ended:  # that nothing moved until now is no hang
+            self._work_since = time.monotonic()
         number = self._accepted
         generation = TorchGeneration(number, self._model, rendered.prompt_tokens, sequences)
         self._generations[number] = generation
