@@ -51,6 +51,7 @@ ONLY_IN = {
     "torch": {"engine"},
     "transformers": {"engine"},
     "safetensors": {"engine"},
+    "accelerate": {"engine"},
     "triton": {"engine"},
     "llguidance": {"engine"},
     "huggingface_hub": {"hub"},
