@@ -55,6 +55,7 @@ ONLY_IN = {
     "torch": {"engine"},
     "transformers": {"engine"},
     "safetensors": {"engine"},
+    "accelerate": {"engine"},
     "triton": {"engine"},
     "llguidance": {"engine"},
     "huggingface_hub": {"hub"},

@@ -149,8 +149,8 @@ def listening_on(settings: Settings, address: str) -> Settings:
 
 
 def settle_threads(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Have OpenMP's threads sleep when there is nothing to do for a while, and oneDNN forget. To be
-    called before torch is imported.
+    """Have OpenMP's threads sleep when there is nothing to do for a while, oneDNN forget, and torch
+    compile nothing. To be called before torch is imported.
 
     Threads that spin for ever take the core that the event loop or another process needs: with
     one busy process beside it, a demo model fell from 180-270 to 20-46 tokens/s on two cores.
@@ -160,8 +160,12 @@ def settle_threads(environ: MutableMapping[str, str] = os.environ) -> None:
     oneDNN keeps what it has compiled for the last 1,024 shapes, and prompts of every length are
     shapes of their own: 400 prompts of 60 to 140 tokens left 71 MB behind, and 35 MB with
     room for 32.
+
+    Some of transformers' code asks torch to compile it when it first runs: BitNet's needs a C++
+    compiler for that, and took a model of 100 KB 76 s on two busy cores.
     """
     environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     if "OMP_WAIT_POLICY" not in environ:
         environ.setdefault("GOMP_SPINCOUNT", "10000")
 

@@ -282,6 +282,9 @@ class EngineConfig:
     """How an engine is built. The fields are the keys of ``load_model`` and of config files."""
 
     device: str = "auto"
+    device_map: str = "none"
+    """none or auto; auto: a model that has no room on the device is spread over all CUDA devices
+    and, as to the rest, host memory."""
     dtype: str = "auto"
     """auto, float32, bfloat16 or float16; auto: what the checkpoint was saved in."""
     max_model_len: int | None = None
@@ -439,11 +442,13 @@ class Estimate:
     kv_bytes: int
     """Keys and values of one sequence as long as the model takes."""
     device_free_bytes: int
-    """Once the resident model has left."""
+    """Once the resident model has left; of all devices together, where it would be spread."""
     host_free_bytes: int
     fits: bool
     reason: str | None = None
     """Why it does not, in a sentence; also where only its context would be cut."""
+    spread: Mapping[str, int] | None = None
+    """How many bytes of the weights would lie on which device; None: all on one."""
 
 
 class PreparedModel(Protocol):

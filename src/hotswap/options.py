@@ -35,6 +35,7 @@ ENGINE_KINDS: Mapping[str, Kind] = {
         pattern=r"auto|cpu|cuda(:\d{1,3})?",
         expected="auto, cpu, cuda or a numbered device such as cuda:1",
     ),
+    "device_map": values.choice("none", "auto"),
     "dtype": values.choice("auto", "float32", "bfloat16", "float16"),
     "max_model_len": values.optional(values.whole(1, metavar="TOKENS")),
     "max_num_seqs": values.whole(1, 4096),
@@ -255,6 +256,10 @@ OPTIONS: tuple[Option, ...] = (
         fixed=True,
     ),
     _engine("device", "device to run on"),
+    _engine(
+        "device-map",
+        "auto: spread a model that has no room on the device over all CUDA devices and host memory",
+    ),
     _engine("dtype", "number format of the weights; auto is the checkpoint's own"),
     _engine(
         "max-model-len",

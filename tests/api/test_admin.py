@@ -236,8 +236,18 @@ def test_a_dry_run_says_what_a_load_would_do(written: str) -> None:
         "kv_bytes": 200,
         "device_free_bytes": 1000,
         "host_free_bytes": 5000,
+        "spread": None,
     }
     assert service.orders == [("forecast", "m", {"max_model_len": 64}, "request")]
+
+
+def test_a_dry_run_says_where_a_model_would_be_spread() -> None:
+    service = ScriptedService()
+    assert isinstance(service.forecast_result, LoadForecast)
+    places = {"cuda:0": 5, "cuda:1": 1, "cpu": 1}
+    spread = replace(service.forecast_result.estimate, spread=places)
+    service.forecast_result = replace(service.forecast_result, estimate=spread)
+    assert ask(app_of(service), "POST", f"{LOAD}?dry_run=true").json["spread"] == places
 
 
 def test_a_dry_run_takes_an_uploaded_file() -> None:

@@ -50,6 +50,12 @@ async def test_bytes_are_those_of_the_headers_and_of_the_configuration(
     assert found.reason is None
 
 
+async def test_numbers_that_become_others_are_counted_as_these(checkpoint: Checkpoint) -> None:
+    saved = await estimated(spec_of(checkpoint()))
+    half = await estimated(spec_of(checkpoint(), dtype="bfloat16"))
+    assert half.weights_bytes == saved.weights_bytes // 2
+
+
 async def test_of_a_model_that_has_run_they_are_what_was_measured(checkpoint: Checkpoint) -> None:
     from hotswap.engine.registry import TorchEngineRegistry
 

@@ -276,6 +276,7 @@ def _forecast_answer(forecast: LoadForecast) -> dict[str, Any]:
         "kv_bytes": estimate.kv_bytes,
         "device_free_bytes": estimate.device_free_bytes,
         "host_free_bytes": estimate.host_free_bytes,
+        "spread": estimate.spread,
     }
 
 

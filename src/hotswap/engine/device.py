@@ -143,6 +143,14 @@ def free_host_bytes() -> int:
     return min([available, *_cgroup_room()])
 
 
+def shown_bytes(count: int) -> str:
+    """In the unit that suits it."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} bytes"
+
+
 def largest_tensors(device: torch.device) -> str:
     """What holds most memory of a device, for a log."""
     # By their types: some of torch's objects warn when they are asked for their class.
