@@ -73,6 +73,11 @@ def test_null_takes_back_a_limit() -> None:
         ({"sampling": {"temprature": 1}}, "sampling.temprature", "Did you mean temperature"),
         ({"sampling": {"top_p": 2}}, "sampling.top_p", "up to 1"),
         ({"ttl_s": -1}, "ttl_s", "seconds"),
+        ({"ttl_s": 10**400}, "ttl_s", "seconds"),
+        ({"kv_cache_memory": "9" * 400 + "GiB"}, "kv_cache_memory", "bytes"),
+        ({"sampling": {"top_k": 2**31}}, "sampling.top_k", "up to|to 2.14"),
+        ({"x" * 300: 1}, "x" * 200, "no setting 'x{200}'"),
+        ({"sampling": {"x" * 300: 1}}, "sampling." + "x" * 200, "no setting 'x{200}'"),
     ],
 )
 def test_a_mistake_is_refused_by_name(

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hotswap.config import parse_yaml
 from hotswap.errors import InvalidRequest
+from tests.work import LINEAR, growth
 
 
 def test_a_plain_mapping_is_read() -> None:
@@ -46,6 +51,11 @@ def test_an_empty_file_is_an_empty_mapping(text: str | bytes) -> None:
         (b"a: \xff\xfe\n", "cannot be read"),
         ("a: \x00\n", "cannot be read"),
         ("--- {}\n--- {}\n", "cannot be read"),
+        ("a: 0x" + "f" * 5000, "too many digits"),
+        ("a: 0b" + "1" * 5000, "too many digits"),
+        ("a: " + "9" * 5000, "too many digits"),
+        ("a: 1" + ":59" * 500, "too many digits"),
+        ("a: 1" + ":59" * 500 + ".5", "too many digits"),
     ],
 )
 def test_what_only_an_attacker_or_an_accident_would_write_is_refused(
@@ -69,3 +79,65 @@ def test_any_text_is_a_mapping_or_refused(text: str | bytes) -> None:
     except InvalidRequest:
         return
     assert all(isinstance(key, str) for key in value)
+
+
+PIECES = [
+    *("a", "b", "a: 1", "- ", "? ", ": ", "{", "}", "[", "]", ",", "|", ">", "'", '"', "\\", "#"),
+    *(
+        "\n",
+        "\n  ",
+        "\n    ",
+        "\t",
+        " ",
+        "&x",
+        "*x",
+        "!!str",
+        "!",
+        "%YAML 1.1\n",
+        "---",
+        "...",
+        "<<:",
+    ),
+    *("1", "1e5", ".5", "1:30", "0x1f", "0b1", ".nan", "null", "yes", "2024-01-01", "=", "~", "é"),
+    *("\u2028", "\x85", "\ufeff", "\U0001f525", "\x7f"),
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
+def test_what_looks_like_yaml_is_a_mapping_of_plain_data_or_refused(text: str) -> None:
+    with suppress(InvalidRequest):
+        value = parse_yaml(text, "f")
+        json.dumps(value, default=str, allow_nan=False)  # dates are plain enough
+        assert all(isinstance(key, str) for key in value)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda n: "".join(f"k{i}: {i}\n" for i in range(n // 8)),
+        lambda n: "a: [" + "1," * (n // 2) + "1]",
+        lambda n: "a: {" + ",".join(f"k{i}: x" for i in range(n // 8)) + "}",
+        lambda n: "a: '" + "x\n " * (n // 3) + "'",
+        lambda n: 'a: "' + "\\x41" * (n // 4) + '"',
+        lambda n: "a: |\n" + "  x\n" * (n // 4),
+        lambda n: "a: " + "x " * (n // 2),
+        lambda n: "# x\n" * (n // 4) + "a: 1",
+        lambda n: "\n" * n + "a: 1",
+        lambda n: "a: " + "? " * (n // 2),
+        lambda n: "a: " + "9" * n,
+        lambda n: "a: 1" + ":5" * (n // 2),
+        lambda n: "a: " + "-" * n,
+        lambda n: "a:" * (n // 2),
+        lambda n: "&" * n,
+        lambda n: "%" * n,
+        lambda n: "a: '" + "'" * n,
+    ],
+)
+def test_four_times_the_text_is_about_four_times_the_work(made: Callable[[int], str]) -> None:
+    def parse(text: str) -> None:
+        try:
+            parse_yaml(text, "f")
+        except InvalidRequest:
+            return
+
+    assert growth(parse, made(1_000), made(4_000), tries=2) < LINEAR

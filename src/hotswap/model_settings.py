@@ -22,7 +22,7 @@ _SPEC_KINDS: Mapping[str, Kind] = {
 }
 SAMPLING_KINDS: Mapping[str, Kind] = {
     "temperature": values.optional(values.number(0, 100)),
-    "top_k": values.optional(values.whole(-1)),
+    "top_k": values.optional(values.whole(-1, 2**31 - 1)),
     "top_p": values.optional(values.number(0, 1, above=True)),
     "min_p": values.optional(values.number(0, 1)),
     "repetition_penalty": values.optional(values.number(0, above=True)),
@@ -71,8 +71,9 @@ def apply_overrides(spec: ModelSpec, overrides: Mapping[str, Any], source: str) 
         elif key in _SPEC_KINDS:
             own[key] = _checked(key, _SPEC_KINDS[key], value)
         else:
-            hint = nearest(key, _SETTABLE - refused)
-            raise InvalidRequest(f"There is no setting {key!r}.{hint}", param=key)
+            shown = key[:200]
+            hint = nearest(shown, _SETTABLE - refused)
+            raise InvalidRequest(f"There is no setting {shown!r}.{hint}", param=shown)
     _check_length(spec, engine.get("max_model_len"))
     settled = engine | own | {f"sampling.{key}": value for key, value in sampling.items()}
     noted = {key: AppliedSetting(value, source) for key, value in settled.items()}
@@ -116,9 +117,10 @@ def _sampling(value: Any) -> dict[str, Any]:
     checked = {}
     for key, item in value.items():
         if key not in SAMPLING_KINDS:
-            hint = nearest(key, SAMPLING_KINDS)
+            shown = key[:200]
+            hint = nearest(shown, SAMPLING_KINDS)
             raise InvalidRequest(
-                f"There is no setting {key!r} in sampling.{hint}", param=f"sampling.{key}"
+                f"There is no setting {shown!r} in sampling.{hint}", param=f"sampling.{shown}"
             )
         checked[key] = _checked(f"sampling.{key}", SAMPLING_KINDS[key], item)
     if checked.get("top_k") == -1:  # vLLM's way to say "off"

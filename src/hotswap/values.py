@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)", re.IGNORECASE)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False}
@@ -81,6 +81,9 @@ def duration_s(*, above_zero: bool = False) -> Kind:
     return Kind(check, float, "S")
 
 
+_MOST_BYTES = 2**60
+
+
 def size_bytes(low: int = 0) -> Kind:
     """Bytes; as a number, or as text with a unit ("2GiB" is 2 * 2**30, "2GB" is 2 * 10**9)."""
     expected = f"{low} or more bytes, such as 2GiB, 500MB or 1000000"
@@ -89,9 +92,10 @@ def size_bytes(low: int = 0) -> Kind:
         if isinstance(value, str) and (written := _SIZE.fullmatch(value.strip())):
             base = 1024 if written[3] else 1000
             value = int(float(written[1]) * base ** " kmgt".index(written[2].lower() or " "))
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        fits = isinstance(value, int) and not isinstance(value, bool)
+        if not fits or not low <= value <= _MOST_BYTES:
             raise ValueError(expected)
-        return value
+        return int(value)
 
     return Kind(check, int, "BYTES")
 
@@ -156,7 +160,12 @@ def optional(kind: Kind) -> Kind:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # hundreds of digits
+        return False
 
 
 def _bounds(low: float, high: float | None, above: bool = False) -> str:

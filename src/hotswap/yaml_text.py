@@ -12,6 +12,7 @@ from hotswap.errors import InvalidRequest
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 20
+_MAX_NUMBER_CHARS = 100
 
 
 def parse_yaml(text: str | bytes, what: str) -> dict[str, Any]:
@@ -22,7 +23,8 @@ def parse_yaml(text: str | bytes, what: str) -> dict[str, Any]:
 
     Raises:
         InvalidRequest: it is too long or too deep, not YAML, not a mapping with text keys, or
-            uses aliases, anchors, merge keys, tags, duplicate keys or numbers without a value.
+            uses aliases, anchors, merge keys, tags, duplicate keys, or numbers without a value or
+            with hundreds of digits.
     """
     if len(text) > MAX_BYTES:
         raise InvalidRequest(f"{what} is longer than {MAX_BYTES // 1024} kB.")
@@ -87,11 +89,24 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_finite(self, node: yaml.ScalarNode) -> float:
+        _refuse_long(node)
         value = float(self.construct_yaml_float(node))
         if not math.isfinite(value):
             problem = f"{node.value!r} is not a number"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         return value
 
+    def construct_short(self, node: yaml.ScalarNode) -> int:
+        _refuse_long(node)
+        return int(self.construct_yaml_int(node))
+
+
+def _refuse_long(node: yaml.ScalarNode) -> None:
+    """Numbers such as ``0xff...`` and ``59:59:...`` take long to read, and may be none at all."""
+    if len(node.value) > _MAX_NUMBER_CHARS:
+        problem = "a number has too many digits"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
 
 _PlainLoader.add_constructor("tag:yaml.org,2002:float", _PlainLoader.construct_finite)
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_short)

@@ -17,8 +17,8 @@ from hotswap.api.app import create_app
 from hotswap.api.openai import Chat, Completion
 from hotswap.api.responses import ResponseBody
 from hotswap.config import Settings
+from tests.api.bad_json import BAD_JSON
 from tests.api.stage import Problems, ScriptedService, app_of, ask, chat_body
-from tests.api.test_body import BAD_JSON
 
 JSON_ROUTES = [
     "/v1/chat/completions",

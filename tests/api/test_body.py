@@ -7,12 +7,15 @@ from typing import Any
 import anyio
 import pytest
 from starlette.types import Message
+from trio.testing import MockClock
 
 from hotswap.api import body as body_module
 from hotswap.api.body import (
     MAX_BODY_BYTES,
-    MAX_DEPTH,
     MAX_DISCARDED_BYTES,
+    MAX_LINGERED_BYTES,
+    PAUSE_S,
+    SLOWEST_BYTES_PER_S,
     Incoming,
     parse_object,
     read_body,
@@ -20,54 +23,7 @@ from hotswap.api.body import (
 )
 from hotswap.api.errors import BodyTimedOut, ClientGone, UnsupportedMediaType
 from hotswap.errors import InvalidJson, RequestTooLarge
-
-BAD_JSON: dict[str, bytes] = {
-    "empty": b"",
-    "blank": b" \n",
-    "cut off": b'{"n": 1',
-    "trailing": b'{"n": 1} x',
-    "two objects": b"{}{}",
-    "trailing comma": b'{"n": 1,}',
-    "comment": b'{"n": 1 /* one */}',
-    "single quotes": b"{'n': 1}",
-    "bare word": b"hello",
-    "array": b"[1]",
-    "string": b'"x"',
-    "number": b"5",
-    "null": b"null",
-    "true": b"true",
-    "NaN": b'{"n": NaN}',
-    "Infinity": b'{"n": Infinity}',
-    "-Infinity": b'{"n": -Infinity}',
-    "overflow": b'{"n": 1e999}',
-    "-overflow": b'{"n": -1e999}',
-    "huge integer": b'{"n": ' + b"9" * 5000 + b"}",
-    "huge negative integer": b'{"n": -' + b"9" * 5000 + b"}",
-    "leading zero": b'{"n": 01}',
-    "plus": b'{"n": +1}',
-    "hex": b'{"n": 0x10}',
-    "deep arrays": b'{"n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-    "deep objects": b'{"n":' * 100_000 + b"1" + b"}" * 100_000,
-    "deeper than allowed": b'{"n": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}",
-    "unclosed depth": b"[" * 100_000,
-    "duplicate": b'{"n": 1, "n": 2}',
-    "inner duplicate": b'{"a": {"n": 1, "n": 2}}',
-    "high surrogate": b'{"n": "\\ud800"}',
-    "low surrogate": b'{"n": "x\\uDC00"}',
-    "surrogate in key": b'{"\\ud800": 1}',
-    "surrogates swapped": b'{"n": ["\\udc00\\ud83d"]}',
-    "NUL escaped": b'{"n": "a\\u0000b"}',
-    "NUL in key": b'{"a\\u0000b": 1}',
-    "NUL raw": b'{"n": "a\0b"}',
-    "control character": b'{"n": "a\nb"}',
-    "bad escape": b'{"n": "\\x41"}',
-    "bad UTF-8": b'{"n": "\xff"}',
-    "cut UTF-8": b'{"n": "\xe2\x82"}',
-    "overlong UTF-8": b'{"n": "\xc0\x80"}',
-    "encoded surrogate": b'{"n": "\xed\xa0\x80"}',
-    "UTF-16": '{"n": 1}'.encode("utf-16"),
-    "UTF-8 mark": b"\xef\xbb\xbf{}",
-}
+from tests.api.bad_json import BAD_JSON
 
 
 @pytest.mark.parametrize("raw", BAD_JSON.values(), ids=BAD_JSON.keys())
@@ -181,6 +137,35 @@ def test_a_client_that_falls_silent_inside_its_body_is_told(
         read(chunks(b"ab", complete=False))
 
 
+def read_slowly(chunk: bytes, count: int, bytes_per_s: float) -> float:
+    """How many (virtual) seconds it took to read a body that comes in so many chunks."""
+
+    async def main() -> float:
+        coming = chunks(*[chunk] * count)
+
+        async def receive() -> Message:
+            await anyio.sleep(len(chunk) / bytes_per_s)
+            return coming.pop(0)
+
+        begun = anyio.current_time()
+        assert await read_body(receive, scope()) == chunk * count
+        return anyio.current_time() - begun
+
+    options = {"clock": MockClock(autojump_threshold=0)}
+    return anyio.run(main, backend="trio", backend_options=options)
+
+
+def test_a_byte_now_and_then_does_not_hold_a_request_for_long() -> None:
+    assert read_slowly(b"x", 50, bytes_per_s=1.0) > 49
+    with pytest.raises(BodyTimedOut):
+        read_slowly(b"x", 100, bytes_per_s=1.0)
+
+
+def test_a_body_that_keeps_coming_may_take_longer_than_a_pause() -> None:
+    rate = 1.1 * SLOWEST_BYTES_PER_S
+    assert read_slowly(b"x" * 10_000, int(2 * PAUSE_S * rate / 10_000), rate) > 1.9 * PAUSE_S
+
+
 def parsing_thread(raw: bytes) -> int:
     async def main() -> int:
         feed = Feed(*chunks(raw))
@@ -203,10 +188,18 @@ def test_a_form_is_not_taken_for_json() -> None:
 def test_what_is_left_of_a_body_is_read_up_to_a_bound() -> None:
     async def main() -> None:
         small = Incoming(Feed(*chunks(b"x" * 1000, b"y" * 1000)), scope())
-        assert await small.discard()
-        feed = Feed(*chunks(*[b"x" * (1 << 20)] * 10))
-        assert not await Incoming(feed, scope()).discard()
-        assert 10 - len(feed.messages) == MAX_DISCARDED_BYTES // (1 << 20) + 1
+        await small.discard()
+        assert small.complete
+        feed = Feed(*chunks(*[b"x" * (1 << 20)] * 100))
+        large = Incoming(feed, scope())
+        await large.discard()
+        assert not large.complete
+        assert 100 - len(feed.messages) == MAX_DISCARDED_BYTES // (1 << 20) + 1
+        await large.linger()
+        assert not large.complete
+        assert (
+            99 - len(feed.messages) == (MAX_DISCARDED_BYTES + MAX_LINGERED_BYTES) // (1 << 20) + 1
+        )
 
     anyio.run(main)
 

@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from hotswap.api import edge as edge_module
-from hotswap.api.body import MAX_BODY_BYTES
+from hotswap.api.body import MAX_BODY_BYTES, MAX_DISCARDED_BYTES
 from hotswap.api.edge import Edge, ErrorEnvelope
 from hotswap.contracts import ModelListing
 from tests.api.stage import Exchange, ScriptedService, app_of, ask, chat_body
@@ -98,13 +98,59 @@ def test_an_early_refusal_first_reads_what_is_still_coming() -> None:
 
 
 def test_a_body_too_large_to_be_read_closes_the_connection() -> None:
-    parts = [b"x" * (1 << 20)] * 12
-    headers = {"content-length": str(12 << 20)}
+    parts = [b"x" * (1 << 20)] * 100
+    headers = {"content-length": str(100 << 20)}
     exchange = ask(app_of(), "POST", CHAT, parts, headers)
     assert exchange.status == 413
     assert exchange.error["code"] == "request_too_large"
-    assert exchange.unread
     assert exchange.headers["connection"] == "close"
+
+
+def test_a_refusal_is_told_before_the_rest_of_a_body_that_is_too_large_is_read() -> None:
+    """Its end waits: with it the connection is closed, and what was not read resets it."""
+    told_at: list[int] = []
+
+    class Watched(Exchange):
+        async def _send(self, message: Message) -> None:
+            told_at.append(len(self.unread))
+            await super()._send(message)
+
+    size = MAX_BODY_BYTES + (12 << 20)
+    parts = [b"x" * (1 << 20)] * (size >> 20)
+    exchange = Watched("POST", CHAT, parts, {"content-length": str(size)})
+    anyio.run(exchange.run, app_of())
+    assert exchange.status == 413
+    assert exchange.error["code"] == "request_too_large"
+    head, body, end = told_at
+    assert head == body == len(parts) - (MAX_DISCARDED_BYTES >> 20) - 1
+    assert end == 0
+    assert exchange.complete
+
+
+@pytest.mark.parametrize("version", ["1.1", "2"])
+def test_an_answer_ends_though_the_client_does_not_stop_sending(version: str) -> None:
+    class Full(Exchange):
+        """Ends no request while it holds parts of its body, as Hypercorn."""
+
+        async def _send(self, message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                await self.until(lambda: not self.unread)
+            await super()._send(message)
+
+    parts = [b"x" * (1 << 20)] * 100
+    exchange = Full("POST", CHAT, parts, {"content-length": str(100 << 20)})
+    exchange.scope["http_version"] = version
+    anyio.run(exchange.run, app_of())
+    assert exchange.status == 413
+    assert exchange.complete
+
+
+def test_what_nobody_reads_is_read_though_the_answer_is_no_refusal() -> None:
+    parts = [b"x" * (1 << 20)] * 3
+    exchange = ask(app_of(), "GET", "/livez", parts, {"content-length": str(3 << 20)})
+    assert exchange.status == 200
+    assert exchange.unread == []
+    assert "connection" not in exchange.headers
 
 
 def test_a_body_of_unknown_length_is_cut_at_the_limit() -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+
 import anyio
 import pytest
 from starlette.types import ASGIApp
 
-from tests.api.stage import Exchange, ScriptedService, app_of, ask, chat_body
+from hotswap.api import app as app_module
+from hotswap.config import Settings, SwapRules
+from tests.api.stage import Exchange, Problems, ScriptedService, app_of, ask, chat_body
 
 INFERENCE = [
     ("POST", "/v1/chat/completions"),
@@ -220,3 +224,32 @@ def test_two_lengths_of_one_body_are_refused_and_the_connection_closed() -> None
     assert exchange.error["code"] == "invalid_request"
     assert exchange.headers["connection"] == "close"
     assert service.requests == []
+
+
+def test_no_more_requests_are_in_hand_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "BESIDE_THE_QUEUE", 3)
+    settings = Settings(swap=SwapRules(max_queue=2))
+    service = ScriptedService(admission=anyio.Event())
+    app = app_module.create_app(service, settings, Problems())
+    body = json.dumps(chat_body()).encode()
+
+    async def status(path: str) -> int:
+        return (await Exchange("GET", path).run(app)).status
+
+    async def main() -> None:
+        inside = [Exchange("POST", "/v1/chat/completions", body) for _ in range(5)]
+        async with anyio.create_task_group() as tasks:
+            for exchange in inside:
+                tasks.start_soon(exchange.run, app)
+            await service.until(lambda: service.running == 5)
+            refused = await Exchange("GET", "/v1/models").run(app)
+            assert refused.status == 429
+            assert refused.error["code"] == "queue_full"
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
+            assert await status("/livez") == 200
+            assert service.admission is not None
+            service.admission.set()
+        assert {exchange.status for exchange in inside} == {200}
+        assert await status("/v1/models") == 200
+
+    anyio.run(main)

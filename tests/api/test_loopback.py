@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import itertools
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +19,8 @@ import pytest
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 
+from hotswap.api import body as body_module
+from hotswap.api.body import MAX_BODY_BYTES
 from hotswap.errors import (
     CheckpointRefused,
     ContextLengthExceeded,
@@ -45,14 +49,15 @@ class Watched(ScriptedService):
 
 
 @contextmanager
-def served(service: ScriptedService, **server: Any) -> Iterator[int]:
-    """A server with ``service`` behind it; gives its port."""
+def served(service: ScriptedService, *, leave_s: float = 1, **server: Any) -> Iterator[int]:
+    """A server with ``service`` behind it; gives its port. Behind the block connections that are
+    still busy are waited for, ``leave_s`` at most."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = int(listener.getsockname()[1])
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]  # open already: nobody has to wait for the start
     config.errorlog = None
-    config.graceful_timeout = 1
+    config.graceful_timeout = leave_s
     app: Any = app_of(service, **server)
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
@@ -183,6 +188,48 @@ def test_a_refusal_reaches_a_client_that_is_still_sending() -> None:
         answer = connection.getresponse()
         assert answer.status == 401
         assert json.loads(answer.read())["error"]["code"] == "invalid_api_key"
+        connection.close()
+
+
+@pytest.mark.parametrize("size", [MAX_BODY_BYTES + 1, 40 << 20])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_client_that_sends_all_before_it_reads_is_told_that_it_is_too_much(
+    size: int, chunked: bool
+) -> None:
+    """As Python's own does, and whatever is built on it."""
+    body: Any = itertools.repeat(b"x" * 65536, size // 65536 + 1) if chunked else b"x" * size
+    with served(ScriptedService()) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("POST", "/v1/chat/completions", body, encode_chunked=chunked)
+        answer = connection.getresponse()
+        assert answer.status == 413
+        assert json.loads(answer.read())["error"]["code"] == "request_too_large"
+        connection.close()
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/chat/completions"), ("GET", "/livez")])
+def test_a_client_that_sends_without_end_is_cut_off_and_leaves_nothing_behind(
+    method: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body_module, "MAX_LINGERED_BYTES", 1 << 20)
+    endless = itertools.repeat(b"x" * 65536, 10_000)
+    with served(ScriptedService(), leave_s=30) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        with pytest.raises(ConnectionError):
+            connection.request(method, path, endless, encode_chunked=True)
+        connection.close()
+        leaving = time.monotonic()
+    assert time.monotonic() - leaving < 15, "no task waits for somebody to read the rest"
+
+
+def test_a_body_that_nobody_wants_does_not_cost_the_answer() -> None:
+    with served(ScriptedService()) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        for size in (1000, 2 << 20):
+            connection.request("GET", "/livez", b"x" * size)
+            answer = connection.getresponse()
+            assert answer.status == 200
+            assert json.loads(answer.read()) == {"status": "ok"}
         connection.close()
 
 

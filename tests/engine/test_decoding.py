@@ -4,6 +4,8 @@ import random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hotswap.engine.decoding import Vocabulary
 
@@ -154,3 +156,42 @@ def test_special_tokens_that_are_asked_for_are_shown_as_they_are_written(make: A
     assert "".join(pieces_of(vocabulary, ids)).replace(" ", "") == "thethe"
     assert mark in vocabulary.special
     assert vocabulary.added["<|call|>"] == mark
+
+
+@pytest.fixture(scope="module", params=[byte_level, sentencepiece, word_pieces])
+def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
+    return Vocabulary(request.param())
+
+
+@settings(deadline=None)
+@given(ids=st.lists(st.integers(0, 400) | st.integers(0, 12), max_size=60))
+def test_any_tokens_give_the_same_text_piece_by_piece_and_at_once(
+    vocabulary: Vocabulary, ids: list[int]
+) -> None:
+    """But for broken characters, of which there may be more or fewer, and the space of a first
+    word."""
+    pieces = "".join(pieces_of(vocabulary, ids))
+    whole = vocabulary.text(ids)
+
+    def letters(text: str) -> str:
+        return text.replace("\N{REPLACEMENT CHARACTER}", "").replace(" ", "")
+
+    assert letters(pieces) == letters(whole)
+    assert pieces.encode().decode() == pieces
+
+
+@pytest.mark.parametrize("token", range(12))
+def test_each_token_costs_the_same_however_long_the_answer_is(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch, token: int
+) -> None:
+    """Also of tokens that leave no text, and of bytes that never become a character."""
+    looked_at: list[int] = []
+    text = vocabulary.text
+
+    def counted(ids: list[int]) -> str:
+        looked_at.append(len(ids))
+        return text(ids)
+
+    monkeypatch.setattr(vocabulary, "text", counted)
+    pieces_of(vocabulary, [token] * 1000)
+    assert sum(looked_at) <= 1000 * 64

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hotswap.engine.preflight import (
     check_tokenizer_files,
@@ -17,6 +21,7 @@ from hotswap.engine.preflight import (
     resolve,
 )
 from hotswap.errors import CheckpointRefused
+from tests.work import LINEAR, growth
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -200,3 +205,84 @@ def test_a_tokenizer_file_may_not_be_a_link_out(model: Path) -> None:
 def test_a_tokenizer_must_be_there(model: Path) -> None:
     with pytest.raises(CheckpointRefused, match="tokenizer is missing"):
         check_tokenizer_files(model, trust_remote_code=False)
+
+
+# -- files that nobody wrote on purpose
+
+anything = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+scalars = st.none() | st.booleans() | st.integers(-3, 2**70) | st.floats() | st.text(max_size=4)
+json_values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+sizes = st.lists(st.integers(-1, 9) | st.sampled_from([2**31, 2**63, 2**70]) | scalars, max_size=3)
+entries = json_values | st.fixed_dictionaries(
+    {},
+    optional={
+        "dtype": st.sampled_from(["F32", "I8", "BF16", "F4", ""]) | scalars,
+        "shape": sizes | scalars,
+        "data_offsets": sizes | scalars,
+        "other": scalars,
+    },
+)
+headers = st.dictionaries(st.sampled_from(["a", "b", "__metadata__", ""]), entries, max_size=3)
+
+
+def checked(model: Path, raw: bytes) -> None:
+    """That they are weights, or refused."""
+    (model / WEIGHTS).write_bytes(raw)
+    with suppress(CheckpointRefused):
+        weights = check_weights(model)
+        assert 0 <= weights.bytes <= len(raw)
+        assert all(entry.bytes >= 0 for entry in weights.tensors.values())
+
+
+@anything
+@given(header=headers, spare=st.integers(-2, 40))
+def test_any_header_is_sound_or_refused(model: Path, header: Any, spare: int) -> None:
+    raw = json.dumps(header).encode()
+    checked(model, struct.pack("<Q", max(0, len(raw) + min(0, spare))) + raw + bytes(max(0, spare)))
+
+
+@anything
+@given(length=st.integers(0, 2**64 - 1) | st.integers(0, 40), rest=st.binary(max_size=40))
+def test_any_bytes_are_weights_or_refused(model: Path, length: int, rest: bytes) -> None:
+    checked(model, struct.pack("<Q", length) + rest)
+
+
+@settings(anything, max_examples=30)
+@given(raw=st.binary(max_size=40), value=json_values)
+def test_any_configuration_and_index_is_read_or_refused(
+    model: Path, raw: bytes, value: Any
+) -> None:
+    for name in ("config.json", "tokenizer_config.json", INDEX):
+        for content in (
+            raw,
+            json.dumps(value).encode(),
+            json.dumps({"weight_map": value}).encode(),
+        ):
+            (model / name).write_bytes(content)
+            with suppress(CheckpointRefused):
+                read_config(model, trust_remote_code=False)
+            with suppress(CheckpointRefused):
+                check_tokenizer_files(model, trust_remote_code=False)
+            with suppress(CheckpointRefused):
+                check_weights(model)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda n: safetensors({f"t{i}": 1 for i in range(n)}),
+        lambda n: struct.pack("<Q", 9 * n) + b"[" * 9 * n,
+        lambda n: struct.pack("<Q", 9 * n) + b'{"a":{"b":' * n,
+        lambda n: struct.pack("<Q", 9 * n) + b'{"' + b"\\n" * 9 * n,
+    ],
+)
+def test_four_times_the_header_is_about_four_times_the_work(
+    model: Path, made: Callable[[int], bytes]
+) -> None:
+    assert growth(lambda raw: checked(model, raw), made(1_500), made(6_000), tries=2) < LINEAR

@@ -6,11 +6,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import anyio
 import trio
 from trio.testing import MockClock
 
 from hotswap.config import SwapRules
-from hotswap.contracts import Finished, GenerationRequest, ModelSpec, TextDelta, TextPrompt
+from hotswap.contracts import (
+    Finished,
+    GenerationRequest,
+    ModelSpec,
+    SwapSnapshot,
+    TextDelta,
+    TextPrompt,
+)
 from hotswap.errors import HotswapError
 from hotswap.scripted import Script, ScriptedCatalog, ScriptedRegistry
 from hotswap.service import SwapService
@@ -54,7 +62,7 @@ class House:
         )
         try:
             async with self.service.generate(request) as generation:
-                answer.model, answer.began = generation.model, trio.current_time()
+                answer.model, answer.began = generation.model, anyio.current_time()
                 async for events in generation:
                     for event in events:
                         if isinstance(event, TextDelta):
@@ -63,12 +71,12 @@ class House:
                             answer.finished = True
         except HotswapError as error:
             answer.error = error
-        answer.ended = trio.current_time()
+        answer.ended = anyio.current_time()
         return answer
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for a condition on the controller, at most a virtual hour."""
-        with trio.fail_after(3600):
+        with anyio.fail_after(3600):
             while not condition():
                 await self.service.changed(self.controller.snapshot().version)
 
@@ -91,8 +99,8 @@ def drawn(house: House) -> int:
     return sum(engine.steps for engine in house.registry.engines)
 
 
-def _counters(house: House) -> dict[str, float]:
-    snapshot = house.controller.snapshot()
+def counters(snapshot: SwapSnapshot) -> dict[str, float]:
+    """What may only grow."""
     counts = {"loads": snapshot.loads, "swaps": snapshot.swaps, "tokens": snapshot.tokens}
     unloads = {reason.value: count for reason, count in snapshot.unloads_by_reason.items()}
     return {**counts, **unloads, **snapshot.phase_seconds}
@@ -102,11 +110,12 @@ async def watch_counters(house: House) -> None:
     """Until it is cancelled, see at every change that none of them has gone back."""
     seen: Mapping[str, float] = {}
     while True:
-        version, now = house.controller.snapshot().version, _counters(house)
+        snapshot = house.controller.snapshot()
+        now = counters(snapshot)
         fallen = {name for name, count in seen.items() if now.get(name, -1) < count}
         assert not fallen
         seen = now
-        await house.service.changed(version)
+        await house.service.changed(snapshot.version)
 
 
 def restless_clock() -> MockClock:
@@ -129,10 +138,13 @@ def play(
     script: Script | None = None,
     models: tuple[ModelSpec, ...] = (spec("A"), spec("B"), spec("C")),
     startup: str | None = None,
+    *,
+    registry: ScriptedRegistry | None = None,
+    catalog: ScriptedCatalog | None = None,
 ) -> House:
     """Run a scenario against a fresh controller and see it shut down with nothing left over."""
-    registry = ScriptedRegistry(script)
-    catalog = ScriptedCatalog(*models, startup=startup)
+    registry = registry or ScriptedRegistry(script)
+    catalog = catalog or ScriptedCatalog(*models, startup=startup)
     controller = SwapController(registry, catalog.fetch, rules)
     house = House(registry, catalog, controller, SwapService(controller, registry, catalog, rules))
 

@@ -12,12 +12,15 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from hotswap.api.edge import Edge, ErrorEnvelope, http_exception
-from hotswap.api.gate import Gate
+from hotswap.api.gate import Crowd, Gate
 from hotswap.api.openapi import OpenApiRoute
 from hotswap.api.routes import operations_of
 from hotswap.api.status import HealthSource
 from hotswap.config import ServerConfig, Settings
 from hotswap.contracts import ModelService
+
+BESIDE_THE_QUEUE = 768
+"""Requests that may be in hand and do not wait for a model: they are read, or answered."""
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
@@ -41,6 +44,7 @@ def create_app(
             Middleware(Edge),
             *((_cors(server),) if server.cors_origins else ()),
             Middleware(ErrorEnvelope, loading=lambda: service.snapshot().progress),
+            Middleware(Crowd, most=settings.swap.max_queue + BESIDE_THE_QUEUE),
             Middleware(Gate, server=server),
         ],
         exception_handlers={HTTPException: http_exception},

@@ -15,15 +15,21 @@ from anyio import CancelScope, to_thread
 from starlette.types import Message, Receive, Scope
 
 from hotswap.api.errors import BodyTimedOut, ClientGone, UnsupportedMediaType
-from hotswap.api.headers import ambiguous_length, content_type, header
+from hotswap.api.headers import ambiguous_length, announces_body, content_type, header
 from hotswap.errors import InvalidJson, RequestTooLarge
 
 MAX_BODY_BYTES = 8 << 20
 MAX_DEPTH = 64
 MAX_DISCARDED_BYTES = 4 << 20
+MAX_LINGERED_BYTES = 64 << 20
 PAUSE_S = 60.0
 """A client may be silent for this long in the middle of its body."""
-_DISCARD_S = 5.0
+SLOWEST_BYTES_PER_S = 8 << 10
+"""And beside that no slower, or it would hold its place for hours with a byte a minute."""
+_DISCARD_S = 1.0
+_LINGER_S = 30.0
+_SILENT_S = 5.0
+"""Who sends nothing for so long has seen that he is refused, or does not care."""
 _THREAD_FROM_BYTES = 256 << 10  # parsing more than this would hold up every stream
 _EXACT_INTEGERS = 2**53  # beyond it a float no longer says which integer was meant
 _ODD_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
@@ -32,11 +38,18 @@ T = TypeVar("T")
 
 
 class Incoming:
-    """``receive``, remembering whether the request body has been read to its end."""
+    """``receive``, remembering whether the request body has been read to its end.
+
+    The kernel answers unread bytes with a reset, which takes away what the client has not read
+    yet: our refusal. So what is left of a body is read in two goes. `discard` comes before the
+    answer: it is enough for most bodies, whose connection then can be kept. `linger` comes after
+    it: most HTTP clients send all of a body before they look for an answer.
+    """
 
     def __init__(self, receive: Receive, scope: Scope) -> None:
         self._receive = receive
-        self._complete = False
+        self.complete = False
+        self.announced = announces_body(scope)
         self.ambiguous = ambiguous_length(scope)
 
     async def __call__(self) -> Message:
@@ -44,22 +57,30 @@ class Incoming:
         self._note(message)
         return message
 
-    async def discard(self) -> bool:
-        """Read what is left of the body, within bounds; says whether all of it came.
+    async def discard(self) -> None:
+        """Read what is left of the body, within narrow bounds."""
+        await self._read_on(MAX_DISCARDED_BYTES, _DISCARD_S)
 
-        The kernel answers unread bytes with a reset, and the client never sees our refusal.
-        """
+    async def linger(self) -> None:
+        """The same within wide ones."""
+        await self._read_on(MAX_LINGERED_BYTES, _LINGER_S)
+
+    async def skip(self) -> None:
+        """Read whatever still comes, without a bound."""
+        while not self.complete:
+            await self()
+
+    async def _read_on(self, most_bytes: int, most_s: float) -> None:
         size = 0
-        with anyio.move_on_after(_DISCARD_S):
-            while not self._complete and size <= MAX_DISCARDED_BYTES:
-                message = await self._receive()
-                self._note(message)
-                size += len(message.get("body", b""))
-        return self._complete
+        ends = anyio.current_time() + most_s
+        with CancelScope() as patience:
+            while not self.complete and size <= most_bytes:
+                patience.deadline = min(ends, anyio.current_time() + _SILENT_S)
+                size += len((await self()).get("body", b""))
 
     def _note(self, message: Message) -> None:
         if message["type"] != "http.request" or not message.get("more_body", False):
-            self._complete = True
+            self.complete = True
 
 
 async def read_body(receive: Receive, scope: Scope, limit_bytes: int = MAX_BODY_BYTES) -> bytes:
@@ -67,7 +88,7 @@ async def read_body(receive: Receive, scope: Scope, limit_bytes: int = MAX_BODY_
 
     Raises:
         RequestTooLarge: it is, or says that it will be, above ``limit_bytes``.
-        BodyTimedOut: nothing came for `PAUSE_S`.
+        BodyTimedOut: nothing came for `PAUSE_S`, or all of it too slowly.
         ClientGone: the client left before its end.
     """
     announced = header(scope, b"content-length")
@@ -77,12 +98,16 @@ async def read_body(receive: Receive, scope: Scope, limit_bytes: int = MAX_BODY_
     with anyio.move_on_after(PAUSE_S) as pause:
         return await _whole_body(receive, limit_bytes, pause)
     # `fail_after` would look whether the deadline, which may have been moved since, has passed.
-    raise BodyTimedOut(f"nothing of the request body came for {PAUSE_S:g} s")
+    raise BodyTimedOut(
+        f"the request body came too slowly: nothing for {PAUSE_S:g} s, "
+        f"or less than {SLOWEST_BYTES_PER_S} bytes per second"
+    )
 
 
 async def _whole_body(receive: Receive, limit_bytes: int, pause: CancelScope) -> bytes:
     chunks = bytearray()
     more = True
+    begun = anyio.current_time()
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -91,7 +116,8 @@ async def _whole_body(receive: Receive, limit_bytes: int, pause: CancelScope) ->
         if len(chunks) > limit_bytes:
             raise _too_large(limit_bytes)
         more = message.get("more_body", False)
-        pause.deadline = anyio.current_time() + PAUSE_S
+        at_this_rate = begun + len(chunks) / SLOWEST_BYTES_PER_S
+        pause.deadline = min(anyio.current_time(), at_this_rate) + PAUSE_S
     return bytes(chunks)
 
 

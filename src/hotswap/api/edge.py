@@ -42,8 +42,8 @@ MANAGEMENT_PATHS = frozenset(
 class Edge:
     """The outermost layer, of HTTP requests only; there are no websockets here.
 
-    Every answer carries ``x-request-id``. An early refusal first reads what the client is still
-    sending. A client that takes nothing for a minute counts as gone.
+    Every answer carries ``x-request-id``. One that comes early reads what the client is still
+    sending, so that it arrives. A client that takes nothing for a minute counts as gone.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -90,26 +90,47 @@ class _Exchange:
         self._send = send
         self._request_id = request_id
         self._closable = scope["http_version"].startswith("1")
+        self._early = False
+        """The client has not sent all of a body that nobody wants."""
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
-            headers = [*message.get("headers", ()), (b"x-request-id", self._request_id.encode())]
-            if await self._must_close():
+            message = await self._begun(message)
+        elif self._early and not message.get("more_body", False):
+            await self._end_early(message)
+            return
+        await self._deliver(message)
+
+    async def _end_early(self, message: Message) -> None:
+        """An answer that has ended closes the connection, so its end waits. By its length the
+        client knows that it has all of it."""
+        if self._closable:
+            await self._deliver({**message, "more_body": True})
+            await self.incoming.linger()
+            message = {"type": "http.response.body"}
+        async with anyio.create_task_group() as tasks:
+            # The server cannot end a request while its queue is full of a body.
+            tasks.start_soon(self.incoming.skip)
+            await self._deliver(message)
+            tasks.cancel_scope.cancel()
+
+    async def _begun(self, message: Message) -> Message:
+        status = self.status = message["status"]
+        headers = [*message.get("headers", ()), (b"x-request-id", self._request_id.encode())]
+        if status >= 400 or self.incoming.announced:
+            await self.incoming.discard()
+            self._early = not self.incoming.complete
+            if self._closable and (self._early or self.incoming.ambiguous):
                 headers.append((b"connection", b"close"))
-            message = {**message, "headers": headers}
+        return {**message, "headers": headers}
+
+    async def _deliver(self, message: Message) -> None:
         # One scope and its deadline moved: a scope for each send costs as much as the send.
         self.lifetime.deadline = anyio.current_time() + _SEND_DEADLINE_S
         try:
             await self._send(message)
         finally:
             self.lifetime.deadline = math.inf
-
-    async def _must_close(self) -> bool:
-        if self.status is None or self.status < 400:
-            return False
-        whole = await self.incoming.discard()
-        return self._closable and (self.incoming.ambiguous or not whole)
 
 
 def _importance(method: str, status: int | None) -> int:

@@ -30,7 +30,8 @@ LogitBias = Annotated[
     Meta(max_length=1024, extra_json_schema={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),
 ]
 
-_LOCATED = re.compile(r"(?P<what>.*?) - at (?:`key` in )?`\$\.?(?P<path>.*)`$", re.DOTALL)
+# The last place: before it a value of the client's may stand.
+_LOCATED = re.compile(r"(?P<what>.*) - at (?:`key` in )?`\$\.?(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>.*)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
 _NO_CHOICE = re.compile(r"Invalid (?P<literal>enum )?value (?P<value>.*)", re.DOTALL)

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hotswap.api.headers import ambiguous_length, header
 from hotswap.config import ServerConfig, is_loopback
-from hotswap.errors import InvalidApiKey, InvalidRequest, NotPermitted
+from hotswap.errors import InvalidApiKey, InvalidRequest, NotPermitted, Overloaded
 
 OPEN_PATHS = frozenset(("/health", "/livez", "/readyz"))
 _LOCAL_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
@@ -62,6 +62,28 @@ class Gate:
         if _any_equal(given, self._admins):
             return Caller.ADMIN
         return Caller.USER if _any_equal(given, self._users) else Caller.UNKNOWN
+
+
+class Crowd:
+    """Lets in no more requests at a time than there may be, the health of the server aside. Each
+    holds a connection, and a body that may be large."""
+
+    def __init__(self, app: ASGIApp, *, most: int) -> None:
+        self._app = app
+        self._most = most
+        self._inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        if self._inside >= self._most:
+            raise Overloaded(f"{self._inside} requests are in hand, and there may be no more")
+        self._inside += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._inside -= 1
 
 
 class Management:

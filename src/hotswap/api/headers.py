@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from starlette.types import Scope
 
+_LENGTHS = frozenset((b"content-length", b"transfer-encoding"))
+
 
 def header(scope: Scope, name: bytes) -> str:
     """The first header of that name; empty where there is none.
@@ -25,7 +27,11 @@ def is_anthropic(scope: Scope) -> bool:
     return bool(header(scope, b"anthropic-version"))
 
 
+def announces_body(scope: Scope) -> bool:
+    """One follows, as HTTP/1.1 tells it."""
+    return any(name in _LENGTHS for name, _ in scope["headers"])
+
+
 def ambiguous_length(scope: Scope) -> bool:
     """Two ways to tell where the body ends: the way to smuggle a request past a proxy."""
-    names = [name for name, _ in scope["headers"]]
-    return b"content-length" in names and b"transfer-encoding" in names
+    return _LENGTHS.issubset(name for name, _ in scope["headers"])

@@ -20,7 +20,8 @@ _SAMPLE = "Hello, wörld! 你好 👩‍🚀\n\tx = [1, 2]  # naïve"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_WAIT = 16
-"""Tokens after which the window decoder gives up on a character that does not become whole."""
+"""Tokens after which the window decoder gives up on a character that does not become whole, or on
+tokens that leave no text."""
 
 
 class TextDecoder(Protocol):
@@ -144,6 +145,8 @@ class _WindowDecoder:
     def _release(self, text: str) -> str:
         if text:
             self._context, self._pending = self._pending, []
+        elif len(self._pending) >= _LONGEST_WAIT:
+            self._pending = []
         return text
 
 

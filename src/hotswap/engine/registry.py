@@ -309,7 +309,9 @@ class TorchEngineRegistry:
             weights = await to_thread.run_sync(read, abandon_on_cancel=True)
             stamped = partial(load_key, spec, candidate.device, path, files)
             now = await to_thread.run_sync(stamped, abandon_on_cancel=True)
-        except OSError:  # also that a file is gone
+        except OSError as error:  # also that a file is gone
+            if devices.is_out_of_memory(error):
+                raise InsufficientMemory("The model does not fit into host memory.") from None
             _log.warning("The files of %r cannot be read", spec.id, exc_info=True)
             now = None
         finally:

@@ -220,6 +220,17 @@ def test_any_json_object_can_be_arguments(name: str, value: Any) -> None:
         assert hear(name, *SPEECH[name]("clock", arguments)) == call("clock", arguments)
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["1e999", "-1e999", "NaN", "Infinity", "9" * 5000, "[" * 5000, "[1e999]", '{"a": 1e999}'],
+)
+def test_a_value_that_json_cannot_hold_is_a_string(value: str) -> None:
+    text = f"<function=weather>\n<parameter=days>\n{value}\n</parameter>\n</function>"
+    [(_, name), (_, arguments)] = hear("qwen-coder", text)
+    assert name == "weather"
+    assert json.loads(arguments, parse_constant=pytest.fail) == {"days": value}
+
+
 def test_arguments_are_told_while_they_come() -> None:
     ear = listener("hermes")
     ear.push('<tool_call>\n{"name": "weather", "arguments": {"ci')

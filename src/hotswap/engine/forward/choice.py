@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hotswap.engine.blocks import BlockPool, BlockTable
+from hotswap.engine.device import is_out_of_memory
 from hotswap.engine.forward.base import Forward, Segment, UnsupportedForward
 from hotswap.engine.forward.cached import CachedForward
 from hotswap.engine.forward.flat import FlatForward, expected_windows
@@ -149,12 +150,21 @@ def _if_exact(
     plain: dict[int, Tensor],
     tables: _Tables,
 ) -> PooledForward | None:
-    """The forward made; None: it does not compute what the plain model computes."""
+    """The forward made; None: it does not compute what the plain model computes.
+
+    Raises:
+        Exception: there is no memory for it. What is found out stays true for as long as the
+            process lives, and a lack of memory may not.
+    """
     forward = None
     try:
         forward = make(placed, KVPool(placed.device, len(tables)))
         reason = _difference(forward, placed, plain, tables)
     except Exception as error:  # a model may break in any way when its parts are replaced
+        if is_out_of_memory(error):
+            if forward is not None:
+                forward.close()
+            raise
         reason = str(error) if isinstance(error, UnsupportedForward) else repr(error)
     if reason is None:
         return forward

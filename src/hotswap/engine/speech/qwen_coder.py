@@ -94,9 +94,9 @@ def _typed(text: str, types: frozenset[str]) -> str:
         return "null"
     try:
         value: Any = json.loads(word, parse_constant=_no_constant)
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)  # 1e999 is read as infinite
     except (ValueError, RecursionError):
         return _quoted(text)
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _no_constant(name: str) -> None:
