@@ -53,7 +53,7 @@ async def stream_chat(port: int, model: str, text: str, new_tokens: int) -> Stre
     }
     reader, writer = await asyncio.open_connection(LOOPBACK, port)
     began = time.perf_counter()
-    writer.write(_request("POST", "/v1/chat/completions", json.dumps(body).encode(), "close"))
+    writer.write(request("POST", "/v1/chat/completions", json.dumps(body).encode(), "close"))
     first = last = 0.0
     received = bytearray()
     while data := await reader.read(_READ_BYTES):
@@ -94,7 +94,7 @@ class Connection:
         if self._ended:
             self._writer.close()
             await self._open()
-        self._writer.write(_request("GET", path, b"", "keep-alive"))
+        self._writer.write(request("GET", path, b"", "keep-alive"))
         head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
         length = re.search(rb"\r\ncontent-length: *(\d+)", head)
         if length is None:
@@ -108,7 +108,8 @@ class Connection:
         self._ended = False
 
 
-def _request(method: str, path: str, body: bytes, connection: str) -> bytes:
+def request(method: str, path: str, body: bytes, connection: str) -> bytes:
+    """Its bytes; ``connection`` is what is to become of it behind the answer."""
     head = (
         f"{method} {path} HTTP/1.1\r\nHost: {LOOPBACK}\r\nConnection: {connection}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -126,7 +127,7 @@ def _usage(response: bytes) -> dict[str, Any]:
     if not head.startswith(b"HTTP/1.1 200"):
         raise BadAnswer(response[:500].decode(errors="replace"))
     found: dict[str, Any] = {}
-    for line in b"".join(_chunks(body)).splitlines():
+    for line in b"".join(chunks(body)).splitlines():
         if not line.startswith(b"data: {"):
             continue
         event = json.loads(line.removeprefix(b"data: "))
@@ -138,7 +139,7 @@ def _usage(response: bytes) -> dict[str, Any]:
     return found
 
 
-def _chunks(body: bytes) -> Iterator[bytes]:
+def chunks(body: bytes) -> Iterator[bytes]:
     """What is in the chunks of a body in chunked transfer coding."""
     while body:
         size, _, rest = body.partition(b"\r\n")

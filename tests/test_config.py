@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hotswap.config import (
     SwapRules,
     load_settings,
     settings_table,
+    settle_files,
     settle_threads,
     warnings_about,
 )
@@ -355,3 +357,23 @@ def test_threads_sleep_while_they_wait_unless_somebody_decided_otherwise() -> No
     environ = dict(chosen)
     settle_threads(environ)
     assert environ == {"GOMP_SPINCOUNT": "10000", **chosen}
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "settled"),
+    [
+        (1024, 1 << 20, 1 << 16),
+        (1024, 4096, 4096),
+        (1024, resource.RLIM_INFINITY, 1 << 16),
+        (1 << 17, 1 << 20, 1 << 17),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, resource.RLIM_INFINITY),
+    ],
+)
+def test_as_many_files_may_be_open_as_the_system_allows_within_reason(
+    soft: int, hard: int, settled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.append(new))
+    settle_files()
+    assert limits[-1] == (settled, hard)

@@ -15,6 +15,7 @@ from hotswap.config import (
     Settings,
     listening_on,
     load_settings,
+    settle_files,
     settle_threads,
     warnings_about,
 )
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = read()
         for warning in warnings_about(settings):
             print_warning(warning)
+        settle_files()
         settle_threads()
         # Only here: --help need not wait for what serves.
         from hotswap.server import run  # noqa: PLC0415

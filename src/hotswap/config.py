@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import resource
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ __all__ = [
     "load_settings",
     "parse_yaml",
     "settings_table",
+    "settle_files",
     "settle_threads",
     "warnings_about",
 ]
@@ -168,6 +170,18 @@ def settle_threads(environ: MutableMapping[str, str] = os.environ) -> None:
     environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     if "OMP_WAIT_POLICY" not in environ:
         environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+_FILES = 1 << 16
+
+
+def settle_files() -> None:
+    """Let the process have as many files open as it may. Connections are files: where the usual
+    1,024 are the limit, a thousand idle clients keep a model's files from being read."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def warnings_about(settings: Settings, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from typing import Any
 import openai
 import pytest
 
+from hotswap.config import settle_files
 from tests.e2e.bad_inputs import CHAT, GROUPS, SOUND, SUMS, UNANSWERED, Bad, operations, posted
 from tests.e2e.served import Server
 from tests.proxy import Line, proxied
@@ -237,6 +238,7 @@ def test_a_thousand_idle_connections_keep_nobody_waiting(
     demo: Server, before: dict[str, str]
 ) -> None:
     """Neither those that say nothing nor those that never come to the end of their headers."""
+    settle_files()  # this process has as many of them open as the server
     with ExitStack() as leaving:
         idle = [
             leaving.enter_context(socket.create_connection(("127.0.0.1", port_of(demo)), 20))

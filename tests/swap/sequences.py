@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import anyio
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -525,8 +525,13 @@ class _Unforeseen(logging.Handler):
         super().close()
 
 
-def run(count: int, steps: int = STEPS, *, derandomize: bool = False) -> Counter[str]:
+def run(
+    count: int, steps: int = STEPS, *, derandomize: bool = False, shrink: bool = True
+) -> Counter[str]:
     """Play ``count`` sequences; what happened in them, counted.
+
+    Args:
+        shrink: look for the shortest sequence that fails, which may take minutes.
 
     Raises:
         AssertionError: something did not hold.
@@ -539,6 +544,7 @@ def run(count: int, steps: int = STEPS, *, derandomize: bool = False) -> Counter
         database=None,
         deadline=None,
         print_blob=not derandomize,
+        phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
         suppress_health_check=[HealthCheck.too_slow],
     )
     run_state_machine_as_test(Sequences, settings=how)

@@ -24,7 +24,7 @@ class TestABrokenController:
     def test_that_keeps_leases_is_found_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(SwapController, "_release", lambda self, stay: self.desk.ring())
         with pytest.raises(AssertionError):
-            run(20, derandomize=True)
+            run(20, derandomize=True, shrink=False)
 
     def test_that_lets_the_last_one_in_first_is_found_out(
         self, monkeypatch: pytest.MonkeyPatch
@@ -37,11 +37,11 @@ class TestABrokenController:
 
         monkeypatch.setattr(Desk, "admit", admit_backwards)
         with pytest.raises(AssertionError):
-            run(50, derandomize=True)
+            run(50, derandomize=True, shrink=False)
 
     def test_that_loads_what_nobody_waits_for_is_found_out(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(SwapController, "_is_wanted", lambda self, load: True)
         with pytest.raises(AssertionError):
-            run(50, derandomize=True)
+            run(50, derandomize=True, shrink=False)
