@@ -74,6 +74,7 @@ CRASHES_TOLERATED = 3
 """In that time. After each the engine is built again; the next one leaves the server not ready."""
 
 BY_HAND = Cause("operator", "asked for by hand")
+_ON_ITS_WAY = Cause("request", "it is on its way, and any model will do")
 _WORN_OUT = "the engine failed again and again"
 
 
@@ -1009,9 +1010,6 @@ class SwapController:
         if self._lost is None or phase is SwapPhase.CLOSED:  # there is no way back
             self._phase = phase
         self.desk.ring()
-
-
-_ON_ITS_WAY = Cause("request", "it is on its way, and any model will do")
 
 
 def _why_it_left(reason: UnloadReason, stay: Residency) -> Cause:
