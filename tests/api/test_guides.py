@@ -46,6 +46,8 @@ def named(**json_schema: Any) -> dict[str, Any]:
             '{"type":"object"}',
             "response_format",
         ),
+        ({"guided_json": {}}, "json_schema", "{}", "guided_json"),
+        ({"json_schema": {}}, "json_schema", "{}", "json_schema"),
         (
             {"response_format": {"type": "json_object", "schema": SCHEMA}},
             "json_schema",
@@ -114,11 +116,10 @@ def test_every_way_to_ask_for_a_form_becomes_a_guide(
     [
         {},
         {"response_format": {"type": "text"}},
-        {"guided_json": {}},
         {"guided_json": ""},
         {"guided_regex": ""},
         {"guided_choice": []},
-        {"json_schema": {}},
+        {"json_schema": ""},
         {"grammar": ""},
         {"structured_outputs": {}},
         {"structured_outputs": {"json_object": False}},

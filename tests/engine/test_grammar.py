@@ -98,3 +98,20 @@ def test_a_schema_within_a_grammar_is_enforced_as_one_alone(
     found = json.loads(text.removeprefix("start: %json "))
     assert found.pop("x-guidance")["whitespace_flexible"] is False
     assert found == schema
+
+
+def test_words_that_ask_for_nothing_are_left_out() -> None:
+    """The library refuses some of them."""
+    schema = {
+        "uniqueItems": False,
+        "properties": {"a": {"items": {"uniqueItems": False}}, "uniqueItems": {"type": "string"}},
+        "anyOf": [{"uniqueItems": False, "type": "object"}, {"uniqueItems": True}],
+    }
+    [_, part] = parts("json_schema", json.dumps(schema))
+    found = part["json_schema"]
+    assert isinstance(found, dict)
+    del found["x-guidance"]
+    assert found == {
+        "properties": {"a": {"items": {}}, "uniqueItems": {"type": "string"}},
+        "anyOf": [{"type": "object"}, {"uniqueItems": True}],
+    }

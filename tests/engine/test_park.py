@@ -454,6 +454,7 @@ async def test_weights_that_were_read_ahead_are_no_leak(
     monkeypatch.setattr(stay, "_CPU_NOISE_BYTES", 0)
     monkeypatch.setattr(device, "used_bytes", lambda _: used[0])
     async with new_registry(park_bytes=0) as registry:
+        await play(registry, coming, PROMPT)
         resident = await registry.prepare(spec, ignore)
         async with registry.start(resident, ignore, ignore):
             prepared = await registry.prepare(coming, ignore)
@@ -463,6 +464,21 @@ async def test_weights_that_were_read_ahead_are_no_leak(
         async with registry.start(prepared, ignore, ignore):
             used[0] += 4096
         assert registry.memory.leaked_bytes == 4096
+
+
+async def test_weights_that_are_mapped_are_no_part_of_what_is_measured(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine import device
+
+    monkeypatch.setattr(device, "used_bytes", lambda _: 1000)
+    async with new_registry() as registry:
+        resident = await registry.prepare(spec_of(checkpoint()), ignore)
+        async with registry.start(resident, ignore, ignore):
+            first = await registry.prepare(spec_of(checkpoint("llama")), ignore)
+            assert first.weights.known is None
+        assert registry.memory is not None
+        assert registry.memory.before_bytes == 1000
 
 
 async def test_keys_and_values_that_do_not_fit_keep_no_model_out_of_the_park(

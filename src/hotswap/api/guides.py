@@ -21,6 +21,8 @@ from hotswap.errors import InvalidJson, InvalidRequest
 MAX_SOURCE_CHARS = 256 << 10
 
 JsonObject = dict[str, Any]
+_UNSET = (None, "")
+"""An empty schema is none of these: any JSON is of it."""
 ANY_OBJECT: JsonObject = {"type": "object"}
 Choices = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=1024)]
 SchemaName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]+$", max_length=64)]
@@ -89,7 +91,7 @@ class GuideFields(Lasting, kw_only=True):
             yield from _of_response_format(self.response_format)
         if self.structured_outputs is not None:
             yield from _of_structured_outputs(self.structured_outputs)
-        if self.guided_json:
+        if self.guided_json not in _UNSET:
             yield schema_guide(self.guided_json, "guided_json")
         if self.guided_regex:
             yield _guide("regex", self.guided_regex, "guided_regex")
@@ -97,7 +99,7 @@ class GuideFields(Lasting, kw_only=True):
             yield _guide("choice", _text(self.guided_choice), "guided_choice")
         if self.guided_grammar:
             yield _grammar_guide(self.guided_grammar, "guided_grammar")
-        if self.json_schema:
+        if self.json_schema not in _UNSET:
             yield schema_guide(self.json_schema, "json_schema")
         if self.grammar:
             yield _grammar_guide(self.grammar, "grammar")
@@ -123,7 +125,7 @@ def _of_structured_outputs(wanted: StructuredOutputs) -> Iterator[Guide]:
     if wanted.structural_tag is not None:
         param = "structured_outputs.structural_tag"
         raise InvalidRequest(f"{param}: not supported", param=param)
-    if wanted.json:
+    if wanted.json not in _UNSET:
         yield schema_guide(wanted.json, "structured_outputs.json")
     if wanted.json_object:
         yield schema_guide(ANY_OBJECT, "structured_outputs.json_object")

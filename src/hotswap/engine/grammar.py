@@ -119,7 +119,7 @@ def _schema(guide: Guide) -> dict[str, Any]:
     if not isinstance(schema, dict):
         refuse(guide, "it is not an object.")
     _check_schema(guide, schema)
-    return {"json_schema": {**schema, "x-guidance": _JSON}}
+    return {"json_schema": _enforceable(schema)}
 
 
 def _regex(guide: Guide) -> dict[str, Any]:
@@ -160,10 +160,24 @@ def _with_options(source: str, pieces: Iterable[Piece]) -> str:
     parts, end = list[str](), 0
     for piece in pieces:
         if piece.schema is not None:
-            schema = json.dumps({**piece.schema, "x-guidance": _JSON}, ensure_ascii=False)
+            schema = json.dumps(_enforceable(piece.schema), ensure_ascii=False)
             parts += [source[end : piece.start], "%json ", schema]
             end = piece.end
     return "".join([*parts, source[end:]])
+
+
+def _enforceable(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """With our options, and without a word that asks for nothing, but that llguidance refuses."""
+    return {**_without_idle_words(schema), "x-guidance": _JSON}
+
+
+def _without_idle_words(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        kept = {name: _without_idle_words(inner) for name, inner in value.items()}
+        if kept.get("uniqueItems") is False:
+            del kept["uniqueItems"]
+        return kept
+    return [*map(_without_idle_words, value)] if isinstance(value, list) else value
 
 
 _PARTS = {"json_schema": _schema, "regex": _regex, "choice": _choice, "grammar": _lark}

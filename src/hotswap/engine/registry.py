@@ -327,8 +327,9 @@ class TorchEngineRegistry:
         if device.type != "cpu":
             return self._aheads.bytes
         weights = None if self._aside is None else self._aside()
-        own = 0 if weights is None or weights.mapped else weights.bytes
-        return self._aheads.bytes + own
+        # Before its first stay it is not known of a model whether it is mapped. Mostly it is.
+        converted = weights is not None and weights.known is not None and not weights.mapped
+        return self._aheads.bytes + (weights.bytes if weights is not None and converted else 0)
 
     @asynccontextmanager
     async def start(
