@@ -61,7 +61,10 @@ class Order(Struct):
         ),
         ({"bias": {"x": 1}}, "bias: a key must be a whole number"),
         ([], "must be an object"),
-        ({"mode": "x - at `$.share`"}, "mode: 'x - at `$.share`' is not one of its values"),
+        (
+            {"mode": "x - at `$.share`"},
+            "mode: 'x - at `$.share`' is not one of its values; it can be 'abort' or 'drain'",
+        ),
     ],
 )
 def test_a_complaint_names_the_field_and_no_type_of_python(fields: Any, message: str) -> None:
