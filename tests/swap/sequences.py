@@ -103,7 +103,10 @@ class CheckedRegistry(ScriptedRegistry):
         super().__init__(script)
         self.wanted: Callable[[], Set[str]] = frozenset
         """The models that somebody waits for; ``*`` is whichever comes."""
+        self.is_resident: Callable[[str], bool] = bool
         self.needless: list[str] = []
+        self._last: ScriptedEngine | None = None
+        """That served, and has left; not one that was called off when it had just started."""
         self._wanted_at_leave: Set[str] = frozenset()
 
     async def prepare(self, spec: ModelSpec, report: Report) -> ScriptedModel:
@@ -125,23 +128,20 @@ class CheckedRegistry(ScriptedRegistry):
                 try:
                     yield engine
                 finally:
-                    self._wanted_at_leave = self.wanted()
+                    if self.is_resident(model):
+                        self._last, self._wanted_at_leave = engine, self.wanted()
         except Exception:
             self.script.start_errors.pop(model, None)
             raise
 
     def _is_needed(self, model: str) -> bool:
         """Somebody waits for it, or did when the one before it began to leave. Else it comes back:
-        its engine failed, or it had left for another one."""
-        wanted = self.wanted() | self._wanted_at_leave
-        if wanted & {model, "*"}:
+        its engine failed, or it had left for another one, which did not come."""
+        if (self.wanted() | self._wanted_at_leave) & {model, "*"}:
             return True
-        last = self.engines[-1] if self.engines else None
-        return (
-            last is not None
-            and last.model == model
-            and (last.failure is not None or bool(wanted - {model}))
-        )
+        if self._last is None or self._last.model != model:
+            return False
+        return self._last.failure is not None or bool(self._wanted_at_leave)
 
 
 _number: ContextVar[int] = ContextVar("number")
@@ -184,6 +184,8 @@ class Asked:
 class Sequences(RuleBasedStateMachine):
     happened: ClassVar[Counter[str]] = Counter()
     """In all sequences."""
+    late: ClassVar[float] = 0.0
+    """Steps after which a sequence may end before its time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,9 +210,13 @@ class Sequences(RuleBasedStateMachine):
         self.registry, self.catalog, self.controller = registry, catalog, controller
         self.house = House(registry, catalog, controller, service)
         self.close = asyncio.Event()
-        registry.wanted = self._wanted
+        registry.wanted, registry.is_resident = self._wanted, controller.is_resident
         async with controller.running():
             await self.close.wait()
+
+    @property
+    def is_late(self) -> bool:
+        return self.steps > self.late
 
     def _wanted(self) -> Set[str]:
         desk = self.controller.desk
@@ -309,14 +315,14 @@ class Sequences(RuleBasedStateMachine):
         self.registry.current.fail(EngineFailed("a step raised"))
         self._go_on()
 
-    @precondition(lambda self: self.steps > 0.8 * STEPS and self.registry.current is not None)
+    @precondition(lambda self: self.is_late and self.registry.current is not None)
     @rule()
     def lose_the_device(self) -> None:
         assert self.registry.current is not None
         self.registry.current.fail(DeviceLost("gone"))
         self._go_on()
 
-    @precondition(lambda self: self.steps > 0.8 * STEPS and not self.closing)
+    @precondition(lambda self: self.is_late and not self.closing)
     @rule()
     def shut_down(self) -> None:
         self.closing = True
@@ -412,10 +418,15 @@ class Sequences(RuleBasedStateMachine):
                 self._end()
         finally:
             self.unforeseen.close()
-            for task in asyncio.all_tasks(self.loop):
-                task.cancel()
-            self.loop.pass_time()
+            self.loop.run_until_complete(self._leave_nothing())
             self.loop.close()
+
+    async def _leave_nothing(self) -> None:
+        """Also of tasks that have failed: what they failed with is known by now."""
+        tasks = [*(asked.task for asked in self.open if asked.task), *self.orders, self.owner]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _end(self) -> None:
         """Nothing fails any more: whoever waits gets an answer, and in the end nothing is left."""
@@ -537,6 +548,7 @@ def run(
         AssertionError: something did not hold.
     """
     Sequences.happened.clear()
+    Sequences.late = 0.8 * steps
     how = settings(
         max_examples=count,
         stateful_step_count=steps,
@@ -544,6 +556,7 @@ def run(
         database=None,
         deadline=None,
         print_blob=not derandomize,
+        report_multiple_bugs=False,
         phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
         suppress_health_check=[HealthCheck.too_slow],
     )
