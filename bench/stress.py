@@ -7,6 +7,7 @@ import http.client
 import json
 import math
 import random
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -81,9 +82,10 @@ class Outcome:
 
 
 def write_broken(served: Path, model: Path, count: int) -> tuple[str, ...]:
-    """Models that cannot be loaded, in turn with half of their weights' file and with a config of
-    another model. Each is asked for once: after a failure the server refuses for a while without
-    trying again.
+    """Models that cannot be loaded, in turn with half of their weights' file, with a config of
+    another model, and with numbers that are none, which is found out on the device, when the model
+    before it has left. Each is asked for once: after a failure the server refuses for a while
+    without trying again.
 
     Returns:
         Their names.
@@ -94,7 +96,7 @@ def write_broken(served: Path, model: Path, count: int) -> tuple[str, ...]:
         folder.mkdir()
         for file in model.iterdir():
             (folder / file.name).symlink_to(file.resolve())
-        (_truncate if number % 2 == 0 else _misfit)(folder)
+        (_truncate, _misfit, _spoil)[number % 3](folder)
     return names
 
 
@@ -112,6 +114,19 @@ def _misfit(folder: Path) -> None:
     told = json.loads(config.read_text())
     config.unlink()
     config.write_text(json.dumps({**told, "hidden_size": 2 * told["hidden_size"]}))
+
+
+def _spoil(folder: Path) -> None:
+    """Its last norm is NaN in all types of numbers."""
+    weights = folder / "model.safetensors"
+    whole = weights.resolve()
+    weights.unlink()
+    shutil.copyfile(whole, weights)
+    with weights.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        begin, end = json.loads(file.read(size))["model.norm.weight"]["data_offsets"]
+        file.seek(8 + size + begin)
+        file.write(b"\xff" * (end - begin))
 
 
 class Stress:

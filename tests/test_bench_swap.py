@@ -272,7 +272,7 @@ def test_broken_models_cannot_be_loaded_and_the_whole_one_stays_whole(tmp_path: 
     served = tmp_path / "served"
     assert link_models(served, [DEMO / "sums", DEMO / "tales"]) == ("sums", "tales")
     before = (DEMO / "sums" / "model.safetensors").read_bytes()
-    truncated, misfit = write_broken(served, DEMO / "sums", 2)
+    truncated, misfit, spoilt = write_broken(served, DEMO / "sums", 3)
     assert (DEMO / "sums" / "model.safetensors").read_bytes() == before
     with (
         pytest.raises(SafetensorError),
@@ -282,6 +282,9 @@ def test_broken_models_cannot_be_loaded_and_the_whole_one_stays_whole(tmp_path: 
     told = json.loads((served / misfit / "config.json").read_text())["hidden_size"]
     with safe_open(served / misfit / "model.safetensors", "pt") as weights:
         assert weights.get_slice("model.norm.weight").get_shape() != [told]
+    with safe_open(served / spoilt / "model.safetensors", "pt") as weights:
+        assert bool(weights.get_tensor("model.norm.weight").isnan().all())
+        assert bool(weights.get_tensor("model.embed_tokens.weight").isfinite().all())
 
 
 # -- the page cache

@@ -346,16 +346,17 @@ def test_the_table_shows_every_setting_with_its_default() -> None:
 
 
 def test_threads_sleep_while_they_wait_unless_somebody_decided_otherwise() -> None:
-    shapes = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
+    others = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "TORCH_COMPILE_DISABLE": "1"}
     environ: dict[str, str] = {}
     settle_threads(environ)
-    assert environ == {"GOMP_SPINCOUNT": "10000", **shapes}
+    assert environ == {"GOMP_SPINCOUNT": "10000", **others}
     environ = {"OMP_WAIT_POLICY": "ACTIVE"}
     settle_threads(environ)
-    assert environ == {"OMP_WAIT_POLICY": "ACTIVE", **shapes}
-    environ = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7"}
+    assert environ == {"OMP_WAIT_POLICY": "ACTIVE", **others}
+    chosen = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7", "TORCH_COMPILE_DISABLE": "0"}
+    environ = dict(chosen)
     settle_threads(environ)
-    assert environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
+    assert environ == {"GOMP_SPINCOUNT": "10000", **chosen}
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,17 @@ import hotswap
 from hotswap.__main__ import main
 from hotswap.config import ConfigError, Settings
 from hotswap.errors import DownloadFailed
+from hotswap.handover import Image
 from hotswap.options import OPTIONS
+
+Run = Callable[[Settings, Image, Callable[[], Settings]], int]
 
 
 @pytest.fixture
-def serve_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Settings], int]], None]:
+def serve_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], None]:
     """Put a function in the place of the server's `run`."""
 
-    def install(run: Callable[[Settings], int]) -> None:
+    def install(run: Run) -> None:
         server: Any = ModuleType("hotswap.server")
         server.run = run
         monkeypatch.setitem(sys.modules, "hotswap.server", server)
@@ -28,11 +31,12 @@ def serve_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Settings]
 
 
 @pytest.fixture
-def served(serve_with: Callable[[Callable[[Settings], int]], None]) -> list[Settings]:
+def served(serve_with: Callable[[Run], None]) -> list[Settings]:
     """What the server was asked to serve."""
     asked: list[Settings] = []
 
-    def run(settings: Settings) -> int:
+    def run(settings: Settings, image: Image, read: Callable[[], Settings]) -> int:
+        assert read() == settings
         asked.append(settings)
         return 0
 
@@ -67,10 +71,10 @@ def test_a_warning_does_not_keep_it_from_serving(
 @pytest.mark.parametrize("error", [ConfigError("port in use"), DownloadFailed("port in use")])
 def test_a_server_that_cannot_start_is_one_line_too(
     error: Exception,
-    serve_with: Callable[[Callable[[Settings], int]], None],
+    serve_with: Callable[[Run], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def run(settings: Settings) -> int:
+    def run(*_: object) -> int:
         raise error
 
     serve_with(run)
@@ -79,9 +83,9 @@ def test_a_server_that_cannot_start_is_one_line_too(
 
 
 def test_ctrl_c_while_starting_is_no_traceback(
-    serve_with: Callable[[Callable[[Settings], int]], None],
+    serve_with: Callable[[Run], None],
 ) -> None:
-    def run(settings: Settings) -> int:
+    def run(*_: object) -> int:
         raise KeyboardInterrupt
 
     serve_with(run)

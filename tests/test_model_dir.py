@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hotswap.contracts import ModelFacts
-from hotswap.model_dir import Remembered, files_of, look_at, own_chat_template
+from hotswap.model_dir import Remembered, files_of, look_at
 from tests.model_files import CONFIG, sharded, write_model
 
 
@@ -213,26 +213,3 @@ def test_quantized_weights_do_not_tell_how_many_numbers_they_are(tmp_path: Path)
     path = write_model(tmp_path, config={**CONFIG, **quantized})
     assert facts(path).quantization == "fp8"
     assert facts(path).parameters == 0
-
-
-@pytest.mark.parametrize(
-    ("files", "template"),
-    [
-        ({}, None),
-        ({"chat_template.jinja": "{{ a }}", "tokenizer_config.json": "{}"}, "{{ a }}"),
-        ({"tokenizer_config.json": '{"chat_template": "{{ b }}"}'}, "{{ b }}"),
-        (
-            {
-                "tokenizer_config.json": '{"chat_template": [{"name": "rag", "template": "r"}, '
-                '{"name": "default", "template": "d"}]}'
-            },
-            "d",
-        ),
-        ({"tokenizer_config.json": '{"chat_template": 7}'}, None),
-        ({"tokenizer_config.json": "broken"}, None),
-    ],
-)
-def test_a_models_own_chat_template(
-    tmp_path: Path, files: dict[str, str], template: str | None
-) -> None:
-    assert own_chat_template(write_model(tmp_path, files=files)) == template

@@ -50,6 +50,11 @@ def test_the_config_file_pins_models_and_makes_them_background_ones() -> None:
     assert (SPEC.pin, SPEC.background) == (False, False)
 
 
+def test_a_load_request_may_have_a_model_spread() -> None:
+    for source in ("request", "uploaded"):
+        assert apply_overrides(SPEC, {"device_map": "auto"}, source).engine.device_map == "auto"
+
+
 def test_null_takes_back_a_limit() -> None:
     spec = apply_overrides(SPEC, {"max_model_len": 5}, "config_file")
     assert apply_overrides(spec, {"max_model_len": None}, "request").engine == SPEC.engine
@@ -100,6 +105,7 @@ def test_a_mistake_is_refused_by_name(
         ("model_dir", "pin", True),
         ("request", "background", True),
         ("model_dir", "background", True),
+        ("model_dir", "device_map", "auto"),
     ],
 )
 def test_what_runs_code_takes_a_name_or_keeps_memory_is_the_operators_alone(

@@ -292,6 +292,20 @@ def test_what_a_model_takes_is_not_known_before_it_is_downloaded() -> None:
     assert play(scenario, models=(ModelSpec(id="remote", path=None),)).catalog.fetched == []
 
 
+def test_the_resident_model_is_known_though_its_files_are_gone() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        del house.catalog._specs["A"]
+        for name in ("A", "first"):
+            assert (await house.service.model(name)).status == "loaded"
+            assert (await house.service.describe(name)).listing.id == "A"
+        with pytest.raises(ModelNotFound):
+            await house.service.describe("nonsense")
+        assert (await house.service.unload("first")).model == "A"
+
+    play(scenario, models=(spec("A", aliases=("first",)), spec("B")))
+
+
 def test_a_name_that_means_nothing_may_mean_the_resident_model() -> None:
     async def scenario(house: House) -> None:
         await house.ask("B")

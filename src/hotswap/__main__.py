@@ -7,10 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NoReturn
 
 from hotswap.config import (
     ConfigError,
+    Settings,
+    listening_on,
     load_settings,
     settle_files,
     settle_threads,
@@ -18,6 +21,7 @@ from hotswap.config import (
 )
 from hotswap.console import print_error, print_warning
 from hotswap.errors import HotswapError
+from hotswap.handover import Image, inherit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         serves.
     """
     try:
-        settings = load_settings(sys.argv[1:] if argv is None else argv)
+        image = inherit(os.environ)
+        read = partial(_read, sys.argv[1:] if argv is None else argv, image)
+        settings = read()
         for warning in warnings_about(settings):
             print_warning(warning)
         settle_files()
@@ -36,12 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Only here: --help need not wait for what serves.
         from hotswap.server import run  # noqa: PLC0415
 
-        return run(settings)
+        return run(settings, image, read)
     except (ConfigError, HotswapError) as error:
         print_error(str(error))
         return 2
     except KeyboardInterrupt:  # before the server heeds signals
         return 130
+
+
+def _read(argv: Sequence[str], image: Image) -> Settings:
+    settings = load_settings(argv, image.environment)
+    return settings if image.host is None else listening_on(settings, image.host)
 
 
 def command() -> NoReturn:

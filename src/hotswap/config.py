@@ -36,7 +36,9 @@ __all__ = [
     "Settings",
     "SwapRules",
     "apply_overrides",
+    "check",
     "is_loopback",
+    "listening_on",
     "load_settings",
     "parse_yaml",
     "settings_table",
@@ -59,6 +61,10 @@ class ServerConfig:
     dev_mode: bool = False
     keepalive_s: float = 10.0
     """How long a streaming request is held before its 200, and the pause between comments."""
+    hang_timeout_s: float = 60.0
+    """With work, and without a finished step for this long, the engine hangs."""
+    no_self_restart: bool = False
+    """Exit where the server would start itself again."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
@@ -125,13 +131,28 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ) 
         bundled = str(demo.MODELS_DIR)
         values["catalog.models_dirs"] = (*values.get("catalog.models_dirs", ()), bundled)
     settings = _assemble(values, models)
-    _check(settings)
+    check(settings)
     return settings
 
 
+def listening_on(settings: Settings, address: str) -> Settings:
+    """The settings of a server whose listening socket was bound by somebody else: who can reach it
+    is told by the socket's own address, where that is open to more than ``--host``.
+
+    Raises:
+        ConfigError: what is asked for is too much for such an address.
+    """
+    server = settings.server
+    if is_loopback(address) or not is_loopback(server.host):
+        return settings
+    opened = replace(settings, server=replace(server, host=address))
+    check(opened)
+    return opened
+
+
 def settle_threads(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Have OpenMP's threads sleep when there is nothing to do for a while, and oneDNN forget. To be
-    called before torch is imported.
+    """Have OpenMP's threads sleep when there is nothing to do for a while, oneDNN forget, and torch
+    compile nothing. To be called before torch is imported.
 
     Threads that spin for ever take the core that the event loop or another process needs: with
     one busy process beside it, a demo model fell from 180-270 to 20-46 tokens/s on two cores.
@@ -141,8 +162,12 @@ def settle_threads(environ: MutableMapping[str, str] = os.environ) -> None:
     oneDNN keeps what it has compiled for the last 1,024 shapes, and prompts of every length are
     shapes of their own: 400 prompts of 60 to 140 tokens left 71 MB behind, and 35 MB with
     room for 32.
+
+    Some of transformers' code asks torch to compile it when it first runs: BitNet's needs a C++
+    compiler for that, and took a model of 100 KB 76 s on two busy cores.
     """
     environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     if "OMP_WAIT_POLICY" not in environ:
         environ.setdefault("GOMP_SPINCOUNT", "10000")
 
@@ -361,8 +386,8 @@ def _chat_template(written: str, where: str) -> str:
         raise ConfigError(f"{where}: cannot read the chat template {written!r}") from None
 
 
-def _check(settings: Settings) -> None:
-    """Raise what is wrong with the settings as a whole."""
+def check(settings: Settings) -> None:
+    """Raises: ConfigError: the settings do not go together."""
     catalog, server = settings.catalog, settings.server
     manageable = server.dev_mode or server.admin_key is not None
     if catalog.model is None and not (settings.swap.on_demand or manageable):

@@ -114,12 +114,17 @@ class GenerationRequest:
     n: int = 1
     max_tokens: int | None = None
     """Tokens to generate at most; None: up to the end of the context."""
+    max_tokens_param: str = "max_tokens"
+    """The field that they came in, for refusals."""
+    cut_to_context: bool = False
+    """More of them than the context has room for are as many as there is room for; else that is
+    refused."""
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     echo: bool = False
-    """Start each answer with its prompt's text."""
+    """Start each answer with its prompt's text; with ``logprobs``, with its tokens."""
     logprobs: int | None = None
     """None: no log-probabilities; k >= 0: the drawn token's and the k likeliest ones'."""
     guide: Guide | None = None
@@ -155,7 +160,8 @@ class TokenLogprob:
 
     text: str
     raw: bytes
-    logprob: float
+    logprob: float | None
+    """None: it is a prompt's first one, which nothing came before."""
     top: tuple[TokenLogprob, ...] = ()
 
 
@@ -201,6 +207,9 @@ class Finished:
     completion_tokens: int
     """Those of the reasoning included."""
     reasoning_tokens: int = 0
+    cached_tokens: int = 0
+    """Of its prompt: those that were remembered and not computed again. Told by the first choice of
+    a prompt only, because a prompt is counted once."""
     stop_sequence: str | None = None
     """The stop string that ended the answer, where one did."""
 
@@ -273,6 +282,9 @@ class EngineConfig:
     """How an engine is built. The fields are the keys of ``load_model`` and of config files."""
 
     device: str = "auto"
+    device_map: str = "none"
+    """none or auto; auto: a model that has no room on the device is spread over all CUDA devices
+    and, as to the rest, host memory."""
     dtype: str = "auto"
     """auto, float32, bfloat16 or float16; auto: what the checkpoint was saved in."""
     max_model_len: int | None = None
@@ -299,6 +311,18 @@ class ModelFacts:
     weights_bytes: int = 0
     parameters: int = 0
     """Numbers in its weights, to within the headers of the files."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatFacts:
+    """How a model chats, as its template and its vocabulary say."""
+
+    template: str | None = None
+    """As Jinja source; None: it has none, and cannot chat."""
+    tools: bool = False
+    """It can be told of tools, and its calls are understood."""
+    thinking: bool = False
+    """It knows of reasoning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +375,8 @@ class EngineStats:
     steps: int
     tokens: int
     last_progress: float
-    """Monotonic time of the last finished step, or of the engine's start."""
+    """Monotonic time of the last finished step, of the engine's start, or of when there was work
+    again after there had been none, whichever came last."""
     alive: bool
     """The engine's driving thread runs."""
     first_token: float | None = None
@@ -417,11 +442,13 @@ class Estimate:
     kv_bytes: int
     """Keys and values of one sequence as long as the model takes."""
     device_free_bytes: int
-    """Once the resident model has left."""
+    """Once the resident model has left; of all devices together, where it would be spread."""
     host_free_bytes: int
     fits: bool
     reason: str | None = None
     """Why it does not, in a sentence; also where only its context would be cut."""
+    spread: Mapping[str, int] | None = None
+    """How many bytes of the weights would lie on which device; None: all on one."""
 
 
 class PreparedModel(Protocol):
@@ -470,6 +497,9 @@ class EngineRegistry(Protocol):
             InvalidRequest: an id is outside the vocabulary.
             ModelLoadFailed: as `render`.
         """
+
+    async def chat_facts(self, spec: ModelSpec) -> ChatFacts:
+        """Raises: ModelLoadFailed: as `render`."""
 
     async def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
         """Bring a model to host memory. Slow, may fail, leaves the device alone; stops when
@@ -685,8 +715,8 @@ class ModelDescription:
     listing: ModelListing
     sampling: SamplingParams
     """Defaults for what a request leaves unset."""
-    chat_template: str | None
-    """As Jinja source; None: it has none."""
+    chat: ChatFacts
+    """Nothing is known of a model that is still to be downloaded."""
 
 
 UnloadMode = Literal["drain", "abort"]

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 import anyio
 from anyio import CancelScope, Event, create_task_group
 
+from hotswap.audit import Cause
 from hotswap.contracts import (
     Engine,
     LoadReport,
@@ -111,6 +112,7 @@ class Waiter:
 
     spec: ModelSpec
     since: float
+    cause: Cause
     is_any: bool = False
     verdict: Verdict[Residency] = field(default_factory=Verdict)
 
@@ -129,6 +131,7 @@ class LoadWish:
 
     spec: ModelSpec
     since: float
+    cause: Cause
     verdict: Verdict[LoadReport] = field(default_factory=Verdict)
 
     @property
@@ -141,6 +144,8 @@ class UnloadWish:
     drain_timeout_s: float
     mode: UnloadMode
     park: bool
+    told: str
+    """To those whose answers it ends."""
     verdict: Verdict[UnloadReport] = field(default_factory=Verdict)
 
 
@@ -215,8 +220,8 @@ class Desk:
 
     # -- requests
 
-    def join(self, target: Target) -> Waiter:
-        waiter = Waiter(target.spec, anyio.current_time(), target.is_any)
+    def join(self, target: Target, cause: Cause) -> Waiter:
+        waiter = Waiter(target.spec, anyio.current_time(), cause, target.is_any)
         self.queue.append(waiter)
         return waiter
 
@@ -249,8 +254,8 @@ class Desk:
 
     # -- operators
 
-    def wish_load(self, spec: ModelSpec) -> LoadWish:
-        wish = LoadWish(spec, anyio.current_time())
+    def wish_load(self, spec: ModelSpec, cause: Cause) -> LoadWish:
+        wish = LoadWish(spec, anyio.current_time(), cause)
         self.load_wishes.append(wish)
         self.ring()
         return wish
@@ -260,10 +265,10 @@ class Desk:
             self.load_wishes.remove(wish)
             wish.verdict.grant(report)
 
-    def keep_loading(self, spec: ModelSpec) -> None:
+    def keep_loading(self, spec: ModelSpec, cause: Cause) -> None:
         """A load that a request gave up waiting for goes on, so that a retry finds it done."""
         if all(wish.spec.id != spec.id for wish in self.load_wishes):
-            self.wish_load(spec)
+            self.wish_load(spec, cause)
 
     # -- what models are wanted
 
@@ -273,6 +278,12 @@ class Desk:
 
     def wanted(self) -> list[ModelSpec]:
         return [*(one.spec for one in self.queue), *(one.spec for one in self.load_wishes)]
+
+    def first_for(self, spec: ModelSpec) -> Waiter | LoadWish | None:
+        """Who has waited longest for just this load."""
+        waiting: list[Waiter | LoadWish] = [*self.queue, *self.load_wishes]
+        same = (one for one in waiting if is_same_load(one.spec, spec))
+        return min(same, key=lambda one: one.since, default=None)
 
     def awaits(self, spec: ModelSpec) -> bool:
         """Whether anybody waits for just this model, with just these settings."""

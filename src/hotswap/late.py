@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import anyio
 
 from hotswap.contracts import (
+    ChatFacts,
     EmbeddingRequest,
     Engine,
     EngineRegistry,
@@ -92,6 +93,9 @@ class LateRegistry:
 
     async def detokenize(self, spec: ModelSpec, ids: Sequence[int]) -> str:
         return await (await self.arrival()).detokenize(spec, ids)
+
+    async def chat_facts(self, spec: ModelSpec) -> ChatFacts:
+        return await (await self.arrival()).chat_facts(spec)
 
     async def prepare(self, spec: ModelSpec, report: Report) -> PreparedModel:
         return await (await self.arrival()).prepare(spec, report)

@@ -25,8 +25,6 @@ _TOKENIZERS = (
 )
 # Embedding models of causal architecture (Qwen3-Embedding) are told by these.
 _EMBEDDING_MARKS = ("modules.json", "config_sentence_transformers.json")
-_TEMPLATE = "chat_template.jinja"
-_TOKENIZER_CONFIG = "tokenizer_config.json"
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 _EMBEDDED_LENGTH = "sentence_bert_config.json"
 _ENCODERS = frozenset(
@@ -202,20 +200,6 @@ def _facts(path: Path, config: Mapping[str, Any]) -> ModelFacts:
 
 def _weight_files(path: Path) -> set[str]:
     return {_WEIGHTS} if (path / _WEIGHTS).is_file() else _shards(_json_object(path / _INDEX))
-
-
-def own_chat_template(path: Path) -> str | None:
-    """The chat template among a model's files; None where there is none that can be read."""
-    try:
-        if (path / _TEMPLATE).is_file():
-            return (path / _TEMPLATE).read_text("utf-8")
-        template = _json_object(path / _TOKENIZER_CONFIG).get("chat_template")
-    except (OSError, ValueError):
-        return None
-    if isinstance(template, list):  # several, each with a name
-        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
 
 
 def _settings(path: Path) -> tuple[dict[str, Any], InvalidRequest | None]:

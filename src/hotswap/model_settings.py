@@ -34,11 +34,11 @@ _SETTABLE = ENGINE_KINDS.keys() | _SPEC_KINDS.keys() | {"sampling"}
 
 # A request can come from anybody who may infer, a model's own file from anybody on the Hub:
 # neither may run code, move to another device, take a name that means another model, keep host
-# memory for good, or have its requests answered by others.
+# memory for good, or have its requests answered by others. Nor may a model take all devices.
 _OPERATORS = frozenset({"trust_remote_code", "device", "aliases", "pin", "background"})
 _REFUSED: Mapping[str, frozenset[str]] = {
     "request": _OPERATORS | {"chat_template"},
-    "model_dir": _OPERATORS,
+    "model_dir": _OPERATORS | {"device_map"},
     "config_file": frozenset(),
 }
 

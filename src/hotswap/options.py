@@ -35,6 +35,7 @@ ENGINE_KINDS: Mapping[str, Kind] = {
         pattern=r"auto|cpu|cuda(:\d{1,3})?",
         expected="auto, cpu, cuda or a numbered device such as cuda:1",
     ),
+    "device_map": values.choice("none", "auto"),
     "dtype": values.choice("auto", "float32", "bfloat16", "float16"),
     "max_model_len": values.optional(values.whole(1, metavar="TOKENS")),
     "max_num_seqs": values.whole(1, 4096),
@@ -59,6 +60,8 @@ class Option:
     """Another name of the flag."""
     default: str = ""
     """What the settings table says where the tree's default does not speak for itself."""
+    fixed: bool = False
+    """It stays what it was when the server was started."""
 
     @property
     def key(self) -> str:
@@ -132,6 +135,7 @@ OPTIONS: tuple[Option, ...] = (
         values.text(metavar="ADDRESS", pattern=r"\S+", expected="an address"),
         ACCESS,
         "address to listen on",
+        fixed=True,
     ),
     Option(
         "port",
@@ -139,6 +143,7 @@ OPTIONS: tuple[Option, ...] = (
         values.whole(0, 65535),
         ACCESS,
         "port to listen on; 0 takes a free one",
+        fixed=True,
     ),
     Option(
         "api-key",
@@ -147,6 +152,7 @@ OPTIONS: tuple[Option, ...] = (
         ACCESS,
         "keys of which every request must carry one",
         default="none",
+        fixed=True,
     ),
     Option(
         "admin-key",
@@ -155,6 +161,7 @@ OPTIONS: tuple[Option, ...] = (
         ACCESS,
         "key that opens the management routes",
         default="none",
+        fixed=True,
     ),
     Option(
         "dev-mode",
@@ -162,6 +169,7 @@ OPTIONS: tuple[Option, ...] = (
         values.boolean(),
         ACCESS,
         "open the management routes to everybody who may send requests",
+        fixed=True,
     ),
     Option(
         "cors-origins",
@@ -170,6 +178,7 @@ OPTIONS: tuple[Option, ...] = (
         ACCESS,
         "web pages that may call this server, such as http://localhost:3000",
         default="none",
+        fixed=True,
     ),
     Option(
         "keepalive-s",
@@ -177,6 +186,22 @@ OPTIONS: tuple[Option, ...] = (
         values.duration_s(above_zero=True),
         ACCESS,
         "seconds before a waiting stream is answered, and between its comment lines",
+        fixed=True,
+    ),
+    Option(
+        "hang-timeout-s",
+        "server.hang_timeout_s",
+        values.duration_s(above_zero=True),
+        ACCESS,
+        "how long a step may take before the server starts itself again",
+        also="hang-timeout",
+    ),
+    Option(
+        "no-self-restart",
+        "server.no_self_restart",
+        values.boolean(),
+        ACCESS,
+        "exit instead: with 70 when the device is lost, with 71 when something hangs",
     ),
     Option(
         "drain-timeout-s",
@@ -228,8 +253,13 @@ OPTIONS: tuple[Option, ...] = (
         SWAPPING,
         "host memory for models that left the device, so that they come back quickly; 0 keeps none",
         default="a share of what is available",
+        fixed=True,
     ),
     _engine("device", "device to run on"),
+    _engine(
+        "device-map",
+        "auto: spread a model that has no room on the device over all CUDA devices and host memory",
+    ),
     _engine("dtype", "number format of the weights; auto is the checkpoint's own"),
     _engine(
         "max-model-len",

@@ -20,6 +20,7 @@ from anyio import Event
 
 from hotswap.contracts import (
     AppliedSetting,
+    ChatFacts,
     EmbeddingRequest,
     Embeddings,
     EngineStats,
@@ -149,9 +150,10 @@ class ScriptedEngine:
         assert rendered.model == self.model, f"{rendered.model} was sent to {self.model}"
         if self._failure is not None:
             raise self._failure
+        if not self.running:
+            self.last_progress = anyio.current_time()
         self.running += 1
         self.served += 1
-        self.last_progress = anyio.current_time()
         try:
             yield ScriptedGeneration(self, rendered)
         finally:
@@ -245,6 +247,12 @@ class ScriptedRegistry:
 
     async def detokenize(self, spec: ModelSpec, ids: Sequence[int]) -> str:
         return f"{spec.id}: {' '.join(map(str, ids))}"
+
+    async def chat_facts(self, spec: ModelSpec) -> ChatFacts:
+        """Of a model that chats by the template of its settings, if it has one."""
+        await self._look_up(spec)
+        template = spec.engine.chat_template
+        return ChatFacts(template=template, tools="tools" in (template or ""))
 
     async def prepare(self, spec: ModelSpec, report: Report) -> ScriptedModel:
         report("checking", 1.0)

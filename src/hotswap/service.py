@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-
-from anyio import to_thread
 
 from hotswap.config import SwapRules
 from hotswap.contracts import (
     RESIDENT_NAMES,
+    ChatFacts,
     ChatPrompt,
     EmbeddingRequest,
     Embeddings,
+    Engine,
     EngineRegistry,
     Generation,
     GenerationRequest,
@@ -47,8 +47,9 @@ from hotswap.errors import (
     NotLoaded,
     NotPermitted,
 )
-from hotswap.model_dir import own_chat_template
 from hotswap.swap import SwapController
+
+AnyRequest = GenerationRequest | EmbeddingRequest
 
 
 class SwapService:
@@ -70,35 +71,49 @@ class SwapService:
         self._listed: tuple[ModelListing, ...] = ()
         self._listed_facts: _Facts | None = None
 
+    def obey(self, catalog: ModelCatalog, rules: SwapRules) -> None:
+        """Go by another catalogue and other rules from now on. What runs, waits or is resident is
+        left as it is."""
+        self._catalog = catalog
+        self._rules = rules
+        self._controller.obey(rules)
+
     # -- requests
 
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Generation]:
         """See `ModelService.generate`."""
         target = await self._resolve(request.model, any_name=request.any_name)
-        _check_task(target.spec, "generate")
+        async with (
+            self._admitted(target, request) as (engine, rendered),
+            engine.generate(rendered) as generation,
+        ):
+            yield generation
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """See `ModelService.embed`."""
+        target = await self._resolve(request.model, task="embed")
+        async with self._admitted(target, request) as (engine, rendered):
+            return await engine.embed(rendered)
+
+    @asynccontextmanager
+    async def _admitted(
+        self, target: Target, request: AnyRequest
+    ) -> AsyncIterator[tuple[Engine, Rendered]]:
+        """While it is entered, the engine that answers stays, and with it comes the request as its
+        model sees it."""
+        _check_task(target.spec, _task_of(request))
         self._controller.check_admittance(target)
         # Before the queue: a request that must fail never costs a swap. A model that is still to
         # be downloaded has no tokenizer yet; there, after it.
         spec = self._expected_for(target)
         rendered = await self._render(spec, request) if spec.path is not None else None
-        async with self._controller.lease(target, request.keep_alive_s) as stay:
+        async with self._controller.lease(
+            target, request.keep_alive_s, request_id=request.request_id
+        ) as stay:
             if rendered is None or (target.is_any and not is_same_load(spec, stay.spec)):
                 rendered = await self._render(stay.spec, request)
-            async with stay.engine.generate(rendered) as generation:
-                yield generation
-
-    async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        """See `ModelService.embed`."""
-        target = await self._resolve(request.model, task="embed")
-        _check_task(target.spec, "embed")
-        self._controller.check_admittance(target)
-        spec = self._expected_for(target)
-        rendered = await self._render_embedding(spec, request) if spec.path is not None else None
-        async with self._controller.lease(target, request.keep_alive_s) as stay:
-            if rendered is None or (target.is_any and not is_same_load(spec, stay.spec)):
-                rendered = await self._render_embedding(stay.spec, request)
-            return await stay.engine.embed(rendered)
+            yield stay.engine, rendered
 
     async def warm(self, name: str | None, *, keep_alive_s: float | None = None) -> str:
         """See `ModelService.warm`."""
@@ -135,10 +150,7 @@ class SwapService:
         spec = self._expected_for(target)
         if spec.path is None:
             raise ModelNotFound(f"{spec.id!r} is not downloaded yet, so its tokens are not known.")
-        if spec.task == "embed":
-            rendered = await self._render_embedding(spec, _to_embed(request))
-        else:
-            rendered = await self._render(spec, request)
+        rendered = await self._render(spec, _to_embed(request) if spec.task == "embed" else request)
         return Tokenized(spec.id, rendered.token_ids, rendered.token_texts if texts else ())
 
     async def detokenize(self, model: str | None, ids: Sequence[int]) -> tuple[str, str]:
@@ -152,18 +164,14 @@ class SwapService:
         """``task``: that of the model where any would do."""
         if name is None or name in RESIDENT_NAMES:
             return await self._any(task)
-        resident = self._controller.resident
-        # Before the disk is asked: the resident model answers even if its files are gone.
-        if resident is not None and name in (resident.id, *resident.aliases):
-            return Target(resident)
         try:
-            spec = await self._catalog.resolve(name)
+            spec = await self._named(name)
         except ModelNotFound:
             if not any_name:
                 raise
             return await self._any(task)
-        if resident is not None and spec.id == resident.id:
-            return Target(resident)
+        if spec is self._controller.resident:
+            return Target(spec)
         if spec.background:
             return await self._any(task)
         if not self._rules.on_demand and spec.id not in self._served_ids():
@@ -173,6 +181,15 @@ class SwapService:
                 )
             raise _not_served(name)
         return Target(spec)
+
+    async def _named(self, name: str) -> ModelSpec:
+        """The model of that name; the resident one as it was loaded."""
+        resident = self._controller.resident
+        # Before the disk is asked: the resident model is there even if its files are gone.
+        if resident is not None and name in (resident.id, *resident.aliases):
+            return resident
+        spec = await self._catalog.resolve(name)
+        return resident if resident is not None and resident.id == spec.id else spec
 
     async def _any(self, task: Task) -> Target:
         """Whichever model for ``task`` is there when the request's turn comes; if there is none
@@ -221,20 +238,12 @@ class SwapService:
         absent = self._controller.last_resident or self._catalog.startup
         return present or ({absent} if absent else set())
 
-    async def _render(self, spec: ModelSpec, request: GenerationRequest) -> Rendered:
-        _check_task(spec, "generate")
-        with self._noting_failures(spec):
-            return await self._registry.render(spec, request)
-
-    async def _render_embedding(self, spec: ModelSpec, request: EmbeddingRequest) -> Rendered:
-        _check_task(spec, "embed")
-        with self._noting_failures(spec):
-            return await self._registry.render_embedding(spec, request)
-
-    @contextmanager
-    def _noting_failures(self, spec: ModelSpec) -> Iterator[None]:
+    async def _render(self, spec: ModelSpec, request: AnyRequest) -> Rendered:
+        _check_task(spec, _task_of(request))
         try:
-            yield
+            if isinstance(request, EmbeddingRequest):
+                return await self._registry.render_embedding(spec, request)
+            return await self._registry.render(spec, request)
         except ModelLoadFailed as error:
             self._controller.note_failure(spec, error)
             raise
@@ -308,7 +317,7 @@ class SwapService:
         park: bool = True,
     ) -> UnloadReport:
         """See `ModelService.unload`."""
-        model = None if name is None else (await self._catalog.resolve(name)).id
+        model = None if name is None else (await self._named(name)).id
         try:
             return await self._controller.unload(model, drain_timeout_s, mode, park=park)
         except NotLoaded:
@@ -361,7 +370,10 @@ class SwapService:
 
     async def model(self, name: str) -> ModelListing:
         """See `ModelService.model`."""
-        spec = await self._catalog.resolve(name)
+        return self._listed_as(await self._named(name), name)
+
+    def _listed_as(self, spec: ModelSpec, name: str) -> ModelListing:
+        """Raises: ModelNotFound: it is not being served."""
         facts = self._facts((spec,))
         if not facts.lists(spec):
             raise _not_served(name)
@@ -369,14 +381,11 @@ class SwapService:
 
     async def describe(self, name: str) -> ModelDescription:
         """See `ModelService.describe`."""
-        listing = await self.model(name)
-        resident = self._controller.resident
-        is_resident = resident is not None and resident.id == listing.id
-        spec = resident if resident and is_resident else await self._catalog.resolve(name)
-        template = spec.engine.chat_template
-        if template is None and spec.path is not None:
-            template = await to_thread.run_sync(own_chat_template, spec.path)
-        return ModelDescription(listing=listing, sampling=spec.sampling, chat_template=template)
+        spec = await self._named(name)
+        listing = self._listed_as(spec, name)
+        chats = spec.path is not None and spec.task == "generate"
+        chat = await self._registry.chat_facts(spec) if chats else ChatFacts()
+        return ModelDescription(listing=listing, sampling=spec.sampling, chat=chat)
 
     def _facts(self, specs: tuple[ModelSpec, ...]) -> _Facts:
         controller = self._controller
@@ -463,6 +472,10 @@ def _max_model_len(spec: ModelSpec, facts: _Facts) -> int | None:
         return wanted
     same = started.max_position_embeddings == spec.max_position_embeddings
     return tokens if same else wanted
+
+
+def _task_of(request: AnyRequest) -> Task:
+    return "embed" if isinstance(request, EmbeddingRequest) else "generate"
 
 
 def _check_task(spec: ModelSpec, task: Task) -> None:

@@ -25,11 +25,14 @@ import anyio
 from anyio import create_task_group
 from anyio.abc import TaskGroup
 
+from hotswap import audit
+from hotswap.audit import Cause, Change
 from hotswap.config import SwapRules
 from hotswap.contracts import (
     Engine,
     EngineRegistry,
     LoadReport,
+    MemoryReport,
     ModelSpec,
     PreparedModel,
     Progress,
@@ -64,8 +67,15 @@ ABORT_GRACE_S = 5.0
 _A_LOADS_OWN = ("request", "uploaded")
 """Where settings come from that hold for one load only."""
 
+_UNLOADED = "The model was unloaded."
+
 CRASH_WINDOW_S = 60.0
 CRASHES_TOLERATED = 3
+"""In that time. After each the engine is built again; the next one leaves the server not ready."""
+
+BY_HAND = Cause("operator", "asked for by hand")
+_ON_ITS_WAY = Cause("request", "it is on its way, and any model will do")
+_WORN_OUT = "the engine failed again and again"
 
 
 @dataclass(frozen=True)
@@ -82,18 +92,23 @@ class _Load:
 
     spec: ModelSpec
     meter: Meter
+    cause: Cause
+    left: str | None = None
+    """The model that is there when it is begun."""
     prepared: PreparedModel | None = None
     fallback: PreparedModel | None = None
     """The model before it, to go back to if this one does not start."""
     restoring: bool = False
     """This one is what was gone back to."""
     timings: dict[str, float] = field(default_factory=dict)
+    memory: MemoryReport | None = None
+    """Around the teardown of the model before it."""
     wanted_at: float = math.inf
     """Since when somebody has waited for it."""
     silent_since: float = math.inf
     """When the model before it gave its last token; infinite: there is none before it."""
     was_parked: bool = False
-    """When it was begun."""
+    """Its weights were in host memory when it was begun."""
     _cancelled: bool = False
 
     def cancel(self) -> None:
@@ -129,6 +144,9 @@ class SwapController:
         self._asleep: ModelSpec | None = None
         self._closing = False
         self._crashes: list[float] = []
+        self._worn_out = False
+        self._lost: DeviceLost | None = None
+        self._last_good: ModelSpec | None = None
         self._last_error: str | None = None
         self._timings: Mapping[str, float] = {}
         self._loads = self._swaps = 0
@@ -152,6 +170,21 @@ class SwapController:
         self._closing = True
         self.desk.refuse(_anything, ShuttingDown("The server is shutting down."))
 
+    def give_up(self, error: DeviceLost) -> None:
+        """End the running answers and refuse everything else, now and from now on, with ``error``;
+        what is on the device is left to itself. May be called again, for who came between."""
+        stay = self._residency
+        if self._load is not None:
+            self._load.cancel()
+        self._lose_device(error)
+        if stay is not None:
+            stay.engine.abort(error)
+
+    def obey(self, rules: SwapRules) -> None:
+        """Go by other rules from now on."""
+        self._rules = rules
+        self.desk.ring()
+
     # -- what is on the device, and what is coming
 
     @property
@@ -167,6 +200,19 @@ class SwapController:
         """The model that is being brought in, unless that has been called off."""
         load = self._load
         return None if load is None or load.is_cancelled() else load.spec
+
+    @property
+    def lost(self) -> DeviceLost | None:
+        """Why nothing is served in this process any more; None while it is. From any thread."""
+        stay = self._residency
+        failure = None if stay is None else stay.engine.failure
+        return failure if isinstance(failure, DeviceLost) else self._lost
+
+    @property
+    def last_good(self) -> ModelSpec | None:
+        """The model that is on the device, or was until something went wrong, with its settings;
+        None: the device is meant to be empty. From any thread."""
+        return self._last_good
 
     @property
     def last_resident(self) -> str | None:
@@ -208,15 +254,19 @@ class SwapController:
 
     @asynccontextmanager
     async def lease(
-        self, target: Target, keep_alive_s: float | None = None
+        self, target: Target, keep_alive_s: float | None = None, *, request_id: str = ""
     ) -> AsyncIterator[Residency]:
         """Wait until such a model is resident, and keep it so for as long as the block lasts.
+
+        Args:
+            request_id: For the log.
 
         Raises:
             ModelLoadFailed, InsufficientMemory, ModelLoading, SwapInProgress, ModelUnloaded,
             Overloaded, ShuttingDown, DeviceLost
         """
-        stay = await self._wait_for(target)
+        who = f"request {request_id}".rstrip()
+        stay = await self._wait_for(target, Cause(who, "a request waits for it"))
         if self._rules.on_demand and keep_alive_s is not None:
             stay.idle_limit_s = keep_alive_s
         try:
@@ -257,8 +307,8 @@ class SwapController:
         """Raises: ShuttingDown, DeviceLost: nothing is served or loaded any more."""
         if self._closing:
             raise ShuttingDown("The server is shutting down.")
-        if self._phase is SwapPhase.FAILED:
-            raise DeviceLost("The device is lost; the server must be restarted.")
+        if self._lost is not None:
+            raise DeviceLost(self._lost.message)
 
     def _waiting_before(self, target: Target) -> int:
         """Requests in front of a new one: in the engine if it would be let in at once."""
@@ -274,9 +324,9 @@ class SwapController:
             return self.is_resident(target.spec.id)
         return any(spec is not None and target.takes(spec) for spec in (self.resident, self.coming))
 
-    async def _wait_for(self, target: Target) -> Residency:
+    async def _wait_for(self, target: Target, cause: Cause) -> Residency:
         self.check_admittance(target)
-        waiter = self.desk.join(target)
+        waiter = self.desk.join(target, cause)
         if not target.is_any or not self._is_near(target):
             self._begin_download(target.spec)
         self._admit()
@@ -295,9 +345,10 @@ class SwapController:
     def _keep_loading(self, waiter: Waiter) -> None:
         """The load that a request gave up waiting for goes on."""
         if not waiter.is_any:
-            self.desk.keep_loading(waiter.spec)
+            self.desk.keep_loading(waiter.spec, waiter.cause)
         elif self._residency is None:
-            self.desk.keep_loading(self._load.spec if self._load is not None else waiter.spec)
+            spec = self._load.spec if self._load is not None else waiter.spec
+            self.desk.keep_loading(spec, waiter.cause)
 
     def _leave(self, waiter: Waiter) -> None:
         self.desk.leave(waiter)
@@ -323,25 +374,28 @@ class SwapController:
 
     # -- operators
 
-    async def load(self, spec: ModelSpec) -> LoadReport:
+    async def load(self, spec: ModelSpec, cause: Cause = BY_HAND) -> LoadReport:
         """Put a model on the device, with just these settings, and wait for it. The load goes on
         if the caller leaves.
+
+        Args:
+            cause: For the log.
 
         Raises:
             ModelLoadFailed, InsufficientMemory, SwapInProgress, ModelUnloaded, ShuttingDown,
             DeviceLost
         """
-        return await self._wish_load(spec).verdict.wait()
+        return await self._wish_load(spec, cause).verdict.wait()
 
     def begin_load(self, spec: ModelSpec) -> None:
         """Put a model on the device unless it is there, whatever its settings; do not wait."""
         if not (self.is_resident(spec.id) and self._phase is SwapPhase.READY):
-            self._wish_load(spec)
+            self._wish_load(spec, BY_HAND)
 
-    def _wish_load(self, spec: ModelSpec) -> LoadWish:
+    def _wish_load(self, spec: ModelSpec, cause: Cause) -> LoadWish:
         self.check_open()
         self._unloaded_by_hand = False
-        wish = self.desk.wish_load(spec)
+        wish = self.desk.wish_load(spec, cause)
         self._begin_download(spec)
         self._admit()
         return wish
@@ -356,7 +410,8 @@ class SwapController:
             if load is not None:
                 report = await self._fall_asleep_on_the_way(load)
         else:
-            report = await self.unload(None, None, mode, park=park)
+            told = "The model was put to sleep; POST /wake_up wakes it."
+            report = await self.unload(None, None, mode, park=park, told=told)
             if resident.id == report.model:
                 self._asleep = resident
         if not park:
@@ -389,9 +444,15 @@ class SwapController:
         return UnloadReport(model=load.spec.id)
 
     async def unload(
-        self, model: str | None, drain_timeout_s: float | None, mode: UnloadMode, *, park: bool
+        self,
+        model: str | None,
+        drain_timeout_s: float | None,
+        mode: UnloadMode,
+        *,
+        park: bool,
+        told: str = _UNLOADED,
     ) -> UnloadReport:
-        """See `ModelService.unload`."""
+        """See `ModelService.unload`. ``told``: to those whose answers it ends."""
         if model is not None and not self.is_resident(model):
             return self._cancel_load(model)
         if self._residency is None and self._load is not None:
@@ -400,7 +461,7 @@ class SwapController:
         if self._residency is None:
             return UnloadReport(model=None)
         timeout = self._rules.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
-        wish = self.desk.unload_wish = UnloadWish(timeout, mode, park)
+        wish = self.desk.unload_wish = UnloadWish(timeout, mode, park, told)
         error = ModelUnloaded("The model is being unloaded.")
         self.desk.refuse(_is(self._residency.spec.id), error)
         return await wish.verdict.wait()
@@ -477,6 +538,8 @@ class SwapController:
             return "the device is lost"
         if self._residency is not None:
             return "the engine failed" if self._residency.engine.failure is not None else None
+        if self._worn_out:
+            return _WORN_OUT
         return None if self._rules.on_demand else self._absence()
 
     def _absence(self) -> str | None:
@@ -504,6 +567,7 @@ class SwapController:
     async def _first_load(self) -> _Load | None:
         """Sleep with an empty device until a model is wanted, and prepare it."""
         if self._phase is SwapPhase.FAILED:
+            self.desk.ring()
             await self.desk.until(lambda: self._closing)
             return None
         self._load = None
@@ -529,7 +593,8 @@ class SwapController:
         assert load.prepared is not None
         self._load = load
         self._set_phase(SwapPhase.LOADING)
-        if load.is_cancelled():
+        if load.is_cancelled() or self._lost is not None:
+            self._tell(load, "called off")
             return self._back(load)
         begun = left = anyio.current_time()
         stay: Residency | None = None
@@ -556,7 +621,10 @@ class SwapController:
             if stay is not None:
                 self._add_up(stay)
             self._residency = None
-        return self._back(load) if stay is None else self._depart(stay, left, upcoming)
+        if stay is None:
+            self._tell(load, "called off")
+            return self._back(load)
+        return self._depart(stay, left, upcoming)
 
     def _add_up(self, stay: Residency) -> None:
         """Keep what a stay that ends has counted."""
@@ -569,7 +637,15 @@ class SwapController:
         if load.fallback is None:
             return None
         spec = load.fallback.spec
-        return _Load(spec, self._new_meter(spec), prepared=load.fallback, restoring=True)
+        cause = Cause(load.cause.by, f"{load.spec.id!r} did not come")
+        return _Load(
+            spec,
+            self._new_meter(spec),
+            cause,
+            prepared=load.fallback,
+            restoring=True,
+            was_parked=True,
+        )
 
     def _arrive(self, load: _Load, engine: Engine) -> Residency:
         """The model is on the device: tell those who waited for it."""
@@ -588,7 +664,9 @@ class SwapController:
         self._loads += 1
         self._swaps += self._last_resident not in (None, spec.id)
         self._last_resident = self._last_for[spec.task] = spec.id
+        self._last_good = spec
         self._asleep = None
+        self._worn_out = False
         if load.silent_since < math.inf:
             load.timings["gap"] = now - max(load.silent_since, load.wanted_at)
         self._timings = load.timings
@@ -601,7 +679,7 @@ class SwapController:
             error = ModelUnloaded(f"{spec.id!r} was loaded in place of this model.")
             for model in {waiter.model for waiter in self.desk.queue} - {spec.id, None}:
                 self.desk.refuse(_is(model), error)
-        logger.info("%s %r in %.2f s", "restored" if load.restoring else "loaded", spec.id, seconds)
+        self._tell(load, "restored" if load.restoring else "loaded")
         return stay
 
     async def _serve(self, stay: Residency) -> _Load | None:
@@ -623,12 +701,13 @@ class SwapController:
                 load = await self._prepare_next()
                 if load is not None and await self._make_way(stay, load):
                     return load
+                del load  # and what was prepared with it: nobody waits for it any more
             else:
-                logger.info("letting go of %r, which was idle", stay.spec.id)
                 return None
 
     def _must_leave(self, stay: Residency) -> bool:
-        return self._closing or self.desk.unload_wish is not None or stay.engine.failure is not None
+        over = self._closing or self._lost is not None
+        return over or self.desk.unload_wish is not None or stay.engine.failure is not None
 
     def _next(self) -> _Next | None:
         for wish in self.desk.load_wishes:
@@ -661,10 +740,6 @@ class SwapController:
     def _is_parked(self, model: str) -> bool:
         return any(parked.model == model for parked in self._registry.parked())
 
-    def _wanted_at(self, spec: ModelSpec, now: float) -> float:
-        waiting: list[Waiter | LoadWish] = [*self.desk.queue, *self.desk.load_wishes]
-        return min((one.since for one in waiting if is_same_load(one.spec, spec)), default=now)
-
     async def _prepare_next(self) -> _Load | None:
         """Bring the next model to host memory, for as long as somebody wants it.
 
@@ -676,7 +751,14 @@ class SwapController:
             return None
         meter = self._downloads.take_meter(wanted.spec.id) or self._new_meter(wanted.spec)
         begun = anyio.current_time()
-        load = self._load = _Load(wanted.spec, meter, wanted_at=self._wanted_at(wanted.spec, begun))
+        first = self.desk.first_for(wanted.spec)
+        load = self._load = _Load(
+            wanted.spec,
+            meter,
+            cause=_ON_ITS_WAY if first is None else first.cause,
+            left=None if self._residency is None else self._residency.spec.id,
+            wanted_at=begun if first is None else first.since,
+        )
         load.timings["queued"] = begun - load.wanted_at
         load.was_parked = self._is_parked(wanted.spec.id)
         if self._residency is None:
@@ -736,7 +818,7 @@ class SwapController:
         self._set_phase(SwapPhase.DRAINING)
         begun = anyio.current_time()
         wish = None if self._closing else self.desk.unload_wish
-        failed = stay.engine.failure is not None
+        failed = stay.engine.failure is not None or self._lost is not None
         if not failed and (wish is None or wish.mode == "drain"):
             limit = self._rules.drain_timeout_s if wish is None else wish.drain_timeout_s
             await self.desk.until(
@@ -755,11 +837,12 @@ class SwapController:
 
     async def _cut(self, stay: Residency) -> None:
         """End the answers that still run, with an error their clients can see."""
-        if stay.engine.failure is None:
+        wish = self.desk.unload_wish
+        if stay.engine.failure is None and self._lost is None:
             stay.engine.abort(
                 ShuttingDown("The server is shutting down.")
                 if self._closing
-                else ModelUnloaded("The model was unloaded.")
+                else ModelUnloaded(_UNLOADED if wish is None else wish.told)
             )
         deadline = anyio.current_time() + ABORT_GRACE_S
         if not await self.desk.until(lambda: not stay.leases, deadline=lambda: deadline):
@@ -791,23 +874,37 @@ class SwapController:
         self._settle_unload(report)
         if upcoming is not None and not (asked and upcoming.is_cancelled()):
             upcoming.timings["teardown"] = teardown_s
+            upcoming.memory = report.memory
             last = stay.engine.stats().last_token
             upcoming.silent_since = -math.inf if last is None else last
             upcoming.fallback = None if asked else stay.prepared
             return upcoming
-        self._unloads[self._unload_reason(stay, asked=asked)] += 1
+        reason = self._unload_reason(stay, asked=asked)
+        self._unloads[reason] += 1
+        audit.tell(
+            Change(
+                cause=_why_it_left(reason, stay),
+                left=stay.spec.id,
+                came=None,
+                result="unloaded",
+                seconds={"drain": stay.drained_s, "teardown": teardown_s},
+                memory=report.memory,
+            )
+        )
         self._unloaded_by_hand = asked and not self.desk.load_wishes
         if self._unloaded_by_hand and not self._rules.on_demand:
-            self.desk.refuse(_anything, ModelUnloaded("The model was unloaded."))
+            self.desk.refuse(_anything, ModelUnloaded(_UNLOADED))
         failure = stay.engine.failure
         if isinstance(failure, DeviceLost):
             self._lose_device(failure)
         elif failure is not None and not asked:
             return self._rebuild(stay.prepared, failure)
+        if self._lost is None:
+            self._last_good = None
         return None
 
     def _unload_reason(self, stay: Residency, *, asked: bool) -> UnloadReason:
-        if stay.engine.failure is not None:
+        if stay.engine.failure is not None or self._lost is not None:
             return UnloadReason.FAILURE
         if asked:
             return UnloadReason.REQUEST
@@ -821,17 +918,18 @@ class SwapController:
 
     def _rebuild(self, prepared: PreparedModel, failure: HotswapError) -> _Load | None:
         """An engine died under its requests: build it again, but not for ever."""
+        cause = Cause("engine", failure.message)
         now = anyio.current_time()
         spec = prepared.spec
         self._last_error = failure.message
         recent = [crash for crash in self._crashes if now - crash < CRASH_WINDOW_S]
         self._crashes = [*recent, now]
-        if len(self._crashes) >= CRASHES_TOLERATED:
-            logger.error("%r failed %d times in a minute; giving up", spec.id, len(self._crashes))
-            error = EngineFailed("The engine failed again and again.")
-            self._load_failed(_Load(spec, self._new_meter(spec)), error)
+        load = _Load(spec, self._new_meter(spec), cause, prepared=prepared, was_parked=True)
+        if len(self._crashes) > CRASHES_TOLERATED:
+            self._worn_out = True
+            self._load_failed(load, EngineFailed(f"{_WORN_OUT.capitalize()}."))
             return None
-        load = self._load = _Load(spec, self._new_meter(spec), prepared=prepared)
+        self._load = load
         wanted = self._next()
         if self._closing or (wanted is not None and not is_same_load(wanted.spec, spec)):
             return None
@@ -843,13 +941,15 @@ class SwapController:
             self._downloads.begin(spec, self._new_meter(spec), self._tasks)
 
     def _download_failed(self, spec: ModelSpec, error: Exception) -> None:
-        self._load_failed(_Load(spec, self._new_meter(spec)), error)
+        first = self.desk.first_for(spec)
+        cause = _ON_ITS_WAY if first is None else first.cause
+        self._load_failed(_Load(spec, self._new_meter(spec), cause), error)
 
     def _load_failed(self, load: _Load, error: Exception) -> None:
         """Tell those who waited for the model, and have later ones wait for its cooldown."""
         model = load.spec.id
         known = self._told(error, f"{model!r} could not be loaded: internal error.")
-        logger.warning("loading %r failed: %s", model, known)
+        self._tell(load, known.message, failed=not isinstance(known, ShuttingDown))
         waits = self._waits_for(model)
         self.desk.refuse(lambda one: waits(one) and is_same_load(one.spec, load.spec), known)
         staying = load.fallback.spec.id if load.fallback else None
@@ -863,12 +963,15 @@ class SwapController:
         """Nothing can be loaded in this process any more."""
         known = self._told(error, "A model could not be taken off the device.")
         lost = known if isinstance(known, DeviceLost) else DeviceLost(known.message)
-        logger.critical("the device is lost: %s", lost)
+        if self._lost is None:
+            logger.critical("the device is lost: %s", lost)
         wish, self.desk.unload_wish = self.desk.unload_wish, None
         if wish is not None:
+            self._last_good = None
             wish.verdict.refuse(lost)
         self._load = None
         self._set_phase(SwapPhase.FAILED)
+        self._lost = lost
         self.desk.refuse(_anything, lost)
 
     def _told(self, error: Exception, otherwise: str) -> HotswapError:
@@ -889,9 +992,37 @@ class SwapController:
             expected_s=self.expected_load_s(spec.id),
         )
 
+    def _tell(self, load: _Load, result: str, *, failed: bool = False) -> None:
+        audit.tell(
+            Change(
+                cause=load.cause,
+                left=load.left,
+                came=load.spec.id,
+                result=result,
+                failed=failed,
+                seconds=load.timings,
+                weights_bytes=load.spec.facts.weights_bytes,
+                memory=load.memory,
+            )
+        )
+
     def _set_phase(self, phase: SwapPhase) -> None:
-        self._phase = phase
+        if self._lost is None or phase is SwapPhase.CLOSED:  # there is no way back
+            self._phase = phase
         self.desk.ring()
+
+
+def _why_it_left(reason: UnloadReason, stay: Residency) -> Cause:
+    match reason:
+        case UnloadReason.REQUEST:
+            return BY_HAND
+        case UnloadReason.FAILURE:
+            failure = stay.engine.failure
+            return Cause("engine", "the device is lost" if failure is None else failure.message)
+        case UnloadReason.SHUTDOWN:
+            return Cause("shutdown", "the server stops")
+        case UnloadReason.IDLE:
+            return Cause("idle time", f"nobody has used it for {stay.idle_limit_s or 0.0:g} s")
 
 
 def _is(model: str | None) -> Callable[[Waiter | LoadWish], bool]:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Scope
 from hotswap.api.app import create_app
 from hotswap.config import ServerConfig, Settings
 from hotswap.contracts import (
+    ChatFacts,
     EmbeddingRequest,
     Embeddings,
     Estimate,
@@ -255,7 +256,7 @@ class ScriptedService:
         return ModelDescription(
             listing=await self.model(name),
             sampling=SamplingParams(temperature=0.7, top_k=20),
-            chat_template="{% if tools %}{{ tools }}{% endif %}<think>",
+            chat=ChatFacts(template="{{ messages }}", tools=True, thinking=True),
         )
 
     async def warm(self, name: str | None, *, keep_alive_s: float | None = None) -> str:

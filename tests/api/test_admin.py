@@ -236,8 +236,18 @@ def test_a_dry_run_says_what_a_load_would_do(written: str) -> None:
         "kv_bytes": 200,
         "device_free_bytes": 1000,
         "host_free_bytes": 5000,
+        "spread": None,
     }
     assert service.orders == [("forecast", "m", {"max_model_len": 64}, "request")]
+
+
+def test_a_dry_run_says_where_a_model_would_be_spread() -> None:
+    service = ScriptedService()
+    assert isinstance(service.forecast_result, LoadForecast)
+    places = {"cuda:0": 5, "cuda:1": 1, "cpu": 1}
+    spread = replace(service.forecast_result.estimate, spread=places)
+    service.forecast_result = replace(service.forecast_result, estimate=spread)
+    assert ask(app_of(service), "POST", f"{LOAD}?dry_run=true").json["spread"] == places
 
 
 def test_a_dry_run_takes_an_uploaded_file() -> None:
@@ -549,7 +559,8 @@ def test_the_feed_looks_at_the_disk_once_a_second_at_most() -> None:
     in_virtual_time(main)
 
 
-def test_the_feed_ends_at_once_with_the_server() -> None:
+@pytest.mark.parametrize("over", [SwapPhase.CLOSED, SwapPhase.FAILED])
+def test_the_feed_ends_at_once_with_the_server(over: SwapPhase) -> None:
     service = ScriptedService()
 
     async def main() -> float:
@@ -559,7 +570,7 @@ def test_the_feed_ends_at_once_with_the_server() -> None:
             await exchange.until(lambda: len(exchange.bodies) == 1)
             service.become(phase=SwapPhase.DRAINING)
             await anyio.wait_all_tasks_blocked()
-            service.become(phase=SwapPhase.CLOSED)
+            service.become(phase=over)
         return anyio.current_time()
 
     assert in_virtual_time(main) < 0.5

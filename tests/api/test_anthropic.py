@@ -113,6 +113,7 @@ def test_a_request_with_everything() -> None:
         any_name=True,
         sampling=SamplingParams(temperature=0.5, top_p=0.9, top_k=40),
         max_tokens=100,
+        cut_to_context=True,
         stop=("END",),
         guide=Guide("json_schema", '{"type":"object"}', "output_config.format"),
         keep_alive_s=300,

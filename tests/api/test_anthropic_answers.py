@@ -18,7 +18,9 @@ EVERYTHING: tuple[GenerationEvent, ...] = (
     ToolCallDelta(index=0, call=0, arguments='{"city":'),
     ToolCallDelta(index=0, call=0, arguments='"Rom"}'),
     ToolCallDelta(index=0, call=1, id="call_2", name="time"),
-    Finished(index=0, reason="tool_calls", completion_tokens=9, reasoning_tokens=2),
+    Finished(
+        index=0, reason="tool_calls", completion_tokens=9, reasoning_tokens=2, cached_tokens=4
+    ),
 )
 STREAM = """\
 event: message_start
@@ -67,7 +69,7 @@ event: content_block_stop
 data: {"type":"content_block_stop","index":3}
 
 event: message_delta
-data: {"type":"message_delta","delta":{"stop_reason":"tool_use","stop_sequence":null},"usage":{"input_tokens":7,"cache_creation_input_tokens":0,"cache_read_input_tokens":0,"output_tokens":9,"output_tokens_details":{"thinking_tokens":2}}}
+data: {"type":"message_delta","delta":{"stop_reason":"tool_use","stop_sequence":null},"usage":{"input_tokens":3,"cache_creation_input_tokens":0,"cache_read_input_tokens":4,"output_tokens":9,"output_tokens_details":{"thinking_tokens":2}}}
 
 event: message_stop
 data: {"type":"message_stop"}
@@ -106,9 +108,9 @@ def test_a_message_in_one_piece() -> None:
         "stop_reason": "tool_use",
         "stop_sequence": None,
         "usage": {
-            "input_tokens": 7,
+            "input_tokens": 3,
             "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 0,
+            "cache_read_input_tokens": 4,
             "output_tokens": 9,
             "output_tokens_details": {"thinking_tokens": 2},
         },

@@ -184,8 +184,10 @@ def test_a_wrong_key_and_a_missing_model_have_their_types() -> None:
     with client(ScriptedService()) as ours:
         with pytest.raises(anthropic.AuthenticationError):
             ours.with_options(api_key="wrong").messages.create(**ASK)
-        with pytest.raises(anthropic.NotFoundError):
+        with pytest.raises(anthropic.NotFoundError) as caught:
             ours.models.retrieve("none")
+        assert isinstance(caught.value.body, dict)
+        assert caught.value.body["error"]["type"] == "not_found_error"
         with pytest.raises(anthropic.BadRequestError, match="messages"):
             ours.messages.create(**{**ASK, "messages": []})
 

@@ -23,6 +23,7 @@ from hotswap.errors import (
     ModelNotFound,
     Overloaded,
 )
+from tests.api.stage import app_of, ask
 
 
 def tree(kind: type[HotswapError] = HotswapError) -> Iterator[type[HotswapError]]:
@@ -113,3 +114,30 @@ def test_what_nobody_foresaw_is_logged_and_not_told(caplog: pytest.LogCaptureFix
 )
 def test_each_dialect_has_its_own_envelope(path: str, body: object) -> None:
     assert envelope_on(path)(ModelNotFound("no such"), None) == body
+
+
+ANTHROPICS = {"anthropic-version": "2023-06-01"}
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers", "status", "kind"),
+    [
+        ("GET", "/v1/models/none", {}, 404, "not_found_error"),
+        ("GET", "/no/such/route", {}, 404, "not_found_error"),
+        ("PUT", "/v1/models", {}, 405, "invalid_request_error"),
+        ("GET", "/v1/models", {"x-api-key": "wrong"}, 401, "authentication_error"),
+        ("GET", "/v1/models", {"host": "evil.example"}, 403, "permission_error"),
+        ("POST", "/v1/chat/completions", {}, 400, "invalid_request_error"),
+    ],
+)
+def test_an_anthropic_client_gets_its_envelope_on_all_routes(
+    method: str, target: str, headers: dict[str, str], status: int, kind: str
+) -> None:
+    app = app_of(api_keys=("key",))
+    answer = ask(app, method, target, b"{", {"x-api-key": "key", **ANTHROPICS, **headers})
+    assert answer.status == status
+    assert set(answer.json) == {"type", "error"}
+    assert answer.json["type"] == "error"
+    assert answer.json["error"]["type"] == kind
+    ours = ask(app, method, target, b"{", {"x-api-key": "key", **headers})
+    assert "code" in ours.error

@@ -9,7 +9,17 @@ from hotswap.api.fields import Count, LogitBias, Probability, StopString, decode
 from hotswap.errors import InvalidRequest
 
 
+class A(Struct, tag_field="kind", tag="a"):
+    size: Literal[1] | None = None
+
+
+class B(Struct, tag_field="kind", tag="b"):
+    size: Literal["small", "large"] | None = None
+
+
 class Order(Struct):
+    parts: str | list[A | B] | None = None
+    named: dict[str, A | B] | None = None
     count: Count | None = None
     share: Probability | None = None
     name: str | None = None
@@ -36,10 +46,25 @@ class Order(Struct):
         ({"names": [""]}, "names[0]: must be text of length 1 or more"),
         ({"either": 7}, "either: must be text or a list"),
         ({"more": []}, "more: must be an object"),
-        ({"mode": "kill"}, "mode: 'kill' is not one of its values"),
+        ({"mode": "kill"}, "mode: 'kill' is not one of its values; it can be 'abort' or 'drain'"),
+        (
+            {"parts": [{"kind": "x"}]},
+            "parts[0].kind: 'x' is not supported here; it can be 'a' or 'b'",
+        ),
+        (
+            {"parts": [{"kind": "a"}, {"kind": "b", "size": "x"}]},
+            "parts[1].size: 'x' is not one of its values; it can be 'large' or 'small'",
+        ),
+        (
+            {"named": {"n": {"kind": "a", "size": 2}}},
+            "named[...].size: 2 is not one of its values; it can be 1 or 'large' or 'small'",
+        ),
         ({"bias": {"x": 1}}, "bias: a key must be a whole number"),
         ([], "must be an object"),
-        ({"mode": "x - at `$.share`"}, "mode: 'x - at `$.share`' is not one of its values"),
+        (
+            {"mode": "x - at `$.share`"},
+            "mode: 'x - at `$.share`' is not one of its values; it can be 'abort' or 'drain'",
+        ),
     ],
 )
 def test_a_complaint_names_the_field_and_no_type_of_python(fields: Any, message: str) -> None:

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
+from hotswap.api.anthropic import parse_messages
+from hotswap.api.dialect import Call
 from hotswap.api.guides import MAX_SOURCE_CHARS
+from hotswap.api.ollama import parse_chat as parse_ollama_chat
+from hotswap.api.ollama import parse_generate
 from hotswap.api.openai import parse_chat, parse_completion
+from hotswap.api.responses import parse_response
+from hotswap.api.responses_store import ResponseStore
 from hotswap.contracts import Guide
 from hotswap.errors import InvalidRequest
 from tests.api.stage import chat_body
@@ -38,6 +46,8 @@ def named(**json_schema: Any) -> dict[str, Any]:
             '{"type":"object"}',
             "response_format",
         ),
+        ({"guided_json": {}}, "json_schema", "{}", "guided_json"),
+        ({"json_schema": {}}, "json_schema", "{}", "json_schema"),
         (
             {"response_format": {"type": "json_object", "schema": SCHEMA}},
             "json_schema",
@@ -106,11 +116,10 @@ def test_every_way_to_ask_for_a_form_becomes_a_guide(
     [
         {},
         {"response_format": {"type": "text"}},
-        {"guided_json": {}},
         {"guided_json": ""},
         {"guided_regex": ""},
         {"guided_choice": []},
-        {"json_schema": {}},
+        {"json_schema": ""},
         {"grammar": ""},
         {"structured_outputs": {}},
         {"structured_outputs": {"json_object": False}},
@@ -161,6 +170,34 @@ def test_a_form_that_cannot_be_honoured_is_refused_by_name(
         guide(**fields)
     assert caught.value.param == param
     assert param in caught.value.message
+
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+@pytest.mark.parametrize(
+    ("parse", "fields", "path"),
+    [
+        (parse_messages, {"messages": HI, "max_tokens": 1}, ("output_config", "format")),
+        (parse_messages, {"messages": HI, "max_tokens": 1}, ("output_format",)),
+        (partial(parse_response, store=ResponseStore()), {"input": "hi"}, ("text", "format")),
+        (parse_ollama_chat, {"messages": HI}, ("format",)),
+        (parse_generate, {"prompt": "hi"}, ("format",)),
+    ],
+)
+def test_the_other_dialects_schemas_are_guides_of_the_same_size(
+    parse: Callable[[dict[str, Any]], Call], fields: dict[str, Any], path: tuple[str, ...]
+) -> None:
+    def guide(schema: dict[str, Any]) -> Guide | None:
+        wanted = schema if path == ("format",) else {"type": "json_schema", "schema": schema}
+        for name in reversed(path):
+            wanted = {name: wanted}
+        return parse({**fields, **wanted}).request.guide
+
+    assert guide(SCHEMA) == Guide("json_schema", TEXT, ".".join(path))
+    with pytest.raises(InvalidRequest, match="longer than") as caught:
+        guide({"const": "a" * MAX_SOURCE_CHARS})
+    assert caught.value.param == ".".join(path)
 
 
 def test_a_guide_goes_with_tools_that_may_be_called_but_not_with_such_that_must() -> None:

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotswap.api import ollama
+from hotswap.api import ollama, ollama_orders
 from hotswap.api.body import parse_object
 from hotswap.api.ollama_answers import NDJSON
+from hotswap.api.ollama_messages import OllamaMessage
 from hotswap.contracts import (
     ChatPrompt,
     EmbeddingRequest,
@@ -106,6 +107,7 @@ def test_a_chat_request_with_everything() -> None:
             seed=7,
         ),
         max_tokens=9,
+        cut_to_context=True,
         stop=("\n", "END"),
         logprobs=3,
         guide=Guide("json_schema", '{"type":"object"}', "format"),
@@ -252,7 +254,7 @@ def test_no_prompt_asks_for_the_model_itself() -> None:
 
 
 def test_texts_to_embed() -> None:
-    call = ollama.parse_embed(
+    call = ollama_orders.parse_embed(
         {"model": "m:latest", "input": ["a", "b"], "dimensions": 8, "keep_alive": 5, "options": {}}
     )
     assert call.request == EmbeddingRequest(
@@ -262,21 +264,23 @@ def test_texts_to_embed() -> None:
         truncate=True,
         keep_alive_s=5,
     )
-    one = ollama.parse_embed({"input": "a", "truncate": False}).request
+    one = ollama_orders.parse_embed({"input": "a", "truncate": False}).request
     assert one == EmbeddingRequest(prompts=(TextPrompt("a"),))
-    old = ollama.parse_embeddings({"model": "m", "prompt": "a"}).request
+    old = ollama_orders.parse_embeddings({"model": "m", "prompt": "a"}).request
     assert old == EmbeddingRequest(prompts=(TextPrompt("a"),), model="m", truncate=True)
     with pytest.raises(InvalidRequest):
-        ollama.parse_embed({"input": [1]})
+        ollama_orders.parse_embed({"input": [1]})
 
 
 def test_a_model_is_named_by_either_key() -> None:
-    assert ollama.parse_name({"name": "m:latest"}) == "m"
-    assert ollama.parse_pull({"model": "m"}) == ollama.Pull("m", stream=True)
-    assert ollama.parse_pull({"model": "m", "stream": False}) == ollama.Pull("m", stream=False)
+    assert ollama_orders.parse_name({"name": "m:latest"}) == "m"
+    assert ollama_orders.parse_pull({"model": "m"}) == ollama_orders.Pull("m", stream=True)
+    assert ollama_orders.parse_pull({"model": "m", "stream": False}) == ollama_orders.Pull(
+        "m", stream=False
+    )
     for nothing in ({}, {"model": ""}, {"model": ":latest"}):
         with pytest.raises(InvalidRequest) as raised:
-            ollama.parse_name(nothing)
+            ollama_orders.parse_name(nothing)
         assert raised.value.param == "model"
 
 
@@ -285,7 +289,7 @@ WORDS = st.sampled_from(
         *ollama.OllamaChat.__struct_fields__,
         *ollama.OllamaGenerate.__struct_fields__,
         *ollama.Options.__struct_fields__,
-        *ollama.OllamaMessage.__struct_fields__,
+        *OllamaMessage.__struct_fields__,
         "input",
         "function",
         "arguments",
@@ -309,10 +313,10 @@ MESSAGES = st.lists(st.dictionaries(WORDS, VALUES, max_size=3), max_size=2)
 PARSERS = [
     ollama.parse_chat,
     ollama.parse_generate,
-    ollama.parse_embed,
-    ollama.parse_embeddings,
-    ollama.parse_name,
-    ollama.parse_pull,
+    ollama_orders.parse_embed,
+    ollama_orders.parse_embeddings,
+    ollama_orders.parse_name,
+    ollama_orders.parse_pull,
     ollama.chat_presence,
     ollama.generate_presence,
 ]

@@ -117,7 +117,7 @@ def test_a_model_is_shown(body: dict[str, Any]) -> None:
     assert ask(app_of(), "POST", "/api/show", body).json == {
         "modelfile": "FROM hotswap/sums\n",
         "parameters": "temperature 0.7\ntop_k 20",
-        "template": "{% if tools %}{{ tools }}{% endif %}<think>",
+        "template": "{{ messages }}",
         "modified_at": "2023-11-14T22:13:20Z",
         "details": DETAILS,
         "model_info": {

@@ -94,6 +94,7 @@ def test_a_chat_request_with_everything() -> None:
         ),
         n=2,
         max_tokens=9,
+        max_tokens_param="max_completion_tokens",
         min_tokens=1,
         stop=("\n", "END"),
         stop_token_ids=(2,),
@@ -164,6 +165,7 @@ def test_a_completion_request_counts_choices_over_prompts() -> None:
     assert call.choices == 6
     assert call.request.logprobs == 0
     assert completion(echo=True).echo
+    assert completion(echo=True, logprobs=1).logprobs == 1
 
 
 @pytest.mark.parametrize(
@@ -360,7 +362,6 @@ BAD_COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": 21}, "logprobs"),
     ({"logprobs": -1}, "logprobs"),
     ({"best_of": 2}, "best_of"),
-    ({"echo": True, "logprobs": 1}, "echo"),
     ({"echo": "yes"}, "echo"),
 ]
 

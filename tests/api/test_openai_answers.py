@@ -19,6 +19,17 @@ NEVER = TokenLogprob("!", b"!", float("-inf"))
 END = Finished(index=0, reason="stop", completion_tokens=3)
 
 
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, object]:
+    """Of an answer without reasoning to a prompt that nobody remembered."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+
+
 def chat_frames(*, choices: int = 1, include_usage: bool = False) -> ChatFrames:
     return ChatFrames(STAMP, "m", choices=choices, include_usage=include_usage)
 
@@ -89,7 +100,7 @@ def test_usage_comes_last_and_only_when_asked_for() -> None:
         assert closing.endswith(b"\n\ndata: [DONE]\n\n")
         (chunk,) = decoded(closing)
         assert chunk["choices"] == []
-        assert chunk["usage"] == {"prompt_tokens": 7, "completion_tokens": 6, "total_tokens": 13}
+        assert chunk["usage"] == usage(7, 6)
     assert chat_frames().closing(7) == b"data: [DONE]\n\n"
 
 
@@ -161,7 +172,21 @@ def test_a_chat_answer_in_one_piece() -> None:
                 "finish_reason": "length",
             },
         ],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11},
+        "usage": usage(7, 4),
+    }
+
+
+def test_a_first_token_has_no_log_probability() -> None:
+    first = TokenLogprob("H", b"H", None)
+    document = CompletionDocument(STAMP, choices=1)
+    document.add(TextDelta(index=0, text="HHi", logprobs=(first, HI)))
+    document.add(END)
+    [choice] = json.loads(document.body("m", 7))["choices"]
+    assert choice["logprobs"] == {
+        "text_offset": [0, 1],
+        "token_logprobs": [None, -0.5],
+        "tokens": ["H", "Hi"],
+        "top_logprobs": [None, {"Hi": -0.5}],
     }
 
 
@@ -187,7 +212,7 @@ def test_a_completion_in_one_piece() -> None:
                 "finish_reason": "stop",
             }
         ],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+        "usage": usage(7, 3),
     }
 
 
@@ -234,6 +259,6 @@ def test_reasoning_is_told_apart_and_counted() -> None:
     assert whole["choices"][0]["message"]["reasoning_content"] == "hm"
     assert whole["choices"][0]["message"]["content"] == "4"
     frames.event(end)
-    [usage] = decoded(frames.closing(4))
-    assert usage["usage"] == whole["usage"]
-    assert usage["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}
+    [last] = decoded(frames.closing(4))
+    assert last["usage"] == whole["usage"]
+    assert last["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}

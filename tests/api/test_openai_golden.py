@@ -86,7 +86,9 @@ CHAT_EVENTS: tuple[GenerationEvent, ...] = (
     TextDelta(index=0, text='S"'),
     ToolCallDelta(index=0, call=0, id="c2", name="w"),
     ToolCallDelta(index=0, call=0, arguments='{"city":"Rome"}'),
-    Finished(index=0, reason="tool_calls", completion_tokens=9, reasoning_tokens=2),
+    Finished(
+        index=0, reason="tool_calls", completion_tokens=9, reasoning_tokens=2, cached_tokens=4
+    ),
 )
 CHUNK = (
     'data: {"id":"chatcmpl-k","object":"chat.completion.chunk","created":1700000000,"model":"m",'
@@ -115,6 +117,7 @@ CHAT_STREAM = "".join(
         '{"index":0,"delta":{},"logprobs":null,"finish_reason":"tool_calls"}],"usage":null}\n\n',
         CHUNK,
         '],"usage":{"prompt_tokens":5,"completion_tokens":9,"total_tokens":14,'
+        '"prompt_tokens_details":{"cached_tokens":4},'
         '"completion_tokens_details":{"reasoning_tokens":2}}}\n\n',
         "data: [DONE]\n\n",
     )
@@ -125,7 +128,8 @@ CHAT_DOCUMENT = (
     '"reasoning_content":"Hm.","tool_calls":[{"id":"c2","type":"function",'
     '"function":{"name":"w","arguments":"{\\"city\\":\\"Rome\\"}"}}]},"logprobs":null,'
     '"finish_reason":"tool_calls"}],"usage":{"prompt_tokens":5,"completion_tokens":9,'
-    '"total_tokens":14,"completion_tokens_details":{"reasoning_tokens":2}}}'
+    '"total_tokens":14,"prompt_tokens_details":{"cached_tokens":4},'
+    '"completion_tokens_details":{"reasoning_tokens":2}}}'
 )
 
 COMPLETION_BODY = b"""{
@@ -144,8 +148,8 @@ X = TokenLogprob("x", b"x", -0.5, (TokenLogprob("x", b"x", -0.5),))
 COMPLETION_EVENTS: tuple[GenerationEvent, ...] = (
     TextDelta(index=1, text="y"),
     TextDelta(index=0, text="x", logprobs=(X,)),
-    Finished(index=1, reason="length", completion_tokens=1),
-    Finished(index=0, reason="stop", completion_tokens=1),
+    Finished(index=1, reason="length", completion_tokens=1, cached_tokens=2),
+    Finished(index=0, reason="stop", completion_tokens=1, cached_tokens=1),
 )
 COMPLETION_HEAD = '{"id":"cmpl-k","object":"text_completion","created":1700000000,"model":"m",'
 X_LOGPROBS = (
@@ -167,7 +171,9 @@ COMPLETION_STREAM = "".join(
 COMPLETION_DOCUMENT = (
     f'{COMPLETION_HEAD}"choices":[{{"index":0,"text":"x","logprobs":{X_LOGPROBS},'
     '"finish_reason":"stop"},{"index":1,"text":"y","logprobs":null,"finish_reason":"length"}],'
-    '"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}}'
+    '"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7,'
+    '"prompt_tokens_details":{"cached_tokens":3},'
+    '"completion_tokens_details":{"reasoning_tokens":0}}}'
 )
 
 CHAT = parse_chat(parse_object(CHAT_BODY))

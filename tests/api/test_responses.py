@@ -110,6 +110,7 @@ def test_a_request_with_everything() -> None:
         model="hotswap/sums",
         sampling=SamplingParams(temperature=0.5, top_p=0.9),
         max_tokens=100,
+        max_tokens_param="max_output_tokens",
         logprobs=3,
         guide=Guide("json_schema", '{"type":"object"}', "text.format"),
         keep_alive_s=300,

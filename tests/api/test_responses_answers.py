@@ -25,7 +25,9 @@ EVERYTHING: tuple[GenerationEvent, ...] = (
     TextDelta(index=0, text="!"),
     ToolCallDelta(index=0, call=0, id="call_1", name="weather", arguments='{"city":'),
     ToolCallDelta(index=0, call=0, arguments='"Rom"}'),
-    Finished(index=0, reason="tool_calls", completion_tokens=9, reasoning_tokens=2),
+    Finished(
+        index=0, reason="tool_calls", completion_tokens=9, reasoning_tokens=2, cached_tokens=4
+    ),
 )
 
 
@@ -64,7 +66,7 @@ def whole(*events: GenerationEvent, **fields: Any) -> Any:
 REASONING = '{"id":"rs_k_0","status":"completed","type":"reasoning","summary":[],"content":[{"type":"reasoning_text","text":"hm"}]}'  # noqa: E501
 MESSAGE = '{"id":"msg_k_1","status":"completed","type":"message","role":"assistant","content":[{"type":"output_text","annotations":[],"logprobs":[],"text":"é\\"!"}]}'  # noqa: E501
 CALL = '{"id":"fc_k_2","status":"completed","type":"function_call","call_id":"call_1","name":"weather","arguments":"{\\"city\\":\\"Rom\\"}"}'  # noqa: E501
-USAGE = '{"input_tokens":7,"input_tokens_details":{"cached_tokens":0,"cache_write_tokens":0},"output_tokens":9,"output_tokens_details":{"reasoning_tokens":2},"total_tokens":16}'  # noqa: E501
+USAGE = '{"input_tokens":7,"input_tokens_details":{"cached_tokens":4,"cache_write_tokens":0},"output_tokens":9,"output_tokens_details":{"reasoning_tokens":2},"total_tokens":16}'  # noqa: E501
 
 
 def response(status: str, output: str = "", usage: str = "null") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,12 +41,14 @@ class Server:
         with self._written:
             self._written.notify_all()
 
-    def wait_for_line(self, pattern: str, timeout_s: float = START_TIMEOUT_S) -> re.Match[str]:
-        """The first line that matches, as soon as it is written."""
+    def wait_for_line(
+        self, pattern: str, timeout_s: float = START_TIMEOUT_S, *, nth: int = 1
+    ) -> re.Match[str]:
+        """The first line that matches, or the ``nth`` one, as soon as it is written."""
 
         def found() -> re.Match[str] | None:
-            matches = (re.search(pattern, line) for line in self.lines)
-            return next((match for match in matches if match), None)
+            matches = filter(None, (re.search(pattern, line) for line in self.lines))
+            return next(itertools.islice(matches, nth - 1, None), None)
 
         with self._written:
             self._written.wait_for(lambda: found() or self.process.poll() is not None, timeout_s)
@@ -97,11 +100,23 @@ def command(*arguments: str) -> list[str]:
 
 @contextmanager
 def serving(
-    *arguments: str, home: Path, env: Mapping[str, str] | None = None, ready: bool = True
+    *arguments: str,
+    home: Path,
+    env: Mapping[str, str] | None = None,
+    ready: bool = True,
+    launcher: Sequence[str] = (),
+    stdin: int | None = None,
 ) -> Iterator[Server]:
-    """A server on a free port; with ``ready``, waits until it says what to do next."""
+    """A server on a free port; with ``ready``, waits until it says what to do next.
+
+    Args:
+        launcher: What is started, followed by the arguments, in the place of the command.
+        stdin: Its standard input, where that is not the tests' own.
+    """
+    words = [*arguments, "--port", "0"]
     process = subprocess.Popen(
-        command(*arguments, "--port", "0"),
+        [*launcher, *words] if launcher else command(*words),
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

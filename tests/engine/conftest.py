@@ -31,3 +31,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture
+def no_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that are spread may fill their devices: what is kept free there is much larger than
+    the models of tests."""
+    from hotswap.engine import device_map, fit, stage
+
+    for module in (device_map, fit, stage):
+        monkeypatch.setattr(module, "DEVICE_RESERVE_BYTES", 0)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import weakref
 from functools import partial
+from pathlib import Path
 
 import anyio
 import pytest
@@ -91,6 +92,20 @@ def test_no_gradients_are_kept_on_the_device_thread() -> None:
     assert device.submit(torch.is_inference_mode_enabled).result(10)
     device.close()
     device.join()
+
+
+@pytest.mark.parametrize(("limit", "free"), [("1000", 250), ("max", 10_000)])
+def test_files_that_a_control_group_keeps_in_memory_count_as_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, free: int
+) -> None:
+    from hotswap.engine import device
+
+    (tmp_path / "max").write_text(f"{limit}\n")
+    (tmp_path / "current").write_text("900\n")
+    (tmp_path / "stat").write_text("anon 700\nactive_file 100\ninactive_file 50\nfile 200\n")
+    paths = (str(tmp_path / name) for name in ("max", "current", "stat"))
+    monkeypatch.setattr(device, "_CGROUP_FILES", [(*paths, device._CGROUP_FILES[0][3])])
+    assert min([10_000, *device._cgroup_room()]) == free
 
 
 def test_a_device_that_is_not_here_is_refused() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -99,14 +100,20 @@ async def test_of_a_repeated_prompt_only_the_tail_is_computed(checkpoint: Checkp
         assert details("reused_prompt_tokens") == details("kv_used_bytes") == 0
         assert details("kv_remembered_bytes") > 0
         again = await served.ask(LONG, max_tokens=9, ignore_eos=True)
-        assert again == first
+        assert again.text == first.text
         # All full blocks but the one that holds the last token.
         assert details("reused_prompt_tokens") == 96
         other = await served.ask([*LONG[:50], 5, 6, 7], max_tokens=9, ignore_eos=True)
         assert details("reused_prompt_tokens") == 96 + 48
+    assert [cached_tokens(answer) for answer in (first, again, other)] == [0, 96, 48]
     async with serving(checkpoint()) as served:
         alone = await served.ask([*LONG[:50], 5, 6, 7], max_tokens=9, ignore_eos=True)
-    assert other == alone
+    assert other.text == alone.text
+
+
+def cached_tokens(answer: Answer) -> int:
+    assert answer.finished is not None
+    return answer.finished.cached_tokens
 
 
 async def test_choices_of_one_prompt_compute_it_once(checkpoint: Checkpoint) -> None:
@@ -115,7 +122,10 @@ async def test_choices_of_one_prompt_compute_it_once(checkpoint: Checkpoint) -> 
     async with serving(checkpoint()) as served:
         choices = await served.ask_all(LONG, max_tokens=5, ignore_eos=True, n=6)
         assert served.engine.stats().details["reused_prompt_tokens"] == 5 * 96
+        again = await served.ask_all(LONG, max_tokens=5, ignore_eos=True, n=2)
     assert [choice.text for choice in choices] == [alone.text] * 6
+    assert list(map(cached_tokens, choices)) == [0] * 6, "none of the prompt was known before"
+    assert list(map(cached_tokens, again)) == [96, 0], "a prompt is counted once"
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma3", "gpt2"])
@@ -313,10 +323,11 @@ async def test_logprobs_are_of_the_model_and_cover_the_answer(checkpoint: Checkp
         forced = await served.ask([1], max_tokens=1, sampling=biased, logprobs=0)
     assert len(answer.logprobs) == 6
     for entry in answer.logprobs:
-        assert sum(math.exp(top.logprob) for top in entry.top) == pytest.approx(1, abs=1e-4)
-        assert entry.logprob == entry.top[0].logprob == max(t.logprob for t in entry.top)
+        all_of_them = [top.logprob or 0.0 for top in entry.top]
+        assert sum(map(math.exp, all_of_them)) == pytest.approx(1, abs=1e-4)
+        assert entry.logprob == all_of_them[0] == max(all_of_them)
     assert b"".join(e.raw for e in answer.logprobs).decode(errors="replace") == answer.text
-    assert forced.logprobs[0].logprob < -1e-3
+    assert (forced.logprobs[0].logprob or 0.0) < -1e-3
     assert forced.logprobs[0].top == ()
 
 
@@ -338,12 +349,67 @@ async def test_echo_begins_each_choice_with_its_prompt(checkpoint: Checkpoint) -
     assert [answer.text for answer in echoed] == ["The quick brown" + plain.text] * 2
 
 
+@pytest.mark.parametrize("architecture", ["qwen3", "gpt2", "mamba"])
+async def test_an_echo_with_logprobs_tells_those_of_the_prompt(
+    checkpoint: Checkpoint, architecture: str
+) -> None:
+    """In all tiers, whatever is remembered, and whatever would end an answer."""
+    import torch
+
+    from tests.engine.checkpoints import hf
+
+    path = checkpoint(architecture)
+    options: dict[str, Any] = {"max_tokens": 4, "ignore_eos": True, "logprobs": 2, "n": 2}
+    async with serving(path) as served:
+        plain = await served.ask_all(LONG, LONG[:7], **options)
+        stops = {"stop": (text_of(served, LONG[1:4]),), "stop_token_ids": (LONG[4],)}
+        told = await served.ask_all(LONG, LONG[:7], echo=True, **stops, **options)
+        texts = [text_of(served, LONG), text_of(served, LONG[:7])]
+        tokens = served.engine.stats().tokens
+    model = hf().AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    with torch.inference_mode():
+        logprobs = model(torch.tensor([LONG])).logits[0].log_softmax(-1)
+    for number, (ours, answer) in enumerate(zip(told, plain, strict=True)):
+        prompt = LONG if number < 2 else LONG[:7]
+        first, *others = ours.logprobs
+        assert (first.logprob, first.top) == (None, ())
+        for place, entry in enumerate(others[: len(prompt) - 1]):
+            expected = logprobs[place]
+            assert entry.logprob == pytest.approx(float(expected[prompt[place + 1]]), abs=1e-3)
+            likely = [float(value) for value in expected.topk(2).values]
+            assert [top.logprob for top in entry.top] == pytest.approx(likely, abs=1e-3)
+        assert ours.text == texts[number // 2] + answer.text
+        assert [e.text for e in ours.logprobs[len(prompt) :]] == [e.text for e in answer.logprobs]
+        assert ours.finished is not None
+        assert (ours.finished.reason, ours.finished.completion_tokens) == ("length", 4)
+        assert ours.finished.cached_tokens == 0
+    assert tokens == 2 * 4 * len(plain), "what the prompts were drawn as is not counted"
+
+
+async def test_an_echo_with_logprobs_tells_the_token_that_ends_the_answer(
+    checkpoint: Checkpoint,
+) -> None:
+    """lm-evaluation-harness takes all but the last token for the prompt."""
+    async with serving(checkpoint()) as served:
+        [eos] = served.prepared.front.eos_ids
+        sure = SamplingParams(temperature=0.0, logit_bias={eos: 1000.0})
+        options: dict[str, Any] = {"sampling": sure, "max_tokens": 1, "logprobs": 1}
+        told = await served.ask(LONG[:9], echo=True, **options)
+        plain = await served.ask(LONG[:9], **options)
+        end = served.prepared.front.vocabulary.raw(eos)
+    assert [entry.raw for entry in told.logprobs[9:]] == [end]
+    assert told.text == text_of(served, LONG[:9])
+    assert plain.logprobs == []
+
+
 async def test_without_max_tokens_an_answer_goes_on_to_the_end_of_the_context(
     checkpoint: Checkpoint,
 ) -> None:
     async with serving(checkpoint(), max_model_len=40) as served:
         answer = await served.ask(PROMPTS[0], ignore_eos=True)
+        cut = await served.ask(PROMPTS[0], ignore_eos=True, max_tokens=4096, cut_to_context=True)
     assert answer.finished == Finished(index=0, reason="length", completion_tokens=34)
+    assert (cut.finished, cut.text) == (answer.finished, answer.text)
 
 
 async def test_what_does_not_fit_this_engine_is_refused_on_entering(checkpoint: Checkpoint) -> None:
@@ -469,6 +535,30 @@ async def test_a_step_that_raises_ends_every_answer_and_the_engine(
         await until(lambda: not served.engine.stats().alive)
         with pytest.raises(EngineFailed):
             await served.ask([1])
+
+
+async def test_that_nothing_moved_while_there_was_no_work_is_not_told_as_a_hang(
+    checkpoint: Checkpoint,
+) -> None:
+    async with serving(checkpoint()) as served:
+        engine, wakes = served.engine, threading.Event()
+
+        def wake_slowly() -> None:
+            wakes.wait(60)
+
+        rendered = await served.registry.render(served.spec, request([1], max_tokens=2))
+        engine._wishes.put(wake_slowly)
+        before = time.monotonic()
+        assert engine.stats().last_progress < before
+        async with engine.generate(rendered) as first, engine.generate(rendered):
+            stats = engine.stats()
+            assert stats.waiting == 2
+            assert stats.last_progress >= before
+            await until(lambda: time.monotonic() > stats.last_progress)
+            async with engine.generate(rendered):
+                assert engine.stats().last_progress == stats.last_progress, "more work is no step"
+            wakes.set()
+            assert [event async for events in first for event in events]
 
 
 async def test_out_of_memory_costs_one_request_and_the_others_go_on(

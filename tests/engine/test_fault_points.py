@@ -75,13 +75,14 @@ class Point:
 
 
 REGISTRY, STAGE = "hotswap.engine.registry:", "hotswap.engine.stage:"
+PLANNING = "hotswap.engine.planning:"
 PREPARING = [
     Point("hotswap.engine.front:read_config", Bug, None, "kept"),
     Point("hotswap.engine.front:AutoTokenizer.from_pretrained", Bug, CheckpointRefused, "kept"),
-    Point(REGISTRY + "check_weights", unreadable, ModelLoadFailed, "kept"),
-    Point(REGISTRY + "load_key", unreadable, ModelLoadFailed, "kept"),
-    Point(REGISTRY + "too_large", Bug, ModelLoadFailed, "kept"),
-    Point(REGISTRY + "estimate", Bug, ModelLoadFailed, "kept"),
+    Point(PLANNING + "check_weights", unreadable, ModelLoadFailed, "kept"),
+    Point(PLANNING + "load_key", unreadable, ModelLoadFailed, "kept"),
+    Point("hotswap.engine.fit:too_large", Bug, ModelLoadFailed, "kept"),
+    Point(PLANNING + "estimate", Bug, ModelLoadFailed, "kept"),
     Point(REGISTRY + "loops_compiled", Bug, ModelLoadFailed, "kept"),
     Point(REGISTRY + "map_files", unreadable, CheckpointRefused, "kept"),
     Point(REGISTRY + "map_files", unmappable, InsufficientMemory, "kept"),
@@ -118,7 +119,6 @@ STARTING = [
 ]
 LEAVING = [
     Point(STAGE + "Stage.leave", Bug, DeviceLost, "lost"),
-    Point(STAGE + "Stage._rested", Bug, DeviceLost, "lost"),
     Point("hotswap.engine.placement:InPlace.leave", Bug, DeviceLost, "lost"),
     Point("hotswap.engine.device:release_cached", Bug, DeviceLost, "lost"),
     Point(REGISTRY + "Park.put", Bug, DeviceLost, "lost"),

@@ -50,6 +50,12 @@ async def test_bytes_are_those_of_the_headers_and_of_the_configuration(
     assert found.reason is None
 
 
+async def test_numbers_that_become_others_are_counted_as_these(checkpoint: Checkpoint) -> None:
+    saved = await estimated(spec_of(checkpoint()))
+    half = await estimated(spec_of(checkpoint(), dtype="bfloat16"))
+    assert half.weights_bytes == saved.weights_bytes // 2
+
+
 async def test_of_a_model_that_has_run_they_are_what_was_measured(checkpoint: Checkpoint) -> None:
     from hotswap.engine.registry import TorchEngineRegistry
 
@@ -88,6 +94,23 @@ async def test_a_context_that_would_be_cut_is_told_and_refused_where_it_was_aske
     found = await estimated(spec)
     assert found.fits is fits
     assert found.reason == "There is room for the keys and values of 100 tokens only."
+
+
+async def test_a_start_gets_the_context_that_was_promised(
+    checkpoint: Checkpoint, host: Callable[[int], None]
+) -> None:
+    from hotswap.engine.registry import TorchEngineRegistry
+
+    spec = spec_of(checkpoint())
+    async with TorchEngineRegistry() as registry:
+        async with registry.start(await registry.prepare(spec, ignore), ignore, ignore):
+            pass
+        host(1_000 * TOKEN_BYTES)
+        reason = (await registry.estimate(spec)).reason
+        async with registry.start(await registry.prepare(spec, ignore), ignore, ignore) as engine:
+            longest = engine.max_model_len
+    assert reason == "There is room for the keys and values of 300 tokens only."
+    assert longest in range(285, 301), "whole blocks"
 
 
 async def test_no_room_for_a_single_token_is_no_room(checkpoint: Checkpoint) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import anyio
 import jsonschema
 import pytest
 
-from hotswap.contracts import Guide, SamplingParams
+from hotswap.contracts import ChatPrompt, Guide, SamplingParams
 from hotswap.errors import HotswapError, InvalidRequest
 from tests.engine.serving import GREEDY, Answer, Served, ignore, request, serving, spec_of
 
@@ -312,15 +313,15 @@ async def test_a_guided_answer_waits_for_its_last_token(checkpoint: Checkpoint) 
 async def test_text_before_the_marker_is_free_and_the_rest_is_guided(
     checkpoint: Checkpoint,
 ) -> None:
-    from hotswap.engine.grammar import Reasoning
+    from hotswap.engine.grammar import Preamble
 
     async with serving(checkpoint()) as served:
         front = served.prepared.front
-        for reasoning in (Reasoning("</t>"), Reasoning("</t>", "<t>"), Reasoning("<|im_start|>")):
-            grammar = front.guides.compile(guide("choice", '["one"]'), reasoning)
-            text = ("<t>" if reasoning.open else "") + "two one {"
+        for preamble in (Preamble("</t>"), Preamble("</t>", "<t>"), Preamble("<|im_start|>")):
+            grammar = front.guides.compile(guide("choice", '["one"]'), preamble)
+            text = ("<t>" if preamble.open else "") + "two one {"
             matcher = grammar.matcher()
-            tokens = front.tokenizer.encode(text + reasoning.close + "\n\none")
+            tokens = front.tokenizer.encode(text + preamble.close + "\n\none")
             for token in tokens:
                 assert not matcher.complete
                 allowed = matcher.allowed(front.eos_ids, may_end=True)
@@ -328,6 +329,41 @@ async def test_text_before_the_marker_is_free_and_the_rest_is_guided(
                 assert not matcher.accepting
                 matcher.advance(token)
             assert matcher.complete
+
+
+@pytest.mark.parametrize("template", ["{{ messages }}[THINK]", "{{ messages }}"])
+async def test_reasoning_between_special_tokens_that_have_no_angle_brackets_comes_before_it(
+    checkpoint: Checkpoint, tmp_path: Path, template: str
+) -> None:
+    """Mistral's marks, which are tokens that no text spells."""
+    path = with_tokens(checkpoint(), tmp_path, "[THINK]", "[/THINK]")
+    (path / "chat_template.jinja").write_text(template + "{# [THINK] #}")
+    prompt = ChatPrompt(messages=({"role": "user", "content": "hi"},))
+    async with serving(path) as served:
+        ids = served.prepared.front.vocabulary.added
+        likely = {ids["[THINK]"]: 50.0, ids["[/THINK]"]: 100.0}
+        answer = await served.ask(
+            prompt,
+            guide=guide("choice", '["yes"]'),
+            max_tokens=20,
+            sampling=SamplingParams(temperature=0, logit_bias=likely),
+        )
+    assert answer.finished is not None
+    assert (answer.reasoning, answer.text, answer.finished.reason) == ("", "yes", "stop")
+    assert answer.finished.completion_tokens <= 5
+
+
+def with_tokens(path: Path, to: Path, *texts: str) -> Path:
+    """A copy of a model with more special tokens."""
+    from transformers import AutoTokenizer
+
+    copy = Path(shutil.copytree(path, to / "marked"))
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": list(texts)}, replace_extra_special_tokens=False
+    )
+    tokenizer.save_pretrained(copy)
+    return copy
 
 
 async def test_a_grammar_may_name_special_tokens_and_hold_schemas(checkpoint: Checkpoint) -> None:
@@ -362,7 +398,9 @@ CHAIN["d500"] = {"type": "integer"}
         ("json_schema", json.dumps({"enum": WORDS})),
         ("choice", json.dumps(WORDS)),
         ("grammar", 'start: start "a" | "b"'),
-        ("grammar", 'start: (("a" | "b"){1000}){1000}'),
+        ("grammar", 'start: (("a" | "b"){100}){100}'),
+        ("json_schema", '{"type": "string", "minLength": 250000}'),
+        ("json_schema", '{"type": "array", "minItems": 250000, "items": {"maxLength": 250000}}'),
     ],
 )
 async def test_what_takes_others_for_ever_works(
@@ -480,6 +518,56 @@ def test_what_takes_too_long_to_compile_is_not_waited_for(
         assert guides.compile(guide("regex", "a")), "what is known costs nothing"
     finally:
         release.set()
+
+
+def test_what_fails_while_it_compiles_is_told_with_its_reason(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine import guide as module
+    from hotswap.engine.front import Fronts
+
+    class Panic(BaseException):
+        """As pyo3 raises one."""
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise Panic("index out of bounds")
+
+    guides = Fronts().get(spec_of(checkpoint())).guides
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "LLMatcher", failing)
+        for _ in range(3):  # more than compile at the same time
+            with pytest.raises(InvalidRequest, match="cannot be compiled: index out of bounds"):
+                guides.compile(guide("regex", "b"))
+    assert guides.compile(guide("regex", "b"))
+
+
+@pytest.mark.parametrize("fault", ["texts", "library"])
+def test_that_a_tokenizer_cannot_guide_is_found_out_once(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    from hotswap.engine import guide as module
+    from hotswap.engine.decoding import Vocabulary
+    from hotswap.engine.front import Fronts
+
+    guides, tries = Fronts().get(spec_of(checkpoint())).guides, list[str]()
+
+    def no_pieces(*_: Any) -> None:
+        tries.append(fault)
+
+    def no_tokenizer(*_: Any) -> Any:
+        tries.append(fault)
+        raise ValueError("two tokens of one text")
+
+    if fault == "texts":
+        monkeypatch.setattr(Vocabulary, "pieces", no_pieces)
+    else:
+        monkeypatch.setattr(module, "LLTokenizer", no_tokenizer)
+    reason = {"texts": "texts of their own", "library": "two tokens of one text"}[fault]
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match=reason) as caught:
+            guides.compile(guide("regex", "b"))
+        assert caught.value.param == "response_format"
+    assert tries == [fault]
 
 
 def test_guides_are_compiled_once_and_the_oldest_are_forgotten(checkpoint: Checkpoint) -> None:

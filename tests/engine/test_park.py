@@ -413,6 +413,123 @@ def test_the_park_keeps_what_fits(sizes: tuple[int, ...], pinned: str, left: str
     assert sorted(gone) == sorted(set("abc") - set(left))
 
 
+def test_the_model_whose_turn_it_is_stays_in_the_park_and_its_room_is_free() -> None:
+    from hotswap.engine.park import Park
+
+    park = Park()
+    assert not park.put(parked("next", 60), 100)
+    assert not park.put(parked("old", 40), 100)
+    gone = park.put(parked("left", 70), 100, leaving="next")
+    assert [one.prepared.spec.id for one in gone] == ["old"]
+    assert {reading.model for reading in park.readings()} == {"left", "next"}
+    assert park.put(parked("huge", 101), 100, leaving="next")[0].prepared.spec.id == "huge"
+    assert park.find("next", cast("Any", "next")) is not None
+
+
+async def test_two_models_with_room_for_one_are_parked_in_turn(checkpoint: Checkpoint) -> None:
+    """Each keeps what it remembers, although both together are too large."""
+    spec, other = spec_of(checkpoint()), spec_of(checkpoint("llama"))
+    async with new_registry() as registry:
+        await play(registry, spec, LONG)
+        room = registry.parked()[0].bytes
+    async with new_registry(park_bytes=room + 1000) as registry:
+        await play(registry, spec, LONG)
+        resident = await registry.prepare(other, ignore)
+        async with registry.start(resident, ignore, ignore):
+            prepared = await registry.prepare(spec, ignore)
+        assert "qwen3" in names(registry)
+        async with registry.start(prepared, ignore, ignore) as engine:
+            await Served(registry, prepared, engine).ask([*LONG, 7, 8], max_tokens=2)
+            assert engine.stats().details["reused_prompt_tokens"] == 96
+
+
+async def test_weights_that_were_read_ahead_are_no_leak(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Converted ones lie in the process's own memory while another model leaves it."""
+    from hotswap.engine import device, stay
+
+    spec, coming = spec_of(checkpoint()), spec_of(checkpoint("llama"), dtype="bfloat16")
+    used = [1 << 30]
+    monkeypatch.setattr(stay, "_CPU_NOISE_BYTES", 0)
+    monkeypatch.setattr(device, "used_bytes", lambda _: used[0])
+    async with new_registry(park_bytes=0) as registry:
+        await play(registry, coming, PROMPT)
+        resident = await registry.prepare(spec, ignore)
+        async with registry.start(resident, ignore, ignore):
+            prepared = await registry.prepare(coming, ignore)
+            used[0] += prepared.weights.bytes
+        assert registry.memory is not None
+        assert registry.memory.leaked_bytes == 0
+        async with registry.start(prepared, ignore, ignore):
+            used[0] += 4096
+        assert registry.memory.leaked_bytes == 4096
+
+
+async def test_weights_that_are_mapped_are_no_part_of_what_is_measured(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine import device
+
+    monkeypatch.setattr(device, "used_bytes", lambda _: 1000)
+    async with new_registry() as registry:
+        resident = await registry.prepare(spec_of(checkpoint()), ignore)
+        async with registry.start(resident, ignore, ignore):
+            first = await registry.prepare(spec_of(checkpoint("llama")), ignore)
+            assert first.weights.known is None
+        assert registry.memory is not None
+        assert registry.memory.before_bytes == 1000
+
+
+async def test_keys_and_values_that_do_not_fit_keep_no_model_out_of_the_park(
+    checkpoint: Checkpoint,
+) -> None:
+    spec = spec_of(checkpoint())
+    async with new_registry() as registry:
+        prepared = await registry.prepare(spec, ignore)
+        room = prepared.weights.bytes + 100
+    async with new_registry(park_bytes=room) as registry:
+        await play(registry, spec, LONG)
+        assert names(registry) == ["qwen3"]
+        assert registry.parked()[0].bytes < room
+
+
+async def test_a_context_that_was_cut_grows_again_when_there_is_memory(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine import device
+
+    spec = spec_of(checkpoint())
+    async with new_registry() as registry:
+        await play(registry, spec, PROMPT)
+        registry.forget(spec.id)
+        prepared = await registry.prepare(spec, ignore)
+        with monkeypatch.context() as short:
+            short.setattr(device, "free_bytes", lambda _: 200_000)
+            async with registry.start(prepared, ignore, ignore) as engine:
+                cut = engine.max_model_len
+        prepared = await registry.prepare(spec, ignore)
+        async with registry.start(prepared, ignore, ignore) as engine:
+            assert engine.max_model_len > cut
+
+
+async def test_keys_and_values_that_cannot_be_kept_do_not_keep_a_model_on_the_device(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine.stage import Stage
+
+    def break_down(*_: object) -> None:
+        raise RuntimeError("no room for a copy")
+
+    spec = spec_of(checkpoint())
+    async with new_registry() as registry:
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(Stage, "_rested", break_down)
+            first = await play(registry, spec, PROMPT)
+        assert names(registry) == ["qwen3"]
+        assert await play(registry, spec, PROMPT) == first
+
+
 async def test_files_that_go_after_they_were_read_do_no_harm(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

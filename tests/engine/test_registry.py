@@ -15,7 +15,7 @@ import anyio
 import pytest
 from anyio.abc import TaskGroup
 
-from hotswap.contracts import ChatPrompt, EngineConfig, MemoryReport
+from hotswap.contracts import ChatFacts, ChatPrompt, EngineConfig, MemoryReport
 from hotswap.errors import (
     CheckpointRefused,
     ContextLengthExceeded,
@@ -281,6 +281,25 @@ async def test_rendering_needs_no_weights(checkpoint: Checkpoint, tmp_path: Path
             await registry.render(spec_of(path), request([10_000_000]))
 
 
+@pytest.mark.parametrize(
+    ("template", "tools", "thinking"),
+    [
+        ("{{ messages }}", False, False),
+        ("{{ messages }} tools reasoning_content", False, False),
+        ("{% for tool in tools %}{{ tool }}{% endfor %}<tool_call>", True, False),
+        ("{{ messages }}[THINK][/THINK]", False, True),
+        ("{% if enable_thinking %}{% endif %}", False, True),
+        ("{{", False, False),
+    ],
+)
+async def test_how_a_model_chats_is_what_its_speech_was_found_to_be(
+    checkpoint: Checkpoint, template: str, tools: bool, thinking: bool
+) -> None:
+    async with new_registry() as registry:
+        facts = await registry.chat_facts(spec_of(checkpoint(), chat_template=template))
+    assert facts == ChatFacts(template=template, tools=tools, thinking=thinking)
+
+
 async def test_what_was_found_out_about_a_model_is_not_found_out_twice(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,6 +440,7 @@ async def test_the_model_on_the_device_answers_when_its_files_have_changed_or_go
         assert (await served.ask("The quick", max_tokens=5)).text == wanted
         gone = dataclasses.replace(served.spec, path=None)
         assert (await served.registry.render(gone, request("The quick"))).prompt_tokens > 0
+        assert (await served.registry.chat_facts(gone)).template is not None
         other = dataclasses.replace(served.spec, engine=EngineConfig(chat_template="x"))
         with pytest.raises(CheckpointRefused):
             await served.registry.render(other, request("The quick"))
@@ -505,7 +525,7 @@ async def test_a_load_that_was_abandoned_before_its_turn_is_not_begun(
         release.set()
         await registry.prepare(spec_of(checkpoint("qwen2")), ignore)
     # A thread that waited for its turn may get it after the last one's; it must not use it.
-    with weights._loading:
+    with weights.TRANSFORMERS:
         pass
     assert begun == [checkpoint(), checkpoint("qwen2")]
 

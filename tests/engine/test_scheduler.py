@@ -270,6 +270,7 @@ def test_what_was_preempted_is_computed_from_where_its_blocks_end() -> None:
     assert 0 < chunk.count <= len(new.tokens) - chunk.start + 1
     assert chunk.start >= 5 * BLOCK_TOKENS
     assert work.reused_tokens == chunk.start
+    assert new.cached_tokens == 0, "nothing of it was there when it came"
 
 
 def test_the_resumed_answer_is_as_long_as_any() -> None:

@@ -98,7 +98,8 @@ def test_no_template_takes_the_server_with_it(source: str) -> None:
 
 
 def test_the_limits_count_steps_and_texts_and_not_the_time_of_day() -> None:
-    from hotswap.engine.template import ChatTemplate, TemplateLimits, TemplateTooCostly
+    from hotswap.engine.template import ChatTemplate
+    from hotswap.engine.template_meter import TemplateLimits, TemplateTooCostly
 
     limits = TemplateLimits(steps=1000, chars=10_000)
     loop = "{% for i in range(n) %}{% endfor %}"
@@ -111,7 +112,8 @@ def test_the_limits_count_steps_and_texts_and_not_the_time_of_day() -> None:
 
 
 def test_time_is_looked_at_too() -> None:
-    from hotswap.engine.template import ChatTemplate, TemplateLimits, TemplateTooCostly
+    from hotswap.engine.template import ChatTemplate
+    from hotswap.engine.template_meter import TemplateLimits, TemplateTooCostly
 
     limits = TemplateLimits(cpu_s=0.0)
     with pytest.raises(TemplateTooCostly, match="long"):
@@ -121,7 +123,8 @@ def test_time_is_looked_at_too() -> None:
 def test_renderings_beside_each_other_are_counted_apart() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    from hotswap.engine.template import ChatTemplate, TemplateLimits
+    from hotswap.engine.template import ChatTemplate
+    from hotswap.engine.template_meter import TemplateLimits
 
     template = ChatTemplate(
         "{% for i in range(900) %}{{ i }}{% endfor %}", TemplateLimits(steps=1000)

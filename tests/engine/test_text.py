@@ -173,12 +173,19 @@ def test_too_long_requests_say_by_how_much(checkpoint: Checkpoint) -> None:
         rendered(spec, [1] * 10, max_tokens=7)
     assert caught.value.message == (
         "This model's maximum context length is 16 tokens. However, you requested 17 tokens "
-        "(10 in the prompt, 7 in the completion)."
+        "(10 in the prompt, 7 in the completion). max_tokens can be 6 at most."
     )
+    assert caught.value.param == "max_tokens"
     assert rendered(spec, [1] * 10, max_tokens=6).prompt_tokens == 10
     assert rendered(spec, [1] * 15).prompt_tokens == 15
-    with pytest.raises(ContextLengthExceeded, match="in the prompt, 1 in the completion"):
-        rendered(spec, [1] * 16)
+    with pytest.raises(ContextLengthExceeded) as caught:
+        rendered(spec, [1] * 10, max_tokens=7, max_tokens_param="max_output_tokens")
+    assert caught.value.param == "max_output_tokens"
+    for options in ({}, {"max_tokens": 1}, {"max_tokens": 1, "cut_to_context": True}):
+        match = "in the prompt, 1 in the completion"
+        with pytest.raises(ContextLengthExceeded, match=match) as caught:
+            rendered(spec, [1] * 16, **options)
+        assert caught.value.param == "prompt"
 
 
 def test_a_request_overrides_the_settings_and_they_override_the_model(
@@ -228,7 +235,7 @@ def test_every_end_token_the_model_knows_ends_an_answer(
     assert rendered(spec, [1], stop_token_ids=(3,), ignore_eos=True).end_ids == {3}
 
 
-def test_echo_with_logprobs_is_refused_by_name(checkpoint: Checkpoint) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        rendered(spec_of(checkpoint()), [1], echo=True, logprobs=1)
-    assert caught.value.param == "echo"
+def test_an_echo_with_logprobs_is_told_in_tokens_and_not_as_a_text(checkpoint: Checkpoint) -> None:
+    spec = spec_of(checkpoint())
+    assert rendered(spec, "quick", echo=True).prompts[0].echo == "quick"
+    assert rendered(spec, "quick", echo=True, logprobs=1).prompts[0].echo == ""

@@ -157,9 +157,9 @@ class CheckedController(SwapController):
 
     @asynccontextmanager
     async def lease(
-        self, target: Target, keep_alive_s: float | None = None
+        self, target: Target, keep_alive_s: float | None = None, *, request_id: str = ""
     ) -> AsyncIterator[Residency]:
-        async with super().lease(target, keep_alive_s) as stay:
+        async with super().lease(target, keep_alive_s, request_id=request_id) as stay:
             name, number = "*" if target.is_any else target.spec.id, _number.get()
             assert self._last_let_in.get(name, -1) < number, "in order"
             self._last_let_in[name] = number

@@ -35,6 +35,7 @@ from hotswap.scripted import (
     ScriptedPrompt,
     ScriptedRegistry,
 )
+from hotswap.swap import CRASHES_TOLERATED
 from tests.swap.house import Answer, House, play, spec, text
 
 RULES = SwapRules(on_demand=True, patience_s=0.0, drain_timeout_s=20.0, swap_timeout_s=100.0)
@@ -349,7 +350,7 @@ def test_an_engine_that_crashed_and_cannot_be_built_again_cools_down(point: str)
 
 def test_an_engine_that_crashes_again_and_again_cools_down() -> None:
     async def scenario(scene: Scene) -> None:
-        for _ in range(3):
+        for _ in range(CRASHES_TOLERATED + 1):
             scene.points.faults["step A"] = CRASH
             assert is_told(await scene.ask("A"), EngineFailed)
         await scene.check("empty", "A")

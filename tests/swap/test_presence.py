@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import trio
 
 from hotswap.config import SwapRules
-from hotswap.contracts import UnloadReason
-from hotswap.errors import DownloadFailed, ModelLoadFailed, ModelNotFound, NotPermitted
+from hotswap.contracts import ChatFacts, EngineConfig, UnloadReason
+from hotswap.errors import (
+    CheckpointRefused,
+    DownloadFailed,
+    ModelLoadFailed,
+    ModelNotFound,
+    NotPermitted,
+)
 from hotswap.scripted import Script
 from tests.swap.house import ON_DEMAND, House, play, spec
 
@@ -155,17 +160,20 @@ def test_a_pull_that_fails_or_is_not_permitted_says_which() -> None:
     play(scenario, models=(ABSENT,))
 
 
-def test_a_model_is_described_from_its_settings_and_its_files(tmp_path: Path) -> None:
-    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
-    templated = replace(spec("A"), path=tmp_path)
-    own = replace(spec("B"), engine=replace(spec("B").engine, chat_template="{{ mine }}"))
+def test_a_model_is_described_as_the_engine_floor_knows_it() -> None:
+    engine = EngineConfig(chat_template="{{ tools }}")
+    models = (spec("A", engine=engine), spec("B"), spec("E", engine=engine, task="embed"), ABSENT)
 
     async def scenario(house: House) -> None:
         described = await house.service.describe("A")
-        assert (described.listing.id, described.chat_template) == ("A", "{{ messages }}")
-        assert (await house.service.describe("B")).chat_template == "{{ mine }}"
-        assert (await house.service.describe("C")).chat_template is None
+        assert described.listing.id == "A"
+        assert described.chat == ChatFacts(template="{{ tools }}", tools=True)
+        for other in ("B", "E", "far/away"):
+            assert (await house.service.describe(other)).chat == ChatFacts()
         with pytest.raises(ModelNotFound):
             await house.service.describe("nobody")
+        house.registry.script.render_errors["B"] = CheckpointRefused("no tokenizer")
+        with pytest.raises(CheckpointRefused):
+            await house.service.describe("B")
 
-    play(scenario, models=(templated, own, spec("C")))
+    play(scenario, models=models)

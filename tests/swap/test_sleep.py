@@ -172,6 +172,9 @@ def test_running_answers_end_first_unless_they_are_to_be_aborted() -> None:
                 await house.until(lambda: house.controller.snapshot().leases == 1)
                 await house.service.sleep(park=True, mode=mode)  # type: ignore[arg-type]
             assert house.answers[-1].finished == ends
+        error = house.answers[-1].error
+        assert isinstance(error, ModelUnloaded)
+        assert error.message == "The model was put to sleep; POST /wake_up wakes it."
 
     play(scenario)
 

@@ -6,6 +6,7 @@ import gc
 import itertools
 import random
 import weakref
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -28,7 +29,7 @@ from hotswap.errors import (
     ShuttingDown,
     SwapInProgress,
 )
-from hotswap.scripted import Script, ScriptedCatalog, ScriptedRegistry
+from hotswap.scripted import Script, ScriptedCatalog, ScriptedModel, ScriptedRegistry
 from hotswap.service import SwapService
 from hotswap.swap import SwapController
 from tests.swap.house import ON_DEMAND, House, play, restless_clock, spec, text
@@ -149,6 +150,35 @@ def test_a_load_goes_on_for_those_who_still_wait() -> None:
         assert sum(answer.finished for answer in house.answers) == 1
 
     assert play(scenario).registry.prepared == ["A"]
+
+
+def test_what_was_prepared_for_a_client_that_left_is_let_go_of() -> None:
+    """Its weights may be on the device already, beside those of the model that answers."""
+
+    def is_prepared() -> bool:
+        alive = (one for one in gc.get_objects() if type(one) is ScriptedModel)
+        return any(one.spec.id == "left alone" for one in alive)
+
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "A", 500)
+            await house.until(lambda: house.resident == "A")
+            with trio.CancelScope() as client:
+                nursery.start_soon(_cancel_once, is_prepared, client)
+                await house.ask("left alone")
+            assert client.cancelled_caught
+            await trio.sleep(1)
+            gc.collect()
+            assert not is_prepared()
+
+    play(scenario, models=(spec("A"), spec("left alone")))
+
+
+async def _cancel_once(condition: Callable[[], bool], scope: trio.CancelScope) -> None:
+    with trio.fail_after(3600):
+        while not condition():
+            await trio.sleep(0.01)
+    scope.cancel()
 
 
 def test_a_model_that_cannot_be_prepared_leaves_the_resident_one_alone() -> None:
@@ -566,16 +596,111 @@ def test_a_failed_engine_ends_its_answers_and_is_built_again() -> None:
     assert house.registry.prepared == ["A"]
 
 
-def test_an_engine_that_fails_again_and_again_is_not_built_for_ever() -> None:
+async def _fail(house: House) -> None:
+    """Have the engine fail, and wait for what becomes of it."""
+    house.registry.engines[-1].fail(EngineFailed("a step raised"))
+    await house.until(lambda: house.phase in ("ready", "empty") and not _failed(house))
+
+
+def test_the_third_failure_in_a_minute_is_the_last_that_is_mended() -> None:
     async def scenario(house: House) -> None:
         for _ in range(3):
-            await house.ask("A")
-            house.registry.engines[-1].fail(EngineFailed("a step raised"))
-            await house.until(lambda: house.phase in ("ready", "empty") and not _failed(house))
-        await house.until(lambda: house.phase == "empty")
+            assert (await house.ask("A")).finished
+            await _fail(house)
+            assert house.phase == "ready"
+            assert house.controller.snapshot().serviceable
+        await _fail(house)
+        snapshot = house.controller.snapshot()
+        assert snapshot.phase == "empty"
+        assert not snapshot.serviceable, "also where requests may load models"
+        assert snapshot.unserviceable_reason == "the engine failed again and again"
         assert isinstance((await house.ask("A")).error, EngineFailed)
+        # It may be asked for again later, and any model that comes ends it.
+        assert (await house.ask("B")).finished
+        assert house.controller.snapshot().serviceable
+
+    assert play(scenario).registry.started == ["A"] * 4 + ["B"]
+
+
+def test_failures_that_are_far_apart_are_mended_each_time() -> None:
+    async def scenario(house: House) -> None:
+        for _ in range(6):
+            assert (await house.ask("A")).finished
+            await _fail(house)
+            await trio.sleep(21.0)
+            assert house.phase == "ready"
 
     play(scenario)
+
+
+def test_what_is_given_up_ends_its_answers_and_refuses_all_others() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "A", 100)
+            await house.until(lambda: house.controller.snapshot().leases == 1)
+            nursery.start_soon(house.ask, "B")
+            await house.until(lambda: bool(house.controller.snapshot().waiting))
+            began = trio.current_time()
+            house.controller.give_up(DeviceLost("it hangs"))
+        assert trio.current_time() - began < 0.1
+        errors = [answer.error for answer in house.answers[1:]]
+        assert [str(error) for error in errors] == ["it hangs"] * 2
+        assert all(isinstance(error, DeviceLost) for error in errors)
+        assert str((await house.ask("A")).error) == "it hangs"
+        assert house.phase == "failed"
+        assert house.controller.last_good == spec("A")
+        await house.until(lambda: house.resident is None)
+        assert (house.phase, house.controller.last_good) == ("failed", spec("A"))
+
+    assert play(scenario).registry.started == ["A"]
+
+
+@pytest.mark.parametrize("after_s", [0.5, 1.05])
+def test_what_is_given_up_during_a_load_is_not_loaded(after_s: float) -> None:
+    """Neither while it is prepared nor while it starts."""
+
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "A")
+            await trio.sleep(after_s)
+            house.controller.give_up(DeviceLost("it hangs"))
+        assert isinstance(house.answers[0].error, DeviceLost)
+        await trio.sleep(10.0)
+        assert (house.phase, house.resident) == ("failed", None)
+
+    play(scenario)
+
+
+def _going_on_with(house: House) -> ModelSpec | None:
+    return house.controller.last_good
+
+
+def test_the_model_to_go_on_with_is_the_one_that_worked() -> None:
+    async def scenario(house: House) -> None:
+        assert _going_on_with(house) is None
+        await house.service.load("A", {"max_model_len": 7}, "request")
+        good = house.controller.last_good
+        assert good is not None
+        assert (good.id, good.engine.max_model_len) == ("A", 7)
+        house.registry.script.start_errors["B"] = DeviceLost("gone")
+        assert isinstance((await house.ask("B")).error, DeviceLost)
+        assert house.phase == "failed"
+        assert _going_on_with(house) == good
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_there_is_none_to_go_on_with_once_the_device_is_meant_to_be_empty(idle: bool) -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        if not idle:
+            await house.service.unload()
+        await house.until(lambda: house.phase == "empty")
+        assert house.controller.last_good is None
+
+    play(scenario, SwapRules(on_demand=True, idle_timeout_s=5.0))
 
 
 def _failed(house: House) -> bool:

@@ -35,6 +35,9 @@ from hotswap.errors import InvalidRequest
 
 Choice = TypeVar("Choice")
 
+_OVER = (SwapPhase.CLOSED, SwapPhase.FAILED)
+"""Nothing changes any more in this process."""
+
 SURVEY_PAUSE_S = 1.0
 """Least time between two looks at the disk for the feed."""
 
@@ -142,7 +145,8 @@ class ManagementRoutes:
 
 
 class ModelEvents:
-    """``/models/sse``: the status of all models, then each change, until shutdown."""
+    """``/models/sse``: the status of all models, then each change, until shutdown or a fault that
+    ends the process."""
 
     def __init__(self, service: ModelService, *, keepalive_s: float) -> None:
         self._service = service
@@ -165,7 +169,7 @@ class ModelEvents:
             if fresh or anyio.current_time() >= due:
                 await stream.write(fresh or comment("no news"))
                 due = anyio.current_time() + self._keepalive_s
-            if snapshot.phase is SwapPhase.CLOSED:
+            if snapshot.phase in _OVER:
                 return
             with anyio.CancelScope(deadline=due):
                 await self._news(snapshot, next_survey)
@@ -173,7 +177,7 @@ class ModelEvents:
     async def _news(self, told: SwapSnapshot, not_before: float) -> None:
         """Wait for something that the feed would show, or for the end."""
         snapshot, shown = told, _shown(told)
-        while snapshot.phase is not SwapPhase.CLOSED:
+        while snapshot.phase not in _OVER:
             differs = _shown(snapshot) != shown
             if differs and anyio.current_time() >= not_before:
                 return
@@ -272,6 +276,7 @@ def _forecast_answer(forecast: LoadForecast) -> dict[str, Any]:
         "kv_bytes": estimate.kv_bytes,
         "device_free_bytes": estimate.device_free_bytes,
         "host_free_bytes": estimate.host_free_bytes,
+        "spread": estimate.spread,
     }
 
 

@@ -17,6 +17,8 @@ from msgspec import Meta, Struct
 from hotswap.api.anthropic_answers import MessageDocument, MessageFrames
 from hotswap.api.dialect import Call, Lasting
 from hotswap.api.fields import INT32_MAX, Count, StopString, decode
+from hotswap.api.guides import schema_guide
+from hotswap.api.rules import effort_of, refuse_not_honoured, top_k_of
 from hotswap.api.tools import (
     MAX_TOOLS,
     DeclaredTool,
@@ -141,7 +143,7 @@ class MessagesBody(MessagesInput, kw_only=True):
     top_k: Annotated[int, Meta(ge=-1, le=INT32_MAX)] | None = None
 
 
-_NOT_HONOURED = ("container", "mcp_servers")
+_NOT_HONOURED: Mapping[str, tuple[Any, ...]] = {"container": (), "mcp_servers": ()}
 _BETWEEN_BLOCKS = "\n"
 _MEDIUM_FROM_TOKENS = 4096
 _HIGH_FROM_TOKENS = 16384
@@ -162,10 +164,11 @@ def parse_messages(fields: dict[str, Any]) -> Call:
         any_name=True,
         sampling=SamplingParams(
             temperature=messages.temperature,
-            top_k=0 if messages.top_k == -1 else messages.top_k,
+            top_k=top_k_of(messages.top_k),
             top_p=messages.top_p,
         ),
         max_tokens=messages.max_tokens,
+        cut_to_context=True,
         stop=tuple(messages.stop_sequences or ()),
         guide=guide,
         keep_alive_s=messages.keep_alive_s(),
@@ -192,9 +195,7 @@ def parse_count(fields: dict[str, Any]) -> GenerationRequest:
 
 
 def _prompt(fields: Mapping[str, Any], asked: MessagesInput) -> ChatPrompt:
-    for name in _NOT_HONOURED:
-        if fields.get(name):
-            raise InvalidRequest(f"{name}: not supported", param=name)
+    refuse_not_honoured(fields, _NOT_HONOURED)
     tools = tool_mappings(_declared(asked.tools or ()))
     return ChatPrompt(
         messages=(*_system(asked.system), *_messages(asked.messages)),
@@ -316,7 +317,7 @@ def _effort(asked: MessagesInput) -> str | None:
     if thinking and thinking.type == "disabled":
         return "none"
     if config and config.effort:
-        return "high" if config.effort in ("xhigh", "max") else config.effort
+        return effort_of(config.effort)
     if thinking is None or thinking.type != "enabled":
         return None
     budget, param = thinking.budget_tokens, "thinking.budget_tokens"
@@ -329,9 +330,7 @@ def _effort(asked: MessagesInput) -> str | None:
 
 def _guide(asked: MessagesInput) -> Guide | None:
     if asked.output_config and asked.output_config.format:
-        return _schema(asked.output_config.format, "output_config.format")
-    return _schema(asked.output_format, "output_format") if asked.output_format else None
-
-
-def _schema(asked: OutputFormat, param: str) -> Guide:
-    return Guide("json_schema", msgspec.json.encode(asked.schema).decode(), param)
+        return schema_guide(asked.output_config.format.schema, "output_config.format")
+    if asked.output_format:
+        return schema_guide(asked.output_format.schema, "output_format")
+    return None

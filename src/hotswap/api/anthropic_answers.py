@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from hotswap.api.blocks import Block, Blocks, text_of
+from hotswap.api.answer_blocks import Block, Blocks, text_of
 from hotswap.api.dialect import Stamp
 from hotswap.api.errors import anthropic_envelope
 from hotswap.api.sse import comment
@@ -163,10 +163,12 @@ def _stop_reason(finished: Finished | None) -> str | None:
 
 
 def _usage(prompt_tokens: int, finished: Finished | None) -> dict[str, Any]:
+    """Before the end nobody knows what of the prompt was remembered: all of it is told as new."""
+    cached_tokens = finished.cached_tokens if finished else 0
     usage: dict[str, Any] = {
-        "input_tokens": prompt_tokens,
+        "input_tokens": prompt_tokens - cached_tokens,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        "cache_read_input_tokens": cached_tokens,
         "output_tokens": finished.completion_tokens if finished else 0,
     }
     if finished and finished.reasoning_tokens:

@@ -170,7 +170,7 @@ class ErrorEnvelope:
         except Exception as raised:
             error = presentable(raised, scope["state"]["request_id"])
             if not started:  # else the connection is cut, which is all that can be said now
-                answer = error_response(scope["path"], error, self._loading())
+                answer = error_response(scope, error, self._loading())
                 await answer(scope, receive, send)
 
 
@@ -184,7 +184,7 @@ async def http_exception(request: Request, raised: Exception) -> Response:
         error = MethodNotAllowed("this route does not take that method")
     else:
         error = InvalidRequest(raised.detail)
-    return error_response(request.scope["path"], error, headers=raised.headers)
+    return error_response(request.scope, error, headers=raised.headers)
 
 
 def _no_route(path: str) -> str:

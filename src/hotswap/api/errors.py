@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import Scope
 
+from hotswap.api.headers import is_anthropic
 from hotswap.contracts import Progress
 from hotswap.errors import (
     CheckpointRefused,
@@ -130,7 +132,7 @@ def envelope(error: HotswapError, loading: Progress | None = None) -> dict[str, 
 
 
 def anthropic_envelope(error: HotswapError, _: Progress | None = None) -> dict[str, Any]:
-    """Of ``/v1/messages`` and what lies below it."""
+    """Of ``/v1/messages``, what lies below it, and whatever else Anthropic's clients ask for."""
     status = status_of(error)
     kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
     return {"type": "error", "error": {"type": kind, "message": error.message}}
@@ -142,10 +144,16 @@ def ollama_envelope(error: HotswapError, _: Progress | None = None) -> dict[str,
 
 
 def envelope_on(path: str) -> Envelope:
-    """How failures look to the clients of a path."""
+    """How failures look to the clients that a path is for."""
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
         return anthropic_envelope
     return ollama_envelope if path.startswith("/api/") else envelope
+
+
+def envelope_for(scope: Scope) -> Envelope:
+    """How failures look to the client of a request: one that says it is Anthropic's is taken at
+    its word."""
+    return anthropic_envelope if is_anthropic(scope) else envelope_on(scope["path"])
 
 
 def error_headers(error: HotswapError) -> dict[str, str]:
@@ -159,14 +167,14 @@ def error_headers(error: HotswapError) -> dict[str, str]:
 
 
 def error_response(
-    path: str,
+    scope: Scope,
     error: HotswapError,
     loading: Progress | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """The answer to a request for ``path`` that failed."""
+    """The answer to a request that failed."""
     return Response(
-        msgspec.json.encode(envelope_on(path)(error, loading)),
+        msgspec.json.encode(envelope_for(scope)(error, loading)),
         status_code=status_of(error),
         headers={**error_headers(error), **(headers or {})},
         media_type="application/json",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from hotswap.api.alternatives import alternatives
 from hotswap.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -68,30 +69,34 @@ def decode(fields: Any, into: type[T]) -> T:
     try:
         return msgspec.convert(fields, into, strict=True, str_keys=True)
     except msgspec.ValidationError as error:
-        raise _named(str(error)) from None
+        raise _named(str(error), fields, into) from None
 
 
-def _named(complaint: str) -> InvalidRequest:
+def _named(complaint: str, fields: Any, into: type) -> InvalidRequest:
     located = _LOCATED.match(complaint)
     what, path = (located["what"], located["path"]) if located else (complaint, "")
+    choice = _NO_CHOICE.fullmatch(what)
     if missing := _MISSING.match(what):
         param = ".".join(filter(None, (path, missing["field"])))
         return InvalidRequest(f"{param}: required, but missing", param=param)
     if unknown := _UNKNOWN.match(what):
         param = ".".join(filter(None, (path, unknown["field"][:200])))
         return InvalidRequest(f"{param}: unknown field", param=param)
-    what = _in_words(what)
+    what = _not_among(choice, alternatives(into, fields, path)) if choice else _in_words(what)
     if " - at `key` in " in complaint:
         what = f"a key {what}"
     return InvalidRequest(f"{path}: {what}" if path else what, param=path or None)
 
 
+def _not_among(choice: re.Match[str], values: tuple[str, ...]) -> str:
+    # Else it is what tells kinds of parts, tools and the like from each other.
+    fault = "is not one of its values" if choice["literal"] else "is not supported here"
+    told = f"; it can be {' or '.join(values)}" if values else ""
+    return f"{choice['value'][:200]} {fault}{told}"
+
+
 def _in_words(complaint: str) -> str:
     """What msgspec complains about, without the names of Python's types."""
-    if choice := _NO_CHOICE.fullmatch(complaint):
-        # Else it is what tells kinds of parts, tools and the like from each other.
-        fault = "is not one of its values" if choice["literal"] else "is not supported here"
-        return f"{choice['value'][:200]} {fault}"
     if pattern := _NO_MATCH.fullmatch(complaint):
         return f"must be text that matches {pattern['pattern']}"
     expected = _EXPECTED.fullmatch(complaint)

@@ -1,4 +1,5 @@
-"""What an answer must be, in the fields of OpenAI, vLLM and llama.cpp: JSON to `Guide`.
+"""What an answer must be: JSON to `Guide`, for all dialects, and the fields of OpenAI, vLLM and
+llama.cpp.
 
 An answer that silently ignores ``response_format`` is worse than none, so whatever asks for a
 form in a way that we do not know is refused by name.
@@ -18,9 +19,11 @@ from hotswap.contracts import Guide
 from hotswap.errors import InvalidJson, InvalidRequest
 
 MAX_SOURCE_CHARS = 256 << 10
-_ANY_OBJECT = {"type": "object"}
 
 JsonObject = dict[str, Any]
+_UNSET = (None, "")
+"""An empty schema is none of these: any JSON is of it."""
+ANY_OBJECT: JsonObject = {"type": "object"}
 Choices = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=1024)]
 SchemaName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]+$", max_length=64)]
 
@@ -88,45 +91,50 @@ class GuideFields(Lasting, kw_only=True):
             yield from _of_response_format(self.response_format)
         if self.structured_outputs is not None:
             yield from _of_structured_outputs(self.structured_outputs)
-        if self.guided_json:
-            yield _schema_guide(self.guided_json, "guided_json")
+        if self.guided_json not in _UNSET:
+            yield schema_guide(self.guided_json, "guided_json")
         if self.guided_regex:
             yield _guide("regex", self.guided_regex, "guided_regex")
         if self.guided_choice:
             yield _guide("choice", _text(self.guided_choice), "guided_choice")
         if self.guided_grammar:
             yield _grammar_guide(self.guided_grammar, "guided_grammar")
-        if self.json_schema:
-            yield _schema_guide(self.json_schema, "json_schema")
+        if self.json_schema not in _UNSET:
+            yield schema_guide(self.json_schema, "json_schema")
         if self.grammar:
             yield _grammar_guide(self.grammar, "grammar")
 
 
+def schema_guide(schema: JsonObject | str, param: str) -> Guide:
+    """An answer of that schema, which came in the field ``param``.
+
+    Raises:
+        InvalidRequest: it is longer than a guide may be, or no object as JSON text.
+    """
+    return _guide("json_schema", _text(_object(schema, param)), param)
+
+
 def _of_response_format(wanted: ResponseFormat) -> Iterator[Guide]:
     if isinstance(wanted, JsonObjectFormat):
-        yield _schema_guide(wanted.schema or _ANY_OBJECT, "response_format")
+        yield schema_guide(wanted.schema or ANY_OBJECT, "response_format")
     elif isinstance(wanted, JsonSchemaFormat):
-        yield _schema_guide(wanted.json_schema.schema, "response_format")
+        yield schema_guide(wanted.json_schema.schema, "response_format")
 
 
 def _of_structured_outputs(wanted: StructuredOutputs) -> Iterator[Guide]:
     if wanted.structural_tag is not None:
         param = "structured_outputs.structural_tag"
         raise InvalidRequest(f"{param}: not supported", param=param)
-    if wanted.json:
-        yield _schema_guide(wanted.json, "structured_outputs.json")
+    if wanted.json not in _UNSET:
+        yield schema_guide(wanted.json, "structured_outputs.json")
     if wanted.json_object:
-        yield _schema_guide(_ANY_OBJECT, "structured_outputs.json_object")
+        yield schema_guide(ANY_OBJECT, "structured_outputs.json_object")
     if wanted.regex:
         yield _guide("regex", wanted.regex, "structured_outputs.regex")
     if wanted.choice:
         yield _guide("choice", _text(wanted.choice), "structured_outputs.choice")
     if wanted.grammar:
         yield _grammar_guide(wanted.grammar, "structured_outputs.grammar")
-
-
-def _schema_guide(schema: JsonObject | str, param: str) -> Guide:
-    return _guide("json_schema", _text(_object(schema, param)), param)
 
 
 def _object(schema: JsonObject | str, param: str) -> JsonObject:

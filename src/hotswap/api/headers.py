@@ -22,6 +22,11 @@ def content_type(scope: Scope) -> str:
     return header(scope, b"content-type").partition(";")[0].strip().lower()
 
 
+def is_anthropic(scope: Scope) -> bool:
+    """The client says that it speaks Anthropic's API."""
+    return bool(header(scope, b"anthropic-version"))
+
+
 def announces_body(scope: Scope) -> bool:
     """One follows, as HTTP/1.1 tells it."""
     return any(name in _LENGTHS for name, _ in scope["headers"])

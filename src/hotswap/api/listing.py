@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hotswap.api.documents import json_response
-from hotswap.api.headers import header
+from hotswap.api.headers import is_anthropic
 from hotswap.contracts import ModelListing, ModelService
 
 
@@ -27,16 +27,12 @@ class ListingRoutes:
         listings = await self._service.models()
         if listings != self._listings:
             self._listings, self._responses = listings, _responses(listings)
-        return self._responses[_is_anthropic(request)]
+        return self._responses[is_anthropic(request.scope)]
 
     async def one(self, request: Request) -> Response:
         """The name may hold slashes, raw or encoded: the server has decoded the path."""
-        written = anthropic_entry if _is_anthropic(request) else entry
+        written = anthropic_entry if is_anthropic(request.scope) else entry
         return json_response(written(await self._service.model(request.path_params["name"])))
-
-
-def _is_anthropic(request: Request) -> bool:
-    return bool(header(request.scope, b"anthropic-version"))
 
 
 def _responses(listings: tuple[ModelListing, ...]) -> dict[bool, Response]:

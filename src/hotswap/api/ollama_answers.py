@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ import msgspec
 
 from hotswap.api.dialect import Stamp
 from hotswap.api.errors import ollama_envelope
+from hotswap.api.logprobs import token_logprobs
 from hotswap.contracts import (
     Embeddings,
     Finished,
@@ -29,7 +30,6 @@ from hotswap.contracts import (
 from hotswap.errors import HotswapError
 
 NDJSON = "application/x-ndjson"
-_LEAST_LOGPROB = -9999.0  # -inf, which JSON cannot write
 _encode = msgspec.json.encode
 
 
@@ -140,7 +140,7 @@ class _Frames(ABC):
         """Lines about whole calls."""
 
     def _line(self, content: bytes, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
-        told = b',"logprobs":' + _encode(_logprobs(logprobs)) if logprobs else b""
+        told = b',"logprobs":' + _encode(token_logprobs(logprobs)) if logprobs else b""
         return b"".join((self._head, content, told, b',"done":false}\n'))
 
 
@@ -202,7 +202,7 @@ class _Document(ABC):
     def body(self, model: str, prompt_tokens: int) -> bytes:
         answer = _head(self._stamp, model) | self._content()
         if self._logprobs:
-            answer["logprobs"] = _logprobs(self._logprobs)
+            answer["logprobs"] = token_logprobs(self._logprobs)
         durations = _durations(self._stamp, prompt_tokens, self._finished)
         return _encode(answer | _end(self._finished) | durations)
 
@@ -272,18 +272,3 @@ def _head(stamp: Stamp, model: str) -> dict[str, Any]:
 def _end(finished: Finished | None) -> dict[str, Any]:
     cut = finished is not None and finished.reason == "length"
     return {"done": True, "done_reason": "length" if cut else "stop"}
-
-
-def _logprobs(tokens: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
-    return [
-        {**_logprob(token), "top_logprobs": [_logprob(other) for other in token.top]}
-        for token in tokens
-    ]
-
-
-def _logprob(token: TokenLogprob) -> dict[str, Any]:
-    return {
-        "token": token.text,
-        "logprob": max(token.logprob, _LEAST_LOGPROB),
-        "bytes": list(token.raw),
-    }

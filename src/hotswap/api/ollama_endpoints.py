@@ -14,9 +14,9 @@ from hotswap.api.dialect import Call, Stamp
 from hotswap.api.documents import encode
 from hotswap.api.endpoint import GenerationEndpoint
 from hotswap.api.errors import ollama_envelope, presentable
-from hotswap.api.ollama import EmbedCall, Presence, Pull, parse_pull
 from hotswap.api.ollama_answers import NDJSON
 from hotswap.api.ollama_models import digest, naming
+from hotswap.api.ollama_orders import EmbedCall, Presence, Pull, parse_pull
 from hotswap.api.outbox import Outbox
 from hotswap.api.pace import Pace
 from hotswap.api.sse import EventStream, while_connected

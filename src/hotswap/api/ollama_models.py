@@ -14,9 +14,10 @@ from starlette.responses import Response
 from hotswap import __version__
 from hotswap.api.body import read_object
 from hotswap.api.documents import json_response
-from hotswap.api.ollama import parse_name
 from hotswap.api.ollama_answers import timestamp
+from hotswap.api.ollama_orders import parse_name
 from hotswap.contracts import (
+    ChatFacts,
     ModelDescription,
     ModelFacts,
     ModelListing,
@@ -33,7 +34,6 @@ OLLAMA_VERSION = "0.12.11"
 _FORMATS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _NEVER_S = 100 * 365 * 86400.0
 """Clients expect a date also where a model is never let go."""
-_THINKING_MARKS = ("<think>", "enable_thinking", "reasoning_effort", "reasoning_content")
 
 
 class OllamaModels:
@@ -143,11 +143,11 @@ def _description(description: ModelDescription) -> dict[str, Any]:
     return {
         "modelfile": f"FROM {listing.id}\n",
         "parameters": _parameters(description.sampling),
-        "template": description.chat_template or "",
+        "template": description.chat.template or "",
         "modified_at": timestamp(listing.created_unix),
         "details": _details(facts),
         "model_info": info,
-        "capabilities": _capabilities(listing.task, description.chat_template or ""),
+        "capabilities": _capabilities(listing.task, description.chat),
     }
 
 
@@ -166,13 +166,8 @@ def _parameters(sampling: SamplingParams) -> str:
     return "\n".join(f"{name} {value:g}" for name, value in named.items() if value is not None)
 
 
-def _capabilities(task: Task, template: str) -> list[str]:
-    """What the chat template has words for, if there is to be a chat."""
+def _capabilities(task: Task, chat: ChatFacts) -> list[str]:
     if task == "embed":
         return ["embedding"]
-    capabilities = ["completion"]
-    if "tools" in template:
-        capabilities.append("tools")
-    if any(mark in template for mark in _THINKING_MARKS):
-        capabilities.append("thinking")
-    return capabilities
+    chats = {"tools": chat.tools, "thinking": chat.thinking}
+    return ["completion", *(name for name, there in chats.items() if there)]

@@ -37,6 +37,14 @@ from hotswap.api.openai_messages import (
     message_mappings,
     refuse_other_content,
 )
+from hotswap.api.rules import (
+    effort_of,
+    logprobs_of,
+    refuse_not_honoured,
+    seed_of,
+    stops_of,
+    top_k_of,
+)
 from hotswap.api.tools import (
     MAX_TOOLS,
     Choice,
@@ -92,29 +100,37 @@ class Common(GuideFields, kw_only=True):
     def sampling(self) -> SamplingParams:
         return SamplingParams(
             temperature=self.temperature,
-            top_k=0 if self.top_k == -1 else self.top_k,
+            top_k=top_k_of(self.top_k),
             top_p=self.top_p,
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
             frequency_penalty=self.frequency_penalty,
             presence_penalty=self.presence_penalty,
-            seed=None if self.seed == -1 else self.seed,
+            seed=seed_of(self.seed),
             logit_bias=self.logit_bias or None,
         )
 
     def request(
-        self, prompts: tuple[Prompt, ...], *, logprobs: int | None, echo: bool = False
+        self,
+        prompts: tuple[Prompt, ...],
+        *,
+        logprobs: int | None,
+        echo: bool = False,
+        limit: str = "max_tokens",
     ) -> GenerationRequest:
-        if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
-            raise InvalidRequest("min_tokens is more than max_tokens.", param="min_tokens")
+        """``limit``: the field that says how long the answer may be."""
+        max_tokens: int | None = getattr(self, limit)
+        if max_tokens is not None and (self.min_tokens or 0) > max_tokens:
+            raise InvalidRequest(f"min_tokens is more than {limit}.", param="min_tokens")
         return GenerationRequest(
             prompts=prompts,
             model=self.model,
             sampling=self.sampling(),
             n=self.n or 1,
-            max_tokens=self.max_tokens,
+            max_tokens=max_tokens,
+            max_tokens_param=limit,
             min_tokens=self.min_tokens or 0,
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            stop=stops_of(self.stop),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
             echo=echo,
@@ -180,8 +196,6 @@ _NOT_HONOURED_IN_CHATS: Mapping[str, tuple[Any, ...]] = {
     "add_special_tokens": (),
     "echo": (),
 }
-# What OpenAI's newest models know beyond what contracts.py does.
-_EFFORTS = {"xhigh": "high", "max": "high"}
 # Arguments of the template call itself: the request must not reach around its own checks.
 _RESERVED_TEMPLATE_KWARGS = frozenset(
     (
@@ -211,13 +225,14 @@ def parse_chat(fields: dict[str, Any]) -> Call:
     Raises:
         InvalidRequest: names the field.
     """
-    refuse_not_honoured(fields)
+    refuse_not_honoured(fields, _NOT_HONOURED_IN_CHATS)
     refuse_other_content(fields.get("messages"))
     chat = decode(fields, Chat)
-    if chat.max_completion_tokens is not None:
-        chat.max_tokens = chat.max_completion_tokens
     prompt = _chat_prompt(chat)
-    request = chat.request((prompt,), logprobs=_chat_logprobs(chat))
+    limit = "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens"
+    request = chat.request(
+        (prompt,), logprobs=logprobs_of(chat.logprobs, chat.top_logprobs), limit=limit
+    )
     check_together(request.guide, prompt.tool_choice)
     return Call(
         request=request,
@@ -237,8 +252,6 @@ def parse_completion(fields: dict[str, Any]) -> Call:
     completion = decode(fields, Completion)
     if completion.best_of is not None and completion.best_of > (completion.n or 1):
         raise InvalidRequest("best_of: more than n is not supported", param="best_of")
-    if completion.echo and completion.logprobs is not None:
-        raise InvalidRequest("echo: not supported together with logprobs", param="echo")
     request = completion.request(
         _prompts(completion), logprobs=completion.logprobs, echo=bool(completion.echo)
     )
@@ -249,25 +262,6 @@ def parse_completion(fields: dict[str, Any]) -> Call:
         frames=partial(CompletionFrames, include_usage=completion.include_usage()),
         document=partial(CompletionDocument, choices=choices),
     )
-
-
-def refuse_not_honoured(
-    fields: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]] = _NOT_HONOURED_IN_CHATS
-) -> None:
-    """Raises: InvalidRequest: names a field that asks for what there is not."""
-    for name, values in allowed.items():
-        value = fields.get(name)
-        # By identity, because 0 asks for something where False does not.
-        if value is not None and value is not False and value not in ("", [], {}, *values):
-            raise InvalidRequest(f"{name}: not supported with this value", param=name)
-
-
-def _chat_logprobs(chat: Chat) -> int | None:
-    if chat.logprobs:
-        return chat.top_logprobs or 0
-    if chat.top_logprobs:
-        raise InvalidRequest("top_logprobs: needs logprobs to be true", param="top_logprobs")
-    return None
 
 
 def _chat_prompt(chat: Chat) -> ChatPrompt:
@@ -281,7 +275,7 @@ def _chat_prompt(chat: Chat) -> ChatPrompt:
         messages=message_mappings(chat.messages),
         tools=() if chat.tool_choice == "none" else tools,
         tool_choice=_tool_choice(chat, tools),
-        reasoning_effort=_EFFORTS.get(chat.reasoning_effort or "", chat.reasoning_effort),
+        reasoning_effort=effort_of(chat.reasoning_effort),
         template_kwargs=kwargs,
         continue_final_message=_continues(chat),
     )

@@ -16,6 +16,7 @@ import msgspec
 
 from hotswap.api.dialect import Stamp
 from hotswap.api.errors import envelope
+from hotswap.api.logprobs import token_logprobs, written
 from hotswap.api.sse import comment
 from hotswap.contracts import (
     Finished,
@@ -28,7 +29,6 @@ from hotswap.contracts import (
 from hotswap.errors import HotswapError
 
 DONE = b"data: [DONE]\n\n"
-_LEAST_LOGPROB = -9999.0  # what OpenAI writes for -inf, which JSON cannot
 _encode = msgspec.json.encode
 
 
@@ -289,34 +289,24 @@ def _head(stamp: Stamp, model: str, prefix: str, kind: str) -> dict[str, Any]:
 
 def _usage(prompt_tokens: int, finished: Sequence[Finished]) -> dict[str, Any]:
     completion_tokens = sum(event.completion_tokens for event in finished)
-    usage: dict[str, Any] = {
+    reasoning_tokens = sum(event.reasoning_tokens for event in finished)
+    cached_tokens = sum(event.cached_tokens for event in finished)
+    return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
     }
-    if reasoning_tokens := sum(event.reasoning_tokens for event in finished):
-        usage["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
-    return usage
 
 
 def _chat_logprobs(tokens: Iterable[TokenLogprob]) -> dict[str, Any]:
-    content = [
-        {**_chat_logprob(token), "top_logprobs": [_chat_logprob(other) for other in token.top]}
-        for token in tokens
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _chat_logprob(token: TokenLogprob) -> dict[str, Any]:
-    return {
-        "token": token.text,
-        "logprob": max(token.logprob, _LEAST_LOGPROB),
-        "bytes": list(token.raw),
-    }
+    return {"content": token_logprobs(tokens), "refusal": None}
 
 
 def _completion_logprobs(tokens: Iterable[TokenLogprob], offset: int) -> dict[str, Any]:
-    """``offset`` is where in the choice's text, in characters, the first token starts."""
+    """``offset`` is where in the choice's text, in characters, the first token starts. Of a token
+    that nothing came before there is no log-probability."""
     columns: dict[str, list[Any]] = {
         "text_offset": [],
         "token_logprobs": [],
@@ -325,10 +315,9 @@ def _completion_logprobs(tokens: Iterable[TokenLogprob], offset: int) -> dict[st
     }
     for token in tokens:
         columns["text_offset"].append(offset)
-        columns["token_logprobs"].append(max(token.logprob, _LEAST_LOGPROB))
+        columns["token_logprobs"].append(written(token.logprob))
         columns["tokens"].append(token.text)
-        columns["top_logprobs"].append(
-            {one.text: max(one.logprob, _LEAST_LOGPROB) for one in (*token.top, token)}
-        )
+        likely = {one.text: written(one.logprob) for one in (*token.top, token)}
+        columns["top_logprobs"].append(None if token.logprob is None else likely)
         offset += len(token.text)
     return columns

@@ -117,7 +117,10 @@ def message_mappings(messages: Sequence[Message]) -> tuple[Mapping[str, Any], ..
 
 
 def _mapping(message: Message) -> dict[str, Any]:
-    written: dict[str, Any] = {"role": _ROLES[type(message)], "content": _text(message.content)}
+    written: dict[str, Any] = {
+        "role": _ROLES[type(message)],
+        "content": content_text(message.content),
+    }
     if message.name is not None:
         written["name"] = message.name
     if isinstance(message, ToolMessage):
@@ -132,7 +135,8 @@ def _mapping(message: Message) -> dict[str, Any]:
     return written
 
 
-def _text(content: str | list[Part] | None) -> str:
+def content_text(content: str | Sequence[TextPart | RefusalPart] | None) -> str:
+    """What a message says, its parts put together."""
     if content is None or isinstance(content, str):
         return content or ""
     return "".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in content)

@@ -10,7 +10,11 @@ from msgspec import UNSET, Struct, UnsetType
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
-class TokensDetails(Struct):
+class PromptTokensDetails(Struct):
+    cached_tokens: int
+
+
+class CompletionTokensDetails(Struct):
     reasoning_tokens: int
 
 
@@ -18,7 +22,8 @@ class UsageAnswer(Struct):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    completion_tokens_details: TokensDetails | UnsetType = UNSET
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class ChatLogprob(Struct):
@@ -74,9 +79,9 @@ class ChatAnswer(Struct):
 
 class CompletionLogprobs(Struct):
     text_offset: list[int]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]
     tokens: list[str]
-    top_logprobs: list[dict[str, float]]
+    top_logprobs: list[dict[str, float] | None]
 
 
 class CompletionChoiceAnswer(Struct):

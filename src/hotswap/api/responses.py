@@ -10,15 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 from hotswap.api.dialect import Call, Lasting
 from hotswap.api.fields import Count, decode
-from hotswap.api.guides import TextFormat
-from hotswap.api.openai_messages import InputTextPart, OutputTextPart, RefusalPart, TextPart
+from hotswap.api.guides import ANY_OBJECT, TextFormat, schema_guide
 from hotswap.api.responses_answers import Asked, ResponseDocument, ResponseFrames
+from hotswap.api.responses_items import Input, Item, conversation, message_mappings, plain, typed
 from hotswap.api.responses_store import ResponseStore
+from hotswap.api.rules import effort_of, refuse_not_honoured
 from hotswap.api.tools import (
     MAX_TOOLS,
     DeclaredTool,
@@ -34,61 +34,6 @@ from hotswap.contracts import (
     SamplingParams,
     ToolChoice,
 )
-from hotswap.errors import InvalidRequest
-
-
-class ReasoningTextPart(TextPart, tag="reasoning_text"):
-    pass
-
-
-class SummaryTextPart(TextPart, tag="summary_text"):
-    pass
-
-
-ItemPart = (
-    TextPart | InputTextPart | OutputTextPart | RefusalPart | ReasoningTextPart | SummaryTextPart
-)
-Parts = str | list[ItemPart]
-
-
-class MessageItem(Struct, tag_field="type", tag="message", omit_defaults=True):
-    role: Literal["user", "assistant", "system", "developer"]
-    content: Parts
-    id: str | None = None
-    status: str | None = None
-
-
-class FunctionCallItem(Struct, tag_field="type", tag="function_call", omit_defaults=True):
-    call_id: str
-    name: str
-    arguments: str
-    id: str | None = None
-    status: str | None = None
-
-
-class FunctionCallOutputItem(
-    Struct, tag_field="type", tag="function_call_output", omit_defaults=True
-):
-    call_id: str
-    output: Parts
-    id: str | None = None
-    status: str | None = None
-
-
-class ReasoningItem(Struct, tag_field="type", tag="reasoning", omit_defaults=True):
-    summary: list[ItemPart] | None = None
-    content: Parts | None = None
-    id: str | None = None
-    status: str | None = None
-
-
-class ItemReference(Struct, tag_field="type", tag="item_reference"):
-    """An item of an answer that is kept here."""
-
-    id: str
-
-
-Item = MessageItem | FunctionCallItem | FunctionCallOutputItem | ReasoningItem
 
 
 class FunctionTool(Struct):
@@ -139,7 +84,7 @@ class ResponseInput(Lasting, kw_only=True):
     """What ``/v1/responses`` and ``/v1/responses/input_tokens`` share."""
 
     model: str | None = None
-    input: str | Annotated[list[Item | ItemReference], Meta(min_length=1)]
+    input: Input
     instructions: str | None = None
     previous_response_id: str | None = None
     tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None = None
@@ -164,7 +109,13 @@ class ResponseBody(ResponseInput, kw_only=True):
     prompt_cache_key: str | None = None
 
 
-_NOT_HONOURED = ("background", "conversation", "prompt", "context_management", "moderation")
+_NOT_HONOURED: Mapping[str, tuple[Any, ...]] = {
+    "background": (),
+    "context_management": (),
+    "conversation": (),
+    "moderation": (),
+    "prompt": (),
+}
 _LOGPROBS = "message.output_text.logprobs"
 
 
@@ -174,13 +125,13 @@ def parse_response(fields: dict[str, Any], store: ResponseStore) -> Call:
     Raises:
         InvalidRequest: names the field.
     """
-    _refuse_not_honoured(fields)
-    create = decode(_typed(fields), ResponseBody)
-    items = _conversation(create, store)
+    refuse_not_honoured(fields, _NOT_HONOURED)
+    create = decode(typed(fields), ResponseBody)
+    items = conversation(create.input, create.previous_response_id, store)
     keep = create.store is not False
     asked = Asked(
         settings=_settings(create),
-        items=[_plain(item) for item in items] if keep else (),
+        items=[plain(item) for item in items] if keep else (),
         store=store,
         keep=keep,
         summary=_wants_summary(create.reasoning),
@@ -192,6 +143,7 @@ def parse_response(fields: dict[str, Any], store: ResponseStore) -> Call:
         model=create.model,
         sampling=SamplingParams(temperature=create.temperature, top_p=create.top_p),
         max_tokens=create.max_output_tokens,
+        max_tokens_param="max_output_tokens",
         logprobs=(create.top_logprobs or 0) if _LOGPROBS in (create.include or ()) else None,
         guide=guide,
         keep_alive_s=create.keep_alive_s(),
@@ -210,147 +162,20 @@ def parse_count(fields: dict[str, Any], store: ResponseStore) -> GenerationReque
     Raises:
         InvalidRequest: names the field.
     """
-    _refuse_not_honoured(fields)
-    counted = decode(_typed(fields), ResponseInput)
-    prompt = _prompt(counted, _conversation(counted, store))
-    return GenerationRequest(prompts=(prompt,), model=counted.model)
-
-
-def _refuse_not_honoured(fields: Mapping[str, Any]) -> None:
-    for name in _NOT_HONOURED:
-        if fields.get(name):
-            raise InvalidRequest(f"{name}: not supported", param=name)
-
-
-def _typed(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With the type of every item, which clients leave out of messages and references."""
-    given = fields.get("input")
-    return {**fields, "input": list(map(_typed_item, given))} if isinstance(given, list) else fields
-
-
-def _typed_item(item: Any) -> Any:
-    if not isinstance(item, dict) or item.get("type") is not None:
-        return item
-    return {**item, "type": "item_reference" if item.get("role") is None else "message"}
+    refuse_not_honoured(fields, _NOT_HONOURED)
+    counted = decode(typed(fields), ResponseInput)
+    items = conversation(counted.input, counted.previous_response_id, store)
+    return GenerationRequest(prompts=(_prompt(counted, items),), model=counted.model)
 
 
 def _prompt(asked: ResponseInput, items: Sequence[Item]) -> ChatPrompt:
     tools, choice = _tools(asked)
     return ChatPrompt(
-        messages=tuple(_messages(asked.instructions, items)),
+        messages=tuple(message_mappings(asked.instructions, items)),
         tools=tools,
         tool_choice=choice,
-        reasoning_effort=_effort(asked.reasoning),
+        reasoning_effort=effort_of(asked.reasoning.effort) if asked.reasoning else None,
     )
-
-
-# -- the conversation
-
-
-def _conversation(asked: ResponseInput, store: ResponseStore) -> list[Item]:
-    """Its items from the beginning."""
-    earlier = _earlier(asked.previous_response_id, store)
-    if isinstance(asked.input, str):
-        return [*earlier, MessageItem("user", asked.input)]
-    return [*earlier, *_referred(asked.input, store)]
-
-
-def _earlier(name: str | None, store: ResponseStore) -> list[Item]:
-    if not name:
-        return []
-    kept = store.find(name)
-    if kept is None:
-        raise InvalidRequest(
-            f"previous_response_id: there is no response {name[:200]!r} here, or not any more; "
-            "send the whole conversation as input",
-            param="previous_response_id",
-        )
-    return msgspec.convert([*kept.items(), *kept.output()], list[Item])
-
-
-def _referred(items: Iterable[Item | ItemReference], store: ResponseStore) -> Iterable[Item]:
-    """``items``, with those that are referred to in their places."""
-    for position, item in enumerate(items):
-        if not isinstance(item, ItemReference):
-            yield item
-            continue
-        found = store.item(item.id)
-        if found is None:
-            param = f"input[{position}].id"
-            raise InvalidRequest(
-                f"{param}: there is no item {item.id!r:.200} here, or not any more; "
-                "send the item itself",
-                param=param,
-            )
-        yield msgspec.convert(found, Item)
-
-
-def _text(content: Parts | None) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in content)
-
-
-def _messages(instructions: str | None, items: Iterable[Item]) -> list[dict[str, Any]]:
-    """Instructions and system messages before all else are one message: templates take one."""
-    messages: list[dict[str, Any]] = []
-    if instructions:
-        messages.append({"role": "system", "content": instructions})
-    for item in items:
-        if isinstance(item, FunctionCallOutputItem):
-            output = _text(item.output)
-            messages.append({"role": "tool", "tool_call_id": item.call_id, "content": output})
-        elif isinstance(item, MessageItem) and item.role != "assistant":
-            _hear(messages, item)
-        else:
-            _speak(messages, item)
-    return messages
-
-
-def _hear(messages: list[dict[str, Any]], item: MessageItem) -> None:
-    text = _text(item.content)
-    if item.role == "user":
-        messages.append({"role": "user", "content": text})
-    elif len(messages) == 1 and messages[0]["role"] == "system":
-        messages[0]["content"] += f"\n\n{text}"
-    else:
-        messages.append({"role": "system", "content": text})
-
-
-def _speak(
-    messages: list[dict[str, Any]], item: ReasoningItem | MessageItem | FunctionCallItem
-) -> None:
-    """What the assistant thinks, says and calls in a row is one message."""
-    last = messages[-1] if messages else {}
-    if last.get("role") != "assistant" or not _goes_on(last, item):
-        last = {"role": "assistant", "content": ""}
-        messages.append(last)
-    match item:
-        case ReasoningItem():
-            last["reasoning_content"] = _text(item.content or item.summary)
-        case MessageItem():
-            last["content"] = _text(item.content)
-        case FunctionCallItem():
-            function = {"name": item.name, "arguments": item.arguments}
-            call = {"id": item.call_id, "type": "function", "function": function}
-            last.setdefault("tool_calls", []).append(call)
-
-
-def _goes_on(message: Mapping[str, Any], item: Item) -> bool:
-    """Whether ``item`` can be part of what the assistant has said so far."""
-    if isinstance(item, FunctionCallItem):
-        return True
-    said = bool(message["content"] or "tool_calls" in message)
-    return not said and not (isinstance(item, ReasoningItem) and "reasoning_content" in message)
-
-
-def _plain(item: Item) -> dict[str, Any]:
-    """As it is kept, and listed by ``/v1/responses/{id}/input_items``."""
-    plain: dict[str, Any] = msgspec.to_builtins(item)
-    if isinstance(item, MessageItem) and isinstance(item.content, str):
-        kind = "output_text" if item.role == "assistant" else "input_text"
-        plain["content"] = [{"type": kind, "text": item.content}]
-    return plain
 
 
 # -- what it may answer
@@ -387,12 +212,6 @@ def _declared(tools: Iterable[FunctionTool]) -> Iterable[DeclaredTool]:
         )
 
 
-def _effort(reasoning: Reasoning | None) -> str | None:
-    if reasoning is None or reasoning.effort is None:
-        return None
-    return "high" if reasoning.effort in ("xhigh", "max") else reasoning.effort
-
-
 def _wants_summary(reasoning: Reasoning | None) -> bool:
     return reasoning is not None and bool(reasoning.summary or reasoning.generate_summary)
 
@@ -400,9 +219,9 @@ def _wants_summary(reasoning: Reasoning | None) -> bool:
 def _guide(text: TextSettings | None) -> Guide | None:
     match text and text.format:
         case SchemaFormat(schema):
-            return Guide("json_schema", msgspec.json.encode(schema).decode(), "text.format")
+            return schema_guide(schema, "text.format")
         case ObjectFormat():
-            return Guide("json_schema", '{"type":"object"}', "text.format")
+            return schema_guide(ANY_OBJECT, "text.format")
     return None
 
 

@@ -6,21 +6,21 @@ encoded once an item.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from hotswap.api.blocks import Block, Blocks, text_of
+from hotswap.api.answer_blocks import Block, Blocks, text_of
 from hotswap.api.dialect import Stamp
 from hotswap.api.errors import envelope
+from hotswap.api.logprobs import token_logprobs
 from hotswap.api.responses_store import Kept, ResponseStore
 from hotswap.api.sse import comment
-from hotswap.contracts import GenerationEvent, TextDelta, TokenLogprob
+from hotswap.contracts import GenerationEvent, TextDelta
 from hotswap.errors import HotswapError, Overloaded
 
-_LEAST_LOGPROB = -9999.0  # what OpenAI writes for -inf, which JSON cannot
 _encode = msgspec.json.encode
 
 
@@ -109,7 +109,7 @@ class _Answer:
         if block.kind == "reasoning":
             kind = "summary_text" if self._asked.summary else "reasoning_text"
             return {"type": kind, "text": text}
-        logprobs = [] if empty else _logprobs(block.logprobs)
+        logprobs = [] if empty else token_logprobs(block.logprobs)
         return {"type": "output_text", "annotations": [], "logprobs": logprobs, "text": text}
 
     def _inputs(self) -> list[dict[str, Any]]:
@@ -121,9 +121,10 @@ class _Answer:
         finished = self.blocks.finished
         output_tokens = finished.completion_tokens if finished else 0
         reasoning_tokens = finished.reasoning_tokens if finished else 0
+        cached_tokens = finished.cached_tokens if finished else 0
         return {
             "input_tokens": prompt_tokens,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": cached_tokens, "cache_write_tokens": 0},
             "output_tokens": output_tokens,
             "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
             "total_tokens": prompt_tokens + output_tokens,
@@ -156,7 +157,7 @@ class ResponseFrames:
             return start
         if not isinstance(event, TextDelta):
             return start + self._delta(text, b"")
-        logprobs = _encode(_logprobs(event.logprobs)) if event.logprobs else b"[]"
+        logprobs = _encode(token_logprobs(event.logprobs)) if event.logprobs else b"[]"
         return start + self._delta(text, b',"logprobs":' + logprobs)
 
     def closing(self, prompt_tokens: int) -> bytes:
@@ -271,15 +272,3 @@ def _before(name: str, fields: dict[str, Any]) -> bytes:
 
 def _arguments(block: Block, status: str) -> str:
     return block.text if status == "incomplete" else block.text or "{}"
-
-
-def _logprobs(tokens: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
-    return [
-        {**_logprob(token), "top_logprobs": [_logprob(other) for other in token.top]}
-        for token in tokens
-    ]
-
-
-def _logprob(token: TokenLogprob) -> dict[str, Any]:
-    logprob = max(token.logprob, _LEAST_LOGPROB)
-    return {"token": token.text, "logprob": logprob, "bytes": list(token.raw)}

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.middleware import Middleware
 
-from hotswap.api import anthropic, ollama, responses
+from hotswap.api import anthropic, ollama, ollama_orders, responses
 from hotswap.api.admin import (
     SLEEP_LEVELS,
     SLEEP_MODES,
@@ -178,22 +178,22 @@ def _ollama(service: ModelService, server: ServerConfig, pace: Pace) -> Rows:
     prompted = partial(OllamaEndpoint, service, keepalive_s=keepalive_s, pace=pace)
     chat = prompted(ollama.parse_chat, ollama.chat_presence)
     generate = prompted(ollama.parse_generate, ollama.generate_presence)
-    embed = EmbedEndpoint(service, ollama.parse_embed)
-    embeddings = EmbedEndpoint(service, ollama.parse_embeddings)
+    embed = EmbedEndpoint(service, ollama_orders.parse_embed)
+    embeddings = EmbedEndpoint(service, ollama_orders.parse_embeddings)
     pull = PullEndpoint(service, keepalive_s=keepalive_s)
     post = partial(Operation, "POST")
     lines = partial(post, stream=NDJSON)
     return [
         lines("/api/chat", chat, "Answer a chat.", request=ollama.OllamaChat),
         lines("/api/generate", generate, "Continue a text.", request=ollama.OllamaGenerate),
-        post("/api/embed", embed, "Turn texts into vectors.", request=ollama.OllamaEmbed),
+        post("/api/embed", embed, "Turn texts into vectors.", request=ollama_orders.OllamaEmbed),
         post(
             "/api/embeddings",
             embeddings,
             "Turn a text into a vector.",
-            request=ollama.OllamaOldEmbed,
+            request=ollama_orders.OllamaOldEmbed,
         ),
-        lines("/api/pull", pull, "Bring a model to the disk.", request=ollama.PullOrder),
+        lines("/api/pull", pull, "Bring a model to the disk.", request=ollama_orders.PullOrder),
     ]
 
 
@@ -205,7 +205,9 @@ def _ollama_models(service: ModelService) -> Rows:
         Operation("GET", "/api/version", models.version, "Tell the version."),
         Operation("GET", "/api/tags", models.tags, "List the models."),
         Operation("GET", "/api/ps", models.running, "Name the model on the device."),
-        Operation("POST", "/api/show", models.show, "Describe a model.", request=ollama.Named),
+        Operation(
+            "POST", "/api/show", models.show, "Describe a model.", request=ollama_orders.Named
+        ),
         Operation("DELETE", "/api/delete", refuse_changes, refused),
         *(Operation("POST", f"/api/{verb}", refuse_changes, refused) for verb in _CHANGES),
         Operation("HEAD", blob, refuse_changes, refused),

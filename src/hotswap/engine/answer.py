@@ -34,6 +34,17 @@ class AnswerText:
         """Tool calls were made."""
         return False
 
+    def begin(self, token: int) -> None:
+        """Take the first token of a prompt whose tokens are told: nothing came before it."""
+        self._logprobs.append((0, self._entry(token, None)))
+        text = self._decoder.push(token)
+        self._decoded_chars += len(text)
+        self._release(text, held="")
+
+    def tell_end(self, draw: Draw) -> None:
+        """Give out the log-probability of the token that ends the answer and leaves no text."""
+        self._logprobs.append((self._decoded_chars, self._logprob(draw)))
+
     def push(self, draw: Draw, *, may_stop: bool = True) -> bool:
         """Take a token; True: its text completed a stop string, which is cut off."""
         if draw.logprob is not None:
@@ -84,10 +95,10 @@ class AnswerText:
 
     def _logprob(self, draw: Draw) -> TokenLogprob:
         top = tuple(self._entry(token, logprob) for token, logprob in draw.top)
-        return self._entry(draw.token, draw.logprob or 0.0, top)
+        return self._entry(draw.token, draw.logprob, top)
 
     def _entry(
-        self, token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()
+        self, token: int, logprob: float | None, top: tuple[TokenLogprob, ...] = ()
     ) -> TokenLogprob:
         raw = self._vocabulary.raw(token)
         return TokenLogprob(raw.decode(errors="replace"), raw, logprob, top)

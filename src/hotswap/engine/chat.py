@@ -12,8 +12,8 @@ from typing import Any
 
 from hotswap.contracts import ChatPrompt, Guide
 from hotswap.engine.front import Front
+from hotswap.engine.speech.call_grammar import CallGrammar
 from hotswap.engine.speech.families import THINKING_SWITCHES, Speech
-from hotswap.engine.speech.grammar import Grammar
 from hotswap.engine.speech.listener import Hearing
 from hotswap.engine.speech.thinking import Marks
 from hotswap.engine.speech.tools import Tools, tools_of
@@ -27,7 +27,7 @@ _OUR_TEMPLATE_ARGUMENTS = frozenset(
     | {"continue_final_message", "tokenize", "return_dict", "return_tensors", "padding"}
     | {"truncation", "max_length", "tokenizer_kwargs", "return_assistant_tokens_mask"}
 )
-_TELLING = ("jinja2.exceptions", "hotswap.engine.template")
+_TELLING = ("jinja2.exceptions", "hotswap.engine.template_meter")
 """Where errors come from that say what is wrong in words for whoever wrote the messages."""
 
 
@@ -92,7 +92,7 @@ def _demanded(speech: Speech, prompt: ChatPrompt, tools: Tools) -> Guide | None:
     choice = prompt.tool_choice
     if speech.family is None or not (choice.required or choice.name is not None):
         return None
-    grammar = Grammar(speech.ids, several=choice.parallel and choice.name is None)
+    grammar = CallGrammar(speech.ids, several=choice.parallel and choice.name is None)
     start = speech.family.write(grammar, tools)
     return Guide("grammar", grammar.source(start), "tool_choice")
 

@@ -143,6 +143,14 @@ def free_host_bytes() -> int:
     return min([available, *_cgroup_room()])
 
 
+def shown_bytes(count: int) -> str:
+    """In the unit that suits it."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} bytes"
+
+
 def largest_tensors(device: torch.device) -> str:
     """What holds most memory of a device, for a log."""
     # By their types: some of torch's objects warn when they are asked for their class.
@@ -186,19 +194,39 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _cgroup_room() -> list[int]:
-    for limit, current in _CGROUP_FILES:
+    """What the control group may still take. The files that the system keeps in memory for it
+    count as taken there, but go when there is need."""
+    for limit, current, statistics, kept in _CGROUP_FILES:
         try:
-            return [int(Path(limit).read_text()) - int(Path(current).read_text())]
+            taken = int(Path(current).read_text()) - _files_kept(Path(statistics), kept)
+            return [int(Path(limit).read_text()) - taken]
         except (OSError, ValueError):  # no such hierarchy, or "max"
             continue
     return []
 
 
+def _files_kept(statistics: Path, names: tuple[str, ...]) -> int:
+    """Bytes.
+
+    Raises:
+        OSError, ValueError
+    """
+    lines = (line.split() for line in statistics.read_text().splitlines())
+    return sum(int(value) for name, value in lines if name in names)
+
+
 _CGROUP_FILES = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory.current",
+        "/sys/fs/cgroup/memory.stat",
+        ("active_file", "inactive_file"),
+    ),
     (
         "/sys/fs/cgroup/memory/memory.limit_in_bytes",
         "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+        ("total_active_file", "total_inactive_file"),
     ),
 )
 

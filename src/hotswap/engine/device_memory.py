@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -124,6 +125,36 @@ MemoryOf = Callable[[torch.device], DeviceMemory | None]
 def memory_of(device: torch.device) -> DeviceMemory | None:
     """None: models compute where they were read."""
     return CudaMemory(device) if device.type == "cuda" else None
+
+
+class Room(Protocol):
+    """Memory of a device, for parts of a model that is spread."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def free_bytes(self) -> int:
+        """What could be had now."""
+
+
+@dataclass(frozen=True, slots=True)
+class CudaRoom:
+    device: torch.device
+
+    def free_bytes(self) -> int:
+        return devices.free_bytes(self.device)
+
+
+RoomsOf = Callable[[torch.device], Sequence[Room]]
+
+
+def rooms_of(device: torch.device) -> Sequence[Room]:
+    """All devices of the kind, ``device`` first; none where models compute where they were read."""
+    if device.type != "cuda":
+        return ()
+    first = torch.cuda.current_device() if device.index is None else device.index
+    others = [index for index in range(torch.cuda.device_count()) if index != first]
+    return tuple(CudaRoom(torch.device("cuda", index)) for index in (first, *others))
 
 
 class _SharedRing:

@@ -100,6 +100,7 @@ class TorchEngine:
         """Those that more is to come for."""
         self._accepted = 0
         self._accepted_sequences = 0
+        self._work_since = 0.0
         self._closing = False
         # The device thread's; read by others.
         self._sequences: dict[int, Sequence] = {}
@@ -133,7 +134,7 @@ class TorchEngine:
             waiting=max(0, self._accepted - self._ended - running),
             steps=self._steps,
             tokens=self._tokens,
-            last_progress=self._last_progress,
+            last_progress=max(self._last_progress, self._work_since),
             alive=self._alive,
             first_token=self._first_token,
             last_token=self._last_token,
@@ -187,6 +188,8 @@ class TorchEngine:
             for prompt in range(len(rendered.prompts))
             for choice in range(rendered.request.n)
         ]
+        if self._accepted == self._ended:  # that nothing moved until now is no hang
+            self._work_since = time.monotonic()
         number = self._accepted
         generation = TorchGeneration(number, self._model, rendered.prompt_tokens, sequences)
         self._generations[number] = generation
@@ -198,11 +201,13 @@ class TorchEngine:
     def _sequence(self, rendered: RenderedRequest, prompt: int, choice: int) -> Sequence:
         request, source = rendered.request, rendered.prompts[prompt]
         name = prompt_name(request.prompts[prompt])
-        room = answer_room(len(source.ids), request.max_tokens, self.max_model_len, name)
+        room = answer_room(len(source.ids), request, self.max_model_len, name)
         index = prompt * request.n + choice
+        tells_prompt = request.echo and request.logprobs is not None
         return Sequence(
             id=next(self._ids),
-            tokens=list(source.ids),
+            tokens=list(source.ids[:1] if tells_prompt else source.ids),
+            given=source.ids if tells_prompt else (),
             prompt_tokens=len(source.ids),
             max_tokens=room,
             min_tokens=request.min_tokens,
@@ -213,6 +218,7 @@ class TorchEngine:
                 logprobs=request.logprobs,
             ),
             text=_answer_text(index, rendered, source),
+            is_first_choice=choice == 0,
             guide=None if source.grammar is None else source.grammar.matcher(),
         )
 
@@ -349,8 +355,8 @@ class TorchEngine:
         for sequence, draw in results:
             if sequence.id not in self._sequences:  # it ended, or its client left, meanwhile
                 continue
-            self._tokens += 1
             sequence.accept(draw)
+            self._tokens += sequence.answer_tokens > 0
             if sequence.lost:
                 self._give_up(sequence, post)
             else:
@@ -370,6 +376,7 @@ class TorchEngine:
                 reason="tool_calls" if calls else finished,
                 completion_tokens=sequence.answer_tokens,
                 reasoning_tokens=text.reasoning_tokens,
+                cached_tokens=(sequence.cached_tokens or 0) if sequence.is_first_choice else 0,
                 stop_sequence=text.stop_sequence,
             )
             post.add(number, end)

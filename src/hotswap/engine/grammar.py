@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from llguidance import regex_to_lark
 
 from hotswap.contracts import Guide
+from hotswap.engine.lark import Piece, pieces_of, rules_of
+from hotswap.engine.repetition import most_repeated, unrolled
 from hotswap.errors import InvalidRequest
 
 _MOST_BYTES = {"json_schema": 131072, "grammar": 65536, "regex": 16384, "choice": 131072}
 """Of a guide's source. Compiling takes time in the square of it: a schema of 2,000 properties takes
 a second, and then every token does too long."""
 _MOST_UNROLLED = 10_000
-"""Characters of a regular expression whose repetitions are written out. With a million of them a
-single step took four seconds and 170 MB, whatever limit llguidance was given."""
+"""Characters of a regular expression whose repetitions are written out, and how often a grammar may
+repeat something. With a million characters a single step took four seconds and 170 MB, whatever
+limit llguidance was given."""
+_MOST_COUNTED = 250_000
+"""Characters, items or members that a schema counts to. Answers of that length are longer than most
+contexts, and such a count beside a pattern or within another one ends an answer in its middle."""
+_COUNTING = frozenset(
+    ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+)
 _MOST_RULES = 500
 """Of a grammar. Where each leads to the next and the last one is missing, finding that out takes
 time in the square of them: 500 took 8 s on a busy machine, 1,000 took 29."""
@@ -41,7 +50,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Reasoning:
+class Preamble:
     """What may come before that which a guide is for: any text that ends with a marker."""
 
     close: str
@@ -51,11 +60,11 @@ class Reasoning:
     with what the guide is for. None: it begins inside."""
 
 
-def grammar_of(guide: Guide, reasoning: Reasoning | None, markers: frozenset[str]) -> str:
+def grammar_of(guide: Guide, preamble: Preamble | None, markers: Mapping[str, int]) -> str:
     """In llguidance's own notation; whether it compiles is not known yet.
 
     Args:
-        markers: texts that are tokens of their own and stand for no text in an answer.
+        markers: texts that are tokens of their own, which no other text spells, and their ids.
 
     Raises:
         InvalidRequest
@@ -67,7 +76,7 @@ def grammar_of(guide: Guide, reasoning: Reasoning | None, markers: frozenset[str
     if size > _MOST_BYTES[guide.kind]:
         refuse(guide, f"it is larger than {_MOST_BYTES[guide.kind]} bytes.")
     parts = [
-        {"lark_grammar": _beginning(reasoning, markers)},
+        {"lark_grammar": _beginning(preamble, markers)},
         {"name": "guide", **_PARTS[guide.kind](guide)},
     ]
     try:
@@ -85,20 +94,20 @@ def refuse(guide: Guide, reason: str) -> NoReturn:
     ) from None
 
 
-def _beginning(reasoning: Reasoning | None, markers: frozenset[str]) -> str:
+def _beginning(preamble: Preamble | None, markers: Mapping[str, int]) -> str:
     """The first rule of all. Without forcing, a text that is sure to come may be written in any
     tokens: llguidance would tokenize it by a call of Python's, at every such place."""
     lines = ['%llguidance {"no_forcing": true}']
-    if reasoning is None:
+    if preamble is None:
         return "\n".join([*lines, "start: @guide"])
     thought = "thought BREAK"
-    if reasoning.close in markers:
-        lines += [f"thought: TEXT {reasoning.close}", r"TEXT: /(.|\n)*/"]
+    if preamble.close in markers:
+        lines += [f"thought: TEXT <[{markers[preamble.close]}]>", r"TEXT: /(.|\n)*/"]
     else:
-        lines += [rf"thought[lazy]: /(.|\n)*{_literal(reasoning.close)}/"]
-    if reasoning.open is not None:
-        known = reasoning.open in markers
-        mark = reasoning.open if known else f"/{_literal(reasoning.open)}/"
+        lines += [rf"thought[lazy]: /(.|\n)*{_literal(preamble.close)}/"]
+    if preamble.open is not None:
+        token = markers.get(preamble.open)
+        mark = f"/{_literal(preamble.open)}/" if token is None else f"<[{token}]>"
         thought = f"({mark} {thought})?"
     return "\n".join([*lines, r"BREAK: /\n{0,2}/", f"start: {thought} @guide"])
 
@@ -109,13 +118,8 @@ def _schema(guide: Guide) -> dict[str, Any]:
         schema = {}
     if not isinstance(schema, dict):
         refuse(guide, "it is not an object.")
-    for name, value in _members(schema):
-        if name == "pattern" and isinstance(value, str):
-            _check_regex(guide, value)
-        elif name == "patternProperties" and isinstance(value, dict):
-            for pattern in value:
-                _check_regex(guide, pattern)
-    return {"json_schema": {**schema, "x-guidance": _JSON}}
+    _check_schema(guide, schema)
+    return {"json_schema": _enforceable(schema)}
 
 
 def _regex(guide: Guide) -> dict[str, Any]:
@@ -134,30 +138,49 @@ def _choice(guide: Guide) -> dict[str, Any]:
 
 
 def _lark(guide: Guide) -> dict[str, Any]:
-    if len(re.findall(r"^\s*[\w.\[\]=\-, \"]+:", guide.source, re.M)) > _MOST_RULES:
+    try:
+        pieces = list(pieces_of(guide.source))
+    except RecursionError:
+        refuse(guide, "a schema in it is nested too deeply.")
+    rules = list(rules_of(pieces))
+    if len(rules) > _MOST_RULES:
         refuse(guide, f"it has more than {_MOST_RULES} rules.")
-    for piece in _PIECE_OF_LARK.finditer(guide.source):
-        _check_regex(guide, piece["regex"] or "")
-    return {"lark_grammar": _PIECE_OF_LARK.sub(_with_options, guide.source)}
+    for piece in pieces:
+        if piece.kind == "regex":
+            _check_regex(guide, piece.text)
+        elif piece.schema is not None:
+            _check_schema(guide, piece.schema)
+    if most_repeated(rules) > _MOST_UNROLLED:
+        refuse(guide, f"it repeats something more than {_MOST_UNROLLED} times.")
+    return {"lark_grammar": _with_options(guide.source, pieces)}
 
 
-def _with_options(piece: re.Match[str]) -> str:
-    """A schema within a grammar, enforced as one that stands alone is."""
-    if piece["schema"] is None:
-        return piece[0]
-    options = f'{{"x-guidance": {json.dumps(_JSON)}'
-    return f"%json {options}}}" if piece["empty"] else f"%json {options}, "
+def _with_options(source: str, pieces: Iterable[Piece]) -> str:
+    """Schemas within a grammar are enforced as those that stand alone are."""
+    parts, end = list[str](), 0
+    for piece in pieces:
+        if piece.schema is not None:
+            schema = json.dumps(_enforceable(piece.schema), ensure_ascii=False)
+            parts += [source[end : piece.start], "%json ", schema]
+            end = piece.end
+    return "".join([*parts, source[end:]])
+
+
+def _enforceable(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """With our options, and without a word that asks for nothing, but that llguidance refuses."""
+    return {**_without_idle_words(schema), "x-guidance": _JSON}
+
+
+def _without_idle_words(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        kept = {name: _without_idle_words(inner) for name, inner in value.items()}
+        if kept.get("uniqueItems") is False:
+            del kept["uniqueItems"]
+        return kept
+    return [*map(_without_idle_words, value)] if isinstance(value, list) else value
 
 
 _PARTS = {"json_schema": _schema, "regex": _regex, "choice": _choice, "grammar": _lark}
-_PIECE_OF_LARK = re.compile(
-    r'"(?:\\.|[^"\\\n])*"'
-    r"|//[^\n]*"
-    r"|/(?P<regex>(?:\\.|[^/\\\n])+)/"
-    r"|(?P<schema>%json\s*\{\s*(?P<empty>\})?)"
-)
-"""A text in quotes, which may have slashes; a remark; a regular expression; where a schema begins.
-"""
 
 
 def _read(guide: Guide) -> Any:
@@ -186,40 +209,17 @@ def _literal(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]", lambda other: rf"\x{{{ord(other[0]):x}}}", text)
 
 
-_PIECE = re.compile(
-    r"\\[xuUpP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|\{\s*(\d+)\s*(?:(,)\s*(\d*)\s*)?\}|.", re.S
-)
-_MANY = 10**9 - 1
+def _check_schema(guide: Guide, schema: Any) -> None:
+    for name, value in _members(schema):
+        if name in _COUNTING and isinstance(value, int | float) and value > _MOST_COUNTED:
+            refuse(guide, f"{name} is more than {_MOST_COUNTED}.")
+        elif name == "pattern" and isinstance(value, str):
+            _check_regex(guide, value)
+        elif name == "patternProperties" and isinstance(value, dict):
+            for pattern in value:
+                _check_regex(guide, pattern)
 
 
 def _check_regex(guide: Guide, pattern: str) -> None:
     if unrolled(pattern) > _MOST_UNROLLED:
         refuse(guide, f"a pattern in it stands for more than {_MOST_UNROLLED} characters.")
-
-
-def _times(digits: str) -> int:
-    """At least 1: what is repeated stands there."""
-    digits = digits.lstrip("0")
-    return max(1, int(digits or 0)) if len(digits) <= len(str(_MANY)) else _MANY
-
-
-def unrolled(pattern: str) -> int:
-    """About how many characters a regular expression has when counted repetitions are written
-    out."""
-    totals, last = [0], 0
-    """Of the groups that are open, and of the piece that a repetition would repeat."""
-    for piece in _PIECE.finditer(pattern):
-        text = piece[0]
-        if piece[1] is not None:
-            times = _times(piece[3] or piece[1])
-            totals[-1] += last * (times - 1)
-            last *= times
-        elif text == "(":
-            totals.append(0)
-        elif text == ")" and len(totals) > 1:
-            last = totals.pop()
-            totals[-1] += last
-        elif text not in "*+?|":
-            last = 1
-            totals[-1] += 1
-    return sum(totals)

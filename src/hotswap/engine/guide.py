@@ -7,22 +7,27 @@ the device thread moves on.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from hotswap.contracts import Guide
-from hotswap.engine.grammar import Reasoning, grammar_of, refuse
+from hotswap.engine.grammar import Preamble, grammar_of, refuse
 from hotswap.errors import InvalidRequest, Overloaded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hotswap.engine.decoding import Vocabulary
+
+_log = logging.getLogger(__name__)
 
 _COMPILE_TIME_S = 5.0
 _COMPILING = 2
@@ -36,6 +41,9 @@ _SLOWEST_MASK_S = 1.0
 _MOST_LEXER_STATES = 50_000
 """Of one sequence; one takes 1 to 2 kB."""
 _NO_ANSWER = "it allows no answer, or only an empty one."
+_NO_TEXTS = (
+    "The tokens of this model do not stand for texts of their own, so its answers cannot be guided."
+)
 
 _stack_size = threading.Lock()
 """It can only be set for all threads that are started from then on."""
@@ -58,27 +66,28 @@ class Guides:
         self._vocab_size = vocab_size
         self._end_ids = end_ids
         self._size = size
-        self._tokens: _Tokens | None = None
+        self._tokens: _Tokens | str | None = None
+        """A text: why there are none; None: nobody has asked yet."""
         self._making = threading.Lock()
-        self._kept: OrderedDict[tuple[str, str, Reasoning | None], Grammar] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, Preamble | None], CompiledGuide] = OrderedDict()
         self._lock = threading.Lock()
         self._compiling = threading.Semaphore(_COMPILING)
 
-    def compile(self, guide: Guide, reasoning: Reasoning | None = None) -> Grammar:
+    def compile(self, guide: Guide, preamble: Preamble | None = None) -> CompiledGuide:
         """Takes milliseconds, or up to some seconds: call it from a worker thread.
 
         Args:
-            reasoning: what may come before that which the guide is for.
+            preamble: what may come before that which the guide is for.
 
         Raises:
             InvalidRequest: it is no guide, or asks for too much.
             Overloaded
         """
-        key = guide.kind, guide.source, reasoning
+        key = guide.kind, guide.source, preamble
         tokens = self._made(guide)
         if (known := self._find(key)) is not None:
             return known
-        source = grammar_of(guide, reasoning, tokens.markers)
+        source = grammar_of(guide, preamble, tokens.markers)
         if not self._compiling.acquire(timeout=_COMPILE_TIME_S):
             raise Overloaded("Too many guides are being compiled.")
         if (known := self._find(key)) is not None:  # so that ten requests compile it once
@@ -91,22 +100,24 @@ class Guides:
                 self._kept.popitem(last=False)
         return grammar
 
-    def _find(self, key: tuple[str, str, Reasoning | None]) -> Grammar | None:
+    def _find(self, key: tuple[str, str, Preamble | None]) -> CompiledGuide | None:
         with self._lock:
             known = self._kept.get(key)
             if known is not None:
                 self._kept.move_to_end(key)
         return known
 
-    def _compile(self, guide: Guide, source: str, tokens: _Tokens) -> Grammar:
-        made: list[LLMatcher] = []
+    def _compile(self, guide: Guide, source: str, tokens: _Tokens) -> CompiledGuide:
+        compiled: Future[LLMatcher] = Future()
 
         def work() -> None:
             try:
                 matcher = LLMatcher(tokens.tokenizer, source, log_level=0, limits=_limits())
                 if not matcher.is_error():
                     matcher.compute_bitmask()  # copies need not find out again how it begins
-                made.append(matcher)
+                compiled.set_result(matcher)
+            except BaseException as error:  # a panic in Rust is no Exception
+                compiled.set_exception(error)
             finally:
                 self._compiling.release()
 
@@ -121,12 +132,17 @@ class Guides:
         except BaseException:
             self._compiling.release()
             raise
-        thread.join(_COMPILE_TIME_S)
-        if not made:
+        try:
+            failure = compiled.exception(_COMPILE_TIME_S)
+        except TimeoutError:
             refuse(guide, f"compiling it takes longer than {_COMPILE_TIME_S:g} s.")
-        if made[0].is_error():
-            refuse(guide, _reason(made[0].get_error()))
-        grammar = Grammar(made[0], self._vocab_size, guide.param)
+        if failure is not None:
+            _log.warning("A %s cannot be compiled", guide.kind, exc_info=failure)
+            refuse(guide, f"it cannot be compiled: {_reason(str(failure))}")
+        matcher = compiled.result()
+        if matcher.is_error():
+            refuse(guide, _reason(matcher.get_error()))
+        grammar = CompiledGuide(matcher, self._vocab_size, guide.param)
         beginning = grammar.matcher()
         if beginning.failed or beginning.complete:
             refuse(guide, _NO_ANSWER)
@@ -136,41 +152,40 @@ class Guides:
         with self._making:
             if self._tokens is None:
                 self._tokens = self._make()
-        if self._tokens is None:
-            raise InvalidRequest(
-                "The tokens of this model do not stand for texts of their own, so its answers "
-                "cannot be guided.",
-                param=guide.param,
-            )
+        if isinstance(self._tokens, str):
+            raise InvalidRequest(self._tokens, param=guide.param)
         return self._tokens
 
-    def _make(self) -> _Tokens | None:
-        """0.9 to 1.6 s and 47 MB for 151,936 tokens."""
+    def _make(self) -> _Tokens | str:
+        """0.9 to 1.6 s and 47 MB for 151,936 tokens. A text: why that cannot be."""
         count = min(self._vocab_size, len(self._tokenizer))
         pieces = self._vocabulary.pieces(count)
         if pieces is None:
-            return None
+            return _NO_TEXTS
         added = {
             token: entry.content
             for token, entry in self._tokenizer.added_tokens_decoder.items()
             if token < count
         }
-        special = {t for t in {*self._tokenizer.all_special_ids, *self._end_ids} if t < count}
+        special = {t for t in self._vocabulary.special | self._end_ids if t < count}
         special |= {t for t, text in added.items() if text.startswith("<") and text.endswith(">")}
         for token in special & added.keys():
             pieces[token] = added[token].encode()
         pieces += [b""] * (-(-self._vocab_size // 8) * 8 - count)
-        named = (pieces[token].decode(errors="replace") for token in special)
-        markers = {text for text in named if text.startswith("<") and text.endswith(">")}
-        tokenizer = LLTokenizer(TokenizerWrapper(_Pieces(pieces, sorted(special))))
-        return _Tokens(tokenizer, frozenset(markers))
+        markers = {pieces[token].decode(errors="replace"): token for token in special}
+        try:
+            tokenizer = LLTokenizer(TokenizerWrapper(_Pieces(pieces, sorted(special))))
+        except Exception as error:  # whatever the library makes of a strange vocabulary
+            _log.warning("No answers can be guided with this tokenizer", exc_info=True)
+            return f"The tokens of this model cannot be used to guide: {_reason(str(error))}"
+        return _Tokens(tokenizer, markers)
 
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
     tokenizer: LLTokenizer
-    markers: frozenset[str]
-    """Special tokens, as a grammar may name them."""
+    markers: Mapping[str, int]
+    """Special tokens: their texts, which nothing else spells for llguidance, and their ids."""
 
 
 class _Pieces:
@@ -201,7 +216,7 @@ def _limits() -> LLParserLimits:
     return LLParserLimits(max_lexer_states=_MOST_LEXER_STATES, verbose_errors=False)
 
 
-class Grammar:
+class CompiledGuide:
     """A compiled guide; any number of sequences may be guided by it at the same time."""
 
     def __init__(self, compiled: LLMatcher, vocab_size: int, param: str) -> None:

@@ -87,8 +87,11 @@ class Park:
         """It goes on without what it left behind, which is the caller's to close."""
         self._models[model] = replace(self._models[model], rested=None)
 
-    def put(self, parked: Parked, budget: int) -> list[Parked]:
+    def put(self, parked: Parked, budget: int, leaving: str | None = None) -> list[Parked]:
         """Park a model, if it fits into ``budget`` bytes beside those that are pinned.
+
+        Args:
+            leaving: A model whose turn on the device has come: it stays, and its room is free.
 
         Returns:
             Those that go: a former state of it, those it needs the room of, or the model itself.
@@ -96,11 +99,15 @@ class Park:
         spec = parked.prepared.spec
         former = self.take(spec.id)
         gone = [] if former is None else [former]
+        on_its_way = self._models.pop(leaving, None) if leaving is not None else None
         if self.pinned_bytes + parked.bytes > budget:
-            return [*gone, parked]
-        self._models[spec.id] = parked
-        while self.bytes > budget:
-            gone.append(self._models.pop(next(self._unpinned(but=spec.id))))
+            gone.append(parked)
+        else:
+            self._models[spec.id] = parked
+            while self.bytes > budget:
+                gone.append(self._models.pop(next(self._unpinned(but=spec.id))))
+        if leaving is not None and on_its_way is not None:
+            self._models[leaving] = on_its_way
         return gone
 
     def empty(self) -> list[Parked]:

@@ -1,9 +1,11 @@
-"""Where a model is while it is on a device: in the memory that it was read into, or in an arena."""
+"""Where a model is while it is on a device: in the memory that it was read into, or in an arena.
+One that is larger than a device is `hotswap.engine.spread.Spread`."""
 
 from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -25,8 +27,16 @@ class Placement(Protocol):
     @property
     def kind(self) -> str:
         """How the weights are held, for people: "mapped" where the files are the weights,
-        "converted" where they had to be changed, "arena", or "modules" where they are
-        transformers' own."""
+        "converted" where they had to be changed, "arena", "modules" where they are
+        transformers' own, or "spread" where these lie on several devices."""
+
+    @property
+    def whole(self) -> bool:
+        """All of it is on one device, so that it can be computed without its modules."""
+
+    @property
+    def bytes_on(self) -> Mapping[str, int]:
+        """Bytes of the weights, by the device that they lie on."""
 
     @property
     def model(self) -> PreTrainedModel:
@@ -66,6 +76,8 @@ def place(
 class InPlace:
     """The host copy itself."""
 
+    whole = True
+
     def __init__(self, weights: HostWeights, device: torch.device) -> None:
         self.device = device
         self.vocab = weights.vocab
@@ -76,6 +88,10 @@ class InPlace:
         if self.skeleton is None:
             return "modules"
         return "mapped" if self._weights.mapped else "converted"
+
+    @property
+    def bytes_on(self) -> Mapping[str, int]:
+        return {str(self.device): self._weights.bytes}
 
     @property
     def model(self) -> PreTrainedModel:
@@ -103,6 +119,8 @@ class InArena:
     modules that it is compared with the first time. Modules that are no skeleton are copied tensor
     by tensor."""
 
+    whole = True
+
     def __init__(
         self, weights: HostWeights, memory: DeviceMemory, ahead: Upload | None = None
     ) -> None:
@@ -127,6 +145,10 @@ class InArena:
     @property
     def kind(self) -> str:
         return "arena" if self._model is None else "modules"
+
+    @property
+    def bytes_on(self) -> Mapping[str, int]:
+        return {str(self.device): self._weights.bytes}
 
     @property
     def model(self) -> PreTrainedModel:
@@ -189,16 +211,13 @@ class InArena:
 
     def _copy(self, model: PreTrainedModel, views: list[tuple[Tensor, Tensor]]) -> PreTrainedModel:
         """``views``: tensors of it, each with what is to take its place."""
-        # deepcopy takes what `memo` holds for a tensor, so only the modules around them are
-        # copied, and tied weights stay tied.
-        memo: dict[int, Any] = {id(tensor): _as(tensor, view) for tensor, view in views}
+        viewed, others = {id(tensor) for tensor, _ in views}, []
         for tensor in (*model.parameters(), *model.buffers()):
-            if id(tensor) not in memo:
+            if id(tensor) not in viewed:
                 moved = torch.empty_like(tensor.detach(), device=self.device).copy_(tensor.detach())
                 self._own.append(moved)
-                memo[id(tensor)] = _as(tensor, moved)
-        copied: PreTrainedModel = copy.deepcopy(model, memo)
-        return copied
+                others.append((tensor, moved))
+        return copied(model, [*views, *others])
 
     def _free_own(self) -> None:
         for tensor in self._own:
@@ -212,6 +231,15 @@ def _become(weights: HostWeights, skeleton: Skeleton) -> None:
     for module in weights.content.modules():  # they refer to each other and would live on
         module._parameters.clear()
     weights.content = skeleton
+
+
+def copied(model: PreTrainedModel, tensors: Iterable[tuple[Tensor, Tensor]]) -> PreTrainedModel:
+    """Modules like those of ``model``, of other tensors: each with what is to take its place."""
+    # deepcopy takes what `memo` holds for a tensor, so only the modules around them are copied,
+    # and tied weights stay tied.
+    memo: dict[int, Any] = {id(tensor): _as(tensor, other) for tensor, other in tensors}
+    found: PreTrainedModel = copy.deepcopy(model, memo)
+    return found
 
 
 def _as(tensor: Tensor, other: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ _ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "C64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2,
     "I16": 2, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,17 @@ class WeightFiles:
     @property
     def bytes(self) -> int:
         return sum(entry.bytes for entry in self.tensors.values())
+
+    def bytes_as(self, item_bytes: int | None) -> int:
+        """With so many bytes for each floating-point number; None: for what was saved."""
+        if item_bytes is None:
+            return self.bytes
+        return sum(
+            entry.bytes * item_bytes // _ITEM_BYTES[entry.dtype]
+            if entry.dtype in _FLOATS
+            else entry.bytes
+            for entry in self.tensors.values()
+        )
 
 
 def read_config(directory: Path, *, trust_remote_code: bool) -> dict[str, Any]:

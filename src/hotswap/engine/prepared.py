@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 
 from hotswap.contracts import ModelSpec
 from hotswap.engine.ahead import Ahead
+from hotswap.engine.device import torch_device
+from hotswap.engine.device_memory import Room
 from hotswap.engine.front import Front
 from hotswap.engine.preflight import WeightFiles
 from hotswap.engine.weights import HostWeights
@@ -29,6 +32,16 @@ class TorchPrepared:
     files: tuple[Path, ...]
     ahead: Ahead | None = None
     """Its weights are on their way to the device, or there."""
+    rooms: Sequence[Room] = ()
+    """Where its parts are to be spread, the device that computes first; none: it lies whole on
+    one."""
+
+    @property
+    def devices(self) -> Sequence[torch.device]:
+        """Each once."""
+        if not self.rooms:
+            return (torch_device(self.spec.engine.device),)
+        return tuple(dict.fromkeys(room.device for room in self.rooms))
 
 
 def load_key(spec: ModelSpec, device: torch.device, path: Path, files: WeightFiles) -> LoadKey:
@@ -37,3 +50,8 @@ def load_key(spec: ModelSpec, device: torch.device, path: Path, files: WeightFil
     stamp = tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
     engine = spec.engine
     return str(path.resolve()), stamp, engine.dtype, engine.trust_remote_code, str(device)
+
+
+def as_spread(key: LoadKey) -> LoadKey:
+    """The same weights in modules of transformers', which a model that lies whole may have lost."""
+    return (*key, "spread")

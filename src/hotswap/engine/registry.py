@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
@@ -19,6 +20,7 @@ import torch
 from anyio import to_thread
 
 from hotswap.contracts import (
+    ChatFacts,
     EmbeddingRequest,
     Estimate,
     GenerationRequest,
@@ -31,16 +33,16 @@ from hotswap.engine import device as devices
 from hotswap.engine.ahead import Aheads
 from hotswap.engine.blueprint import fill_page_cache, map_files, read_in, stretches
 from hotswap.engine.device import Device, without_frames
-from hotswap.engine.device_memory import MemoryOf, memory_of
+from hotswap.engine.device_memory import MemoryOf, RoomsOf, memory_of, rooms_of
 from hotswap.engine.embedding.engine import EmbeddingEngine
 from hotswap.engine.embedding.rendering import EmbeddingRenderer, RenderedEmbedding
 from hotswap.engine.embedding.stage import EmbeddingStage
 from hotswap.engine.engine import TorchEngine
-from hotswap.engine.fit import estimate, missing_bytes, too_large
+from hotswap.engine.fit import missing_bytes, no_host_memory
 from hotswap.engine.front import Front, Fronts, SharedFronts, fits, local_path
 from hotswap.engine.native.code import loops_compiled
 from hotswap.engine.park import Park, Parked, let_go
-from hotswap.engine.preflight import WeightFiles, check_weights
+from hotswap.engine.planning import Candidate, Plan, advice, look_at, plan, unspread
 from hotswap.engine.prepared import LoadKey, TorchPrepared, load_key
 from hotswap.engine.rested import Rested
 from hotswap.engine.stage import Stage
@@ -50,6 +52,7 @@ from hotswap.engine.weights import HostWeights, Known, read_weights
 from hotswap.errors import (
     CheckpointRefused,
     DeviceLost,
+    HotswapError,
     InsufficientMemory,
     InvalidRequest,
     ModelLoadFailed,
@@ -83,17 +86,20 @@ class TorchEngineRegistry:
         hung_s: float = HUNG_S,
         park_bytes: int | None = None,
         memory_of: MemoryOf = memory_of,
+        rooms_of: RoomsOf = rooms_of,
     ) -> None:
         """
         Args:
             park_bytes: of host memory for parked models; None: a share of what is available when it
                 is first asked for.
             memory_of: whether models lie in memory of a device's own.
+            rooms_of: where a model may be spread.
         """
         self._hung_s = hung_s
         self._park_bytes = park_bytes
         self._park = Park()
         self._memory_of = cache(memory_of)
+        self._rooms_of = rooms_of
         self._aheads = Aheads()
         self._hangs = False
         self._device = Device()
@@ -103,6 +109,10 @@ class TorchEngineRegistry:
         self._known: dict[LoadKey, Known] = {}
         self._cuts: dict[tuple[Any, ...], int] = {}
         self._on_stage = False
+        self._next: str | None = None
+        """The parked model that was prepared last, until it starts."""
+        self._aside: weakref.ref[HostWeights] | None = None
+        """Weights that were read last and have not been on the device."""
         self._resident: _Resident | None = None
         self._memory: MemoryReport | None = None
 
@@ -176,6 +186,12 @@ class TorchEngineRegistry:
             text_of, front, ids, abandon_on_cancel=True, limiter=self._rendering
         )
 
+    async def chat_facts(self, spec: ModelSpec) -> ChatFacts:
+        """See `hotswap.contracts.EngineRegistry.chat_facts`."""
+        front, _ = await self._front(spec)
+        speech = front.speech
+        return ChatFacts(template=front.chat_template, tools=speech.tools, thinking=speech.thinking)
+
     async def _front(self, spec: ModelSpec) -> tuple[Front, int | None]:
         """And the longest context that there is memory for, where that is less."""
         resident = self._resident
@@ -186,81 +202,95 @@ class TorchEngineRegistry:
 
     async def estimate(self, spec: ModelSpec) -> Estimate:
         """See `hotswap.contracts.EngineRegistry.estimate`."""
-        device, path = devices.torch_device(spec.engine.device), local_path(spec)
+        candidate = await self._candidate(spec)
+        try:
+            found = await self._plan(candidate)
+        except InsufficientMemory as error:
+            whole = unspread(candidate, leaves=self._leaves, parked=self._parked(candidate))
+            return replace(whole, reason=error.message)
+        return found.estimate
+
+    async def _candidate(self, spec: ModelSpec) -> Candidate:
+        """Raises: CheckpointRefused, OSError."""
+        devices.torch_device(spec.engine.device)  # there is one
         front = await self._fronts.get(spec)
-        files = await to_thread.run_sync(check_weights, path, abandon_on_cancel=True)
-        return self._estimated(spec, front, files, load_key(spec, device, path, files))
+        look = partial(look_at, spec, front, self._rooms_of, self._known)
+        return await to_thread.run_sync(look, abandon_on_cancel=True)
 
-    def _estimated(
-        self, spec: ModelSpec, front: Front, files: WeightFiles, key: LoadKey
-    ) -> Estimate:
-        device, known = devices.torch_device(spec.engine.device), self._known.get(key)
-        return estimate(
-            spec,
-            front,
-            files,
-            token_bytes=_token_bytes(front, known),
-            freed_bytes=0 if self._resident is None else devices.held_bytes(device),
-            is_parked=self._park.find(spec.id, key) is not None,
-        )
+    async def _plan(self, candidate: Candidate) -> Plan:
+        """Raises: CheckpointRefused, InsufficientMemory: there is none that could work."""
+        made = partial(plan, candidate, leaves=self._leaves, parked=self._parked(candidate))
+        if not candidate.rooms:  # nothing to wait for
+            return made()
+        return await to_thread.run_sync(made, abandon_on_cancel=True)
 
-    def _refuse_misfit(
-        self, spec: ModelSpec, front: Front, files: WeightFiles, key: LoadKey
-    ) -> None:
+    @property
+    def _leaves(self) -> bool:
+        """A model would have to leave for another one."""
+        return self._resident is not None
+
+    def _parked(self, candidate: Candidate) -> frozenset[LoadKey]:
+        """Under which of its names it is in host memory."""
+        model = candidate.spec.id
+        return frozenset(key for key in candidate.keys if self._park.find(model, key) is not None)
+
+    def _refuse_misfit(self, candidate: Candidate, found: Plan) -> None:
         """Before another model leaves for it.
 
         Raises:
             InsufficientMemory: only for what is certain: how many bytes a token takes is a guess
                 until the model has run.
         """
-        asked, found = spec.engine.kv_cache_memory, self._estimated(spec, front, files, key)
-        certain = key in self._known or (asked is not None and asked > found.host_free_bytes)
-        if certain and not found.fits:
-            raise InsufficientMemory(found.reason or "The model does not fit.")
+        asked = candidate.spec.engine.kv_cache_memory
+        has_run = any(key in self._known for key in candidate.keys)
+        certain = has_run or (asked is not None and asked > found.estimate.host_free_bytes)
+        if not found.rooms and candidate.device.type == "cuda":
+            certain |= candidate.need.weights > devices.total_bytes(candidate.device)
+        if certain and not found.estimate.fits:
+            raise InsufficientMemory(found.estimate.reason or "The model does not fit.")
 
     async def prepare(self, spec: ModelSpec, report: Report) -> TorchPrepared:
         """See `hotswap.contracts.EngineRegistry.prepare`. Cancelling returns at once; what goes on
         behind it is told in `read_weights`."""
         report("checking", 0.0)
-        device = devices.torch_device(spec.engine.device)
-        path = local_path(spec)
-        front = await self._fronts.get(spec)
-        files = await to_thread.run_sync(check_weights, path, abandon_on_cancel=True)
-        key = load_key(spec, device, path, files)
-        parked = self._park.find(spec.id, key)
-        if parked is None:
-            await self._make_room(files, device)
-        self._refuse_misfit(spec, front, files, key)
+        candidate = await self._candidate(spec)
+        if not self._parked(candidate):
+            await self._make_room(candidate)
+        found = await self._plan(candidate)
+        self._refuse_misfit(candidate, found)
+        device, front, files = candidate.device, candidate.front, candidate.files
+        parked = self._park.find(spec.id, found.key)
         if parked is not None:
+            self._next = spec.id
             report("reading", 1.0)
-            return await self._sent_ahead(replace(parked.prepared, spec=spec, front=front), device)
+            prepared = replace(parked.prepared, spec=spec, front=front, rooms=found.rooms)
+            return await self._sent_ahead(prepared, device)
         if device.type == "cpu" and front.recipe is None:
             await loops_compiled()  # not on the device thread: it may have to compile
         report("checking", 1.0)
-        weights = await self._weights(spec, front, files, key, report)
+        weights = await self._weights(candidate, found.key, report)
         report("reading", 1.0)
-        prepared = TorchPrepared(spec, front, weights, key, files.files)
+        prepared = TorchPrepared(spec, front, weights, found.key, files.files, rooms=found.rooms)
         return await self._sent_ahead(prepared, device)
 
     async def _sent_ahead(self, prepared: TorchPrepared, device: torch.device) -> TorchPrepared:
         """On the way to a device with room for another model. One that has not computed yet has
         not taken what it needs."""
         resident = self._resident
-        memory = await to_thread.run_sync(self._memory_of, device)
+        memory = None if prepared.rooms else await to_thread.run_sync(self._memory_of, device)
         if memory is None or (resident is not None and not resident.engine.stats().steps):
             return prepared
         begin = partial(self._aheads.begin, prepared.weights, memory)
         return replace(prepared, ahead=await to_thread.run_sync(begin, abandon_on_cancel=True))
 
-    async def _weights(
-        self, spec: ModelSpec, front: Front, files: WeightFiles, key: LoadKey, report: Report
-    ) -> HostWeights:
+    async def _weights(self, candidate: Candidate, key: LoadKey, report: Report) -> HostWeights:
         """First into the page cache, which can be given up at any time; then what is made of it.
 
         Raises:
             CheckpointRefused, InsufficientMemory
         """
-        device, path, known = devices.torch_device(spec.engine.device), local_path(spec), None
+        spec, front, files = candidate.spec, candidate.front, candidate.files
+        path, known = local_path(spec), None
         abandoned = threading.Event()
         try:
             arenas = await to_thread.run_sync(map_files, files.files, abandon_on_cancel=True)
@@ -277,7 +307,8 @@ class TorchEngineRegistry:
             else:
                 read = partial(read_weights, path, front, spec.engine, abandoned)
             weights = await to_thread.run_sync(read, abandon_on_cancel=True)
-            now = await to_thread.run_sync(load_key, spec, device, path, files)
+            stamped = partial(load_key, spec, candidate.device, path, files)
+            now = await to_thread.run_sync(stamped, abandon_on_cancel=True)
         except OSError as error:  # also that a file is gone
             if devices.is_out_of_memory(error):
                 raise InsufficientMemory("The model does not fit into host memory.") from None
@@ -285,10 +316,20 @@ class TorchEngineRegistry:
             now = None
         finally:
             abandoned.set()
-        if now != key:
+        if now != candidate.key:
             raise CheckpointRefused("The files of the model changed while they were read.")
         weights.known = known
+        self._aside = weakref.ref(weights)
         return weights
+
+    def _coming_bytes(self, device: torch.device) -> int:
+        """What models whose turn has not come have in the memory that is measured."""
+        if device.type != "cpu":
+            return self._aheads.bytes
+        weights = None if self._aside is None else self._aside()
+        # Before its first stay it is not known of a model whether it is mapped. Mostly it is.
+        converted = weights is not None and weights.known is not None and not weights.mapped
+        return self._aheads.bytes + (weights.bytes if weights is not None and converted else 0)
 
     @asynccontextmanager
     async def start(
@@ -306,10 +347,13 @@ class TorchEngineRegistry:
             raise ModelLoadFailed("Another model is on the device.")
         device = devices.torch_device(prepared.spec.engine.device)
         prepared, rested = await self._as_parked(prepared)
-        stay = Stay.begin(device, lambda: self._aheads.bytes, rested)
+        self._aside = None
+        stay = Stay.begin(prepared.devices, partial(self._coming_bytes, device), rested)
         stage = self._stage(prepared, device, rested)
         # Until here it stays parked, whatever fails. From here on it is the stage's.
         self._park.claim(prepared.spec.id, prepared.key)
+        if self._next == prepared.spec.id:
+            self._next = None
         self._on_stage = True
         try:
             async with self._cleared(stage, stay):
@@ -326,8 +370,21 @@ class TorchEngineRegistry:
                         yield engine
                     finally:
                         stay.end(engine)
+        except InsufficientMemory as error:
+            helps = None if stay.entered else await self._advice(prepared.spec)
+            if helps is None:
+                raise
+            raise InsufficientMemory(f"{error.message} {helps}") from None
         finally:
             self._on_stage = False
+
+    async def _advice(self, spec: ModelSpec) -> str | None:
+        """For a model that had no room."""
+        try:
+            candidate = await self._candidate(spec)
+        except (HotswapError, OSError):  # its files have changed meanwhile
+            return None
+        return await to_thread.run_sync(advice, candidate, abandon_on_cancel=True)
 
     def _stage(
         self, prepared: TorchPrepared, device: torch.device, rested: Rested | None
@@ -336,13 +393,15 @@ class TorchEngineRegistry:
         if prepared.front.recipe is not None:
             return EmbeddingStage(prepared, device)
         memory = self._memory_of(device)
+        own = self._park.find(prepared.spec.id, prepared.key)
+        others_bytes = self._park.bytes - (0 if own is None else own.bytes)
         return Stage(
             replace(prepared, ahead=None),
             device,
             memory,
             rested=rested,
             ahead=self._aheads.take(prepared.ahead),
-            image_room=0 if memory is None else self._park_budget() - self._park.bytes,
+            image_room=0 if memory is None else self._park_budget() - others_bytes,
         )
 
     @asynccontextmanager
@@ -379,13 +438,16 @@ class TorchEngineRegistry:
             raise lost from without_frames(error)
         memory = self._memory = stay.report(rested)
         parked = Parked(stage.prepared, rested)
-        let_go([parked] if room is None else self._park.put(parked, self._park_budget()))
+        gone = [parked]
+        if room is not None:
+            gone = self._park.put(parked, self._park_budget(), leaving=self._next)
+        let_go(gone)
         if memory.leaked_bytes:
             _log.warning(
                 "%r left %d bytes behind; the largest tensors alive: %s",
                 spec.id,
                 memory.leaked_bytes,
-                await to_thread.run_sync(devices.largest_tensors, stay.device),
+                await to_thread.run_sync(devices.largest_tensors, stay.devices[0]),
             )
 
     async def _ended(self, job: Future[T]) -> T:
@@ -459,20 +521,19 @@ class TorchEngineRegistry:
             self._park_bytes = int(devices.free_host_bytes() * _PARK_SHARE)
         return self._park_bytes
 
-    async def _make_room(self, files: WeightFiles, device: torch.device) -> None:
+    async def _make_room(self, candidate: Candidate) -> None:
         """Parked models give way to one that somebody wants.
 
         Raises:
             InsufficientMemory
         """
-        total = devices.total_bytes(device)
-        missing = missing_bytes(files, devices.free_host_bytes())
+        missing = missing_bytes(candidate.need, devices.free_host_bytes())
         if missing:
             for parked in self._park.make_room(missing):
                 await to_thread.run_sync(parked.let_go)
-        refusal = too_large(files, device, devices.free_host_bytes(), total)
-        if refusal is not None:
-            raise InsufficientMemory(refusal)
+        free = devices.free_host_bytes()
+        if missing_bytes(candidate.need, free):
+            raise InsufficientMemory(no_host_memory(candidate.need, free))
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,14 +549,7 @@ class _Resident:
         return same and fits(self.prepared.front, spec)
 
 
-def _token_bytes(front: Front, known: Known | None) -> int | None:
-    """See `estimate`. An embedding model keeps none."""
-    if front.recipe is not None:
-        return 0
-    return None if known is None else known.verdict.token_bytes
-
-
 def _cut_key(front: Front, spec: ModelSpec) -> tuple[Any, ...]:
     """What the room for keys and values depends on."""
     engine = spec.engine
-    return front.key, engine.device, engine.dtype, engine.kv_cache_memory
+    return front.key, engine.device, engine.device_map, engine.dtype, engine.kv_cache_memory

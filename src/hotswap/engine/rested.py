@@ -34,7 +34,7 @@ class Rested(Protocol):
 
     @property
     def needed_bytes(self) -> int:
-        """Of the device, before it can be woken."""
+        """Of the device, beside what it holds there, for all of its blocks."""
 
     def held_on(self, device: torch.device) -> int:
         """Bytes of it in the memory of ``device``."""
@@ -65,7 +65,8 @@ class AtRest:
 
     @property
     def needed_bytes(self) -> int:
-        return 0
+        whole = self.scheduler.pool.count * self.scheduler.budget.block_bytes
+        return whole - self.bytes
 
     def held_on(self, device: torch.device) -> int:
         return self.bytes if device.type == "cpu" else 0

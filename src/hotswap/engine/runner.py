@@ -14,6 +14,7 @@ from hotswap.engine.sampler import Drawn, Draws
 from hotswap.engine.scheduler import Chunk, Plan
 from hotswap.engine.sequence import Sequence
 from hotswap.engine.transfers import sent
+from hotswap.engine.wide import half_precision_products
 
 _UNKNOWN = (0,)
 """Stands for the token of a sequence that is still on its way."""
@@ -60,10 +61,11 @@ class ModelRunner:
         ids = None if after is None else _drawn_for(segments, after)
         sampled = tuple(sequences[segment.sequence] for segment in segments if segment.samples)
         rows = [sequence.next_row() for sequence in sampled]
-        tokens = self._tokens(segments, ids, rows)
-        if tokens is not None:
-            return Launched(sampled, Drawn(tokens))
-        logits = self.forward.logits(segments, ids)
+        with half_precision_products(sum(len(segment.ids) for segment in segments)):
+            tokens = self._tokens(segments, ids, rows)
+            if tokens is not None:
+                return Launched(sampled, Drawn(tokens))
+            logits = self.forward.logits(segments, ids)
         return Launched(sampled, self._sampler.draw(logits, rows) if rows else None)
 
     def _tokens(

@@ -243,6 +243,8 @@ class Scheduler:
                 return None
             self._bring_together(sequence, matched)
             sequence.computed = matched
+            if sequence.cached_tokens is None:
+                sequence.cached_tokens = matched
             self.reused_tokens += matched
             del self.waiting[index]
             self.running.append(sequence)

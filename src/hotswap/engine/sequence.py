@@ -29,6 +29,15 @@ class Sequence:
     end_ids: frozenset[int] = frozenset()
     """Drawing one of these ends the answer and leaves no text."""
     min_tokens: int = 0
+    given: tuple[int, ...] = ()
+    """The whole prompt, where the log-probabilities of its tokens are to be told; `tokens` then
+    begins with the first one only. The others are drawn as an answer is, each from what it must be:
+    so every forward and every sampler can do it, and there is never more than a row of logits."""
+    is_first_choice: bool = True
+    """Of its prompt."""
+    cached_tokens: int | None = None
+    """Of the prompt, whose keys and values were there when it was first admitted; None: it waits.
+    """
     computed: int = 0
     """Tokens, from the first one on, whose keys and values are stored."""
     pending: int = 0
@@ -42,9 +51,12 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.row.see_prompt(self.tokens)
+        if self.given:
+            self.text.begin(self.tokens[0])
 
     @property
     def answer_tokens(self) -> int:
+        """Below 0 while some of the prompt are still to be drawn."""
         return len(self.tokens) - self.prompt_tokens
 
     @property
@@ -75,11 +87,14 @@ class Sequence:
     def next_row(self) -> SamplingRow:
         """How the token is drawn that follows those on their way."""
         row = self.row
-        row.position = self.answer_tokens + self.pending
+        row.position = max(0, self.answer_tokens + self.pending)
         may_end = row.position >= self.min_tokens
-        if self.guide is not None:
+        if self.length < len(self.given):
+            row.allowed = _only(self.given[self.length])
+        elif self.guide is not None:
             row.allowed = self.guide.allowed(self.end_ids, may_end=may_end)
         else:
+            row.allowed = None
             row.forbidden = frozenset() if may_end else self.end_ids
         return row
 
@@ -87,9 +102,15 @@ class Sequence:
         """Take the next token, and notice whether it is the last one."""
         self.pending -= 1
         self.tokens.append(draw.token)
+        if self.answer_tokens <= 0:
+            self.row.see_prompt((draw.token,))
+            self.text.push(draw, may_stop=False)
+            return
         self.row.see(draw.token)
         count = self.answer_tokens
         ended = draw.token in self.end_ids
+        if ended and self.given:  # who asks for a prompt's tokens takes the last one for the answer
+            self.text.tell_end(draw)
         ended = ended or self.text.push(draw, may_stop=count >= self.min_tokens)
         if not ended and self.guide is not None:
             self.guide.advance(draw.token)
@@ -98,3 +119,8 @@ class Sequence:
             self.finished = "stop"
         elif count >= self.max_tokens:
             self.finished = "length"
+
+
+def _only(token: int) -> bytes:
+    """As `hotswap.engine.drawing.SamplingRow.allowed`."""
+    return bytes(token >> 3) + bytes((1 << (token & 7),))

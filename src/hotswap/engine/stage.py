@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
 import torch
+from transformers import PreTrainedModel
 
 from hotswap.engine import device as devices
 from hotswap.engine.arena import Layout
 from hotswap.engine.blocks import BlockPool, Run
 from hotswap.engine.blueprint import Blueprint
-from hotswap.engine.device import is_out_of_memory
+from hotswap.engine.device import is_out_of_memory, shown_bytes
+from hotswap.engine.device_map import DEVICE_RESERVE_BYTES, divide, kv_limit
 from hotswap.engine.device_memory import DeviceMemory
 from hotswap.engine.engine import TorchEngine, is_device_lost
+from hotswap.engine.fit import kv_room, need_of, spread_kv
 from hotswap.engine.forward.base import Forward
 from hotswap.engine.forward.cached import CachedForward
-from hotswap.engine.forward.choice import PooledForward, choose, made
+from hotswap.engine.forward.choice import PooledForward, choose, made, state_shares
 from hotswap.engine.forward.lean import LeanForward
 from hotswap.engine.forward.recorded import RecordedForward, StepSampler
 from hotswap.engine.forward.skeleton import Skeleton
@@ -34,6 +38,7 @@ from hotswap.engine.rested import AtRest, Rested, Saved
 from hotswap.engine.runner import ModelRunner
 from hotswap.engine.sampler import Draws, sampler_on
 from hotswap.engine.scheduler import KVBudget, Scheduler, SchedulerLimits
+from hotswap.engine.spread import Spread
 from hotswap.engine.upload import Upload
 from hotswap.engine.weights import HostWeights, Known, Verdict
 from hotswap.errors import (
@@ -65,8 +70,6 @@ _REMEMBERED_ONCE_SHARE = 1 / 32
 _REMEMBERED_ONCE_BYTES = 32 << 20
 _WORTH_VACATING_BYTES = 16 << 20
 """Giving memory back takes milliseconds, and those of a small model count."""
-_KV_SHARE = {"cpu": 0.3, "cuda": 0.9}
-"""Of the memory that is free once the weights are in place."""
 _KV_AGAIN = 1.05
 """As much of that as the pool of a model that was there before may take: what is free is not the
 same to the byte each time."""
@@ -118,8 +121,7 @@ class Stage:
         try:
             devices.use_threads_for(self.prepared.weights.bytes)
             self._sampler = sampler_on(self._device)
-            ahead, self._ahead = self._ahead, None
-            self._placement = place(self.prepared.weights, self._device, self._memory, ahead)
+            self._placement = self._placed()
             if known is None:
                 self._discover(self._placement)
             elif self._remains is not None:
@@ -131,6 +133,18 @@ class Stage:
             raise
         except Exception as error:  # whatever a model's forward can raise
             raise as_ours(error, self.prepared.spec.id) from None
+
+    def _placed(self) -> Placement:
+        weights, rooms = self.prepared.weights, self.prepared.rooms
+        if not rooms:
+            ahead, self._ahead = self._ahead, None
+            return place(weights, self._device, self._memory, ahead)
+        assert isinstance(weights.content, PreTrainedModel)
+        token_bytes = None if weights.known is None else weights.known.verdict.token_bytes
+        need = need_of(self.prepared.spec, self.prepared.front, weights.bytes, token_bytes)
+        free = [room.free_bytes() for room in rooms]
+        device_map = divide(weights.content, free, spread_kv(need, free))
+        return Spread(weights, device_map, [room.device for room in rooms])
 
     def _discover(self, placement: Placement) -> None:
         weights = self.prepared.weights
@@ -157,7 +171,9 @@ class Stage:
         self._get_ready(self._forward, pool)
 
     def _resume(self, placement: Placement, known: Known, rested: Rested) -> None:
-        if rested.needed_bytes > _KV_AGAIN * self._kv_budget(known.verdict).limit_bytes:
+        budget = self._kv_budget(known.verdict)
+        has_room = rested.needed_bytes <= _KV_AGAIN * budget.limit_bytes
+        if not has_room or self._longest(budget) > rested.max_model_len:
             rested.close()  # what it remembers is computed again
             self._repeat(placement, known)
             return
@@ -190,6 +206,7 @@ class Stage:
                 "device": str(self._device),
                 "dtype": self.prepared.weights.dtype,
                 "weights": self._placement.kind,
+                "weights_on": self._placement.bytes_on,
                 "max_model_len": self._max_model_len,
                 "chat": self.prepared.front.speech.summary(),
                 "step_tokens": self._scheduler.limits.token_budget,
@@ -221,10 +238,12 @@ class Stage:
         """
         if self._imaging is not None:
             self._imaging.stop()
-        devices.wait_for(self._device)
-        rested = None if room is None else self._rested(room)
+        for device in self.prepared.devices:
+            devices.wait_for(device)
+        rested = None if room is None else self._rested_if_it_can(room)
         with ExitStack() as steps:  # each is taken, whatever becomes of the one before
-            steps.callback(devices.release_cached, self._device)
+            for device in self.prepared.devices:
+                steps.callback(devices.release_cached, device)
             if self._placement is not None:
                 steps.callback(self._placement.leave)
             if self._ahead is not None:
@@ -237,6 +256,13 @@ class Stage:
             self._ahead = None
         return rested
 
+    def _rested_if_it_can(self, room: int) -> Rested | None:
+        try:
+            return self._rested(room)
+        except Exception:  # whatever a device raises; the model has to leave it all the same
+            _log.exception("What %s remembers cannot be kept", self.prepared.spec.id)
+            return None
+
     def _rested(self, room: int) -> Rested | None:
         """None: there is nothing to be gained by it, or answers have been cut."""
         forward, scheduler = self._forward, self._scheduler
@@ -246,6 +272,8 @@ class Stage:
         if self._memory is not None:
             return Saved.of(forward, scheduler, self._max_model_len, engine, room)
         if isinstance(forward, RecordedForward):  # its graphs have this stay's sampler in them
+            return None
+        if scheduler.remembered_bytes > room:
             return None
         forward.rest()
         scheduler.pool.vacate()
@@ -284,14 +312,26 @@ class Stage:
 
     def _kv_budget(self, verdict: Verdict) -> KVBudget:
         limit = self.prepared.spec.engine.kv_cache_memory
-        if limit is None:
+        if isinstance(self._placement, Spread):
+            room = self._spread_room(self._placement)
+            limit = room if limit is None else min(limit, room)
+        elif limit is None:
             free = devices.free_bytes(self._device)
-            limit = int(free * _KV_SHARE[self._device.type])
+            limit = kv_room(free, is_apart=self._device.type == "cuda")
         return KVBudget(
             limit_bytes=limit,
             token_bytes=verdict.token_bytes,
             fixed_bytes=verdict.fixed_bytes,
         )
+
+    def _spread_room(self, placement: Spread) -> int:
+        """Keys and values lie where their layers are computed: the device that is full first ends
+        what there is room for."""
+        shares = state_shares(placement)
+        left = Counter({placement.device: -placement.fetched_bytes})
+        for room in self.prepared.rooms:
+            left[room.device] += room.free_bytes() - DEVICE_RESERVE_BYTES
+        return kv_limit({on: kv_room(free, is_apart=True) for on, free in left.items()}, shares)
 
     def _block_pool(self, budget: KVBudget, limits: SchedulerLimits) -> BlockPool:
         """No more blocks than could be in use and remembered."""
@@ -337,10 +377,10 @@ class Stage:
         )
         if tokens > 1:
             ways.append("lower max_model_len")
+        need, room = shown_bytes(budget.cost(tokens)), shown_bytes(budget.limit_bytes)
         return InsufficientMemory(
-            f"The keys and values of {tokens} token{'s' * (tokens > 1)} need "
-            f"{_size(budget.cost(tokens))} and there is room for {_size(budget.limit_bytes)}"
-            + (f"; {' or '.join(ways)}." if ways else ".")
+            f"The keys and values of {tokens} token{'s' * (tokens > 1)} need {need} "
+            f"and there is room for {room}" + (f"; {' or '.join(ways)}." if ways else ".")
         )
 
 
@@ -354,14 +394,6 @@ def _bring_into_image(weights: HostWeights, memory: DeviceMemory, abandoned: Aba
 def _vacate(pool: KVPool, runs: Sequence[Run]) -> None:
     pool.vacate(runs)
     devices.trim_heap()
-
-
-def _size(count: int) -> str:
-    """A number of bytes in the unit that suits it."""
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count} bytes"
 
 
 def as_ours(error: Exception, model: str) -> HotswapError:

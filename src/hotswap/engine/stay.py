@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +17,10 @@ _CPU_NOISE_BYTES = 32 << 20
 
 @dataclass(slots=True)
 class Stay:
-    device: torch.device
+    devices: Sequence[torch.device]
+    """That the model has parts on."""
     _others: Callable[[], int]
-    """Bytes of the device that are no part of it: of models whose turn comes later."""
+    """Bytes of the devices that are no part of it: of models whose turn comes later."""
     _baseline: int
     """Without what the model itself has left behind the last time."""
     _before: int
@@ -29,14 +30,17 @@ class Stay:
     """That was driven."""
 
     @classmethod
-    def begin(cls, device: torch.device, others: Callable[[], int], rested: Rested | None) -> Stay:
+    def begin(
+        cls, on: Sequence[torch.device], others: Callable[[], int], rested: Rested | None
+    ) -> Stay:
         """
         Args:
-            others: Bytes of the device, now and later, of models whose turn has not come.
+            on: Each device once.
+            others: Bytes of the devices, now and later, of models whose turn has not come.
             rested: What the model goes on with.
         """
-        used = devices.used_bytes(device) - others()
-        return cls(device, others, used - _held(rested, device), used)
+        used = _used(on) - others()
+        return cls(on, others, used - _held(rested, on), used)
 
     @property
     def worked(self) -> bool:
@@ -49,9 +53,9 @@ class Stay:
 
     def report(self, rested: Rested | None) -> MemoryReport:
         """``rested``: what it leaves behind."""
-        after = self._used() - _held(rested, self.device)
+        after = self._used() - _held(rested, self.devices)
         leaked = max(0, after - self._baseline)
-        if self.device.type == "cpu" and leaked < _CPU_NOISE_BYTES:
+        if self.devices[0].type == "cpu" and leaked < _CPU_NOISE_BYTES:
             leaked = 0
         return MemoryReport(
             before_bytes=self._before,
@@ -61,8 +65,12 @@ class Stay:
         )
 
     def _used(self) -> int:
-        return devices.used_bytes(self.device) - self._others()
+        return _used(self.devices) - self._others()
 
 
-def _held(rested: Rested | None, device: torch.device) -> int:
-    return 0 if rested is None else rested.held_on(device)
+def _used(on: Sequence[torch.device]) -> int:
+    return sum(map(devices.used_bytes, on))
+
+
+def _held(rested: Rested | None, on: Sequence[torch.device]) -> int:
+    return 0 if rested is None else sum(map(rested.held_on, on))

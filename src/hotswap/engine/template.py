@@ -2,59 +2,41 @@
 
 It is Jinja in the sandbox of transformers, which lets it reach nothing but what it is given. That
 bounds neither its time nor its memory, and a thread cannot be stopped from outside; so the program
-stops itself. What it is compiled to counts every turn of a loop and every call, looks at the time
-its thread has taken now and then, and pays for the text that it makes before or as it is made.
+stops itself: what it is compiled to tells a meter of every turn of a loop, of every call and of the
+text that it makes.
 """
 
 from __future__ import annotations
 
-import re
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import wraps
 from types import BuiltinMethodType, GeneratorType
 from typing import Any
 
-from jinja2 import TemplateError, meta, nodes
+from jinja2 import meta, nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.filters import make_attrgetter
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 from transformers.utils import chat_template_utils
 
-_STEPS_PER_LOOK = 32
-_WIDEST = 10_000
-"""Columns that text may be padded to, and the like."""
-_LARGEST_BITS = 4096
-"""Of a number."""
-_SMALL_CHARS = 4096
-_HOLDERS = (list, tuple, dict)
-_ITEM_CHARS = 8
-"""What an item of a list counts for: its reference takes as much memory."""
-_WIDE_FORMAT = re.compile(r"\d{5}|%[^a-zA-Z%]*\*|\{[^{}]*\{")
-"""Widths that are large or given as values."""
+from hotswap.engine.template_meter import (
+    METHOD_COSTS,
+    SIZED_FILTERS,
+    SMALL_CHARS,
+    Meter,
+    TemplateLimits,
+    afford_filter,
+    afford_format,
+    afford_power,
+    afford_product,
+    cost_of_replace,
+)
+
 _BARRED_METHODS = frozenset({"encode", "translate", "maketrans", "expandtabs", "to_bytes"})
 _BARRED_FILTERS = ("pprint", "urlize", "wordwrap", "xmlattr")
 """Templates of chat models have no use for them, and they can make much of little."""
-
-
-class TemplateTooCostly(TemplateError):
-    """A template did more than any honest one does."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TemplateLimits:
-    """For one rendering."""
-
-    steps: int = 1_000_000
-    """Turns of loops, and calls."""
-    chars: int = 100_000_000
-    """Of all texts made on the way, the prompt included; copies count."""
-    cpu_s: float = 2.0
-    """Time on a processor, so that a busy machine fails nobody."""
 
 
 class ChatTemplate:
@@ -77,14 +59,14 @@ class ChatTemplate:
         Raises:
             TemplateTooCostly: it went over a limit.
         """
-        meter = _Meter(self._limits, values)
+        meter = Meter(self._limits, values)
         with self._environment.metered(meter):
             parts: list[str] = []
             unpaid = 0
             context = self._template.new_context(dict(values))
             for part in self._template.root_render_func(context):
                 unpaid += len(part)
-                if unpaid > _SMALL_CHARS:
+                if unpaid > SMALL_CHARS:
                     meter.pay(unpaid)
                     unpaid = 0
                 parts.append(part)
@@ -97,98 +79,6 @@ def _attributes(tree: nodes.Template) -> Iterator[str]:
             yield node.attr
         elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const):
             yield str(node.arg.value)
-
-
-class _Meter:
-    """What one rendering has taken."""
-
-    def __init__(self, limits: TemplateLimits, values: Mapping[str, Any]) -> None:
-        self.steps = 0
-        self._limits = limits
-        self._chars = 0
-        self._deadline = time.thread_time() + limits.cpu_s
-        self._values = values
-        self._given: dict[int, int] = {}
-        """What the things that were given take, by their ids."""
-        self.nested = False
-        """The template has put lists and the like, or long texts, into lists and the like. What was
-        given are trees; what is put together need not be one, and may be far larger written out
-        than it is."""
-
-    def step(self) -> None:
-        self.steps += 1
-        if not self.steps % _STEPS_PER_LOOK:
-            self.look()
-
-    def look(self) -> None:
-        if self.steps > self._limits.steps:
-            raise TemplateTooCostly("It takes too many steps.")
-        if time.thread_time() > self._deadline:
-            raise TemplateTooCostly("It takes too long.")
-
-    def pay(self, chars: int) -> None:
-        self._chars += chars
-        if self._chars > self._limits.chars:
-            raise TemplateTooCostly("It makes too much text.")
-
-    def afford(self, chars: int) -> None:
-        """That much text may be made."""
-        if self._chars + chars > self._limits.chars:
-            raise TemplateTooCostly("It makes too much text.")
-
-    def pay_for(self, value: Any) -> None:
-        """For something that was made."""
-        if isinstance(value, str):
-            self.pay(len(value))
-        elif isinstance(value, _HOLDERS):
-            self.pay(len(value) * _ITEM_CHARS)
-            items: Iterable[Any] = value.values() if isinstance(value, dict) else value
-            self.nested = self.nested or any(map(_is_large, items))
-
-    def size(self, value: Any) -> int:
-        """At least that of ``value`` written out, if it may be more than it takes now."""
-        if isinstance(value, Namespace):
-            raise TemplateTooCostly("It writes out what is no text.")
-        if isinstance(value, str):
-            return len(value)
-        if not self.nested or not isinstance(value, _HOLDERS):
-            return _ITEM_CHARS
-        if not self._given:
-            _note_sizes(self._values, self._given)
-        size = 0
-        todo: list[Any] = [value]
-        while todo:
-            self.step()
-            item = todo.pop()
-            known = self._given.get(id(item))
-            if known is not None:
-                size += known
-            elif isinstance(item, _HOLDERS):
-                size += _ITEM_CHARS
-                todo += item
-                todo += item.values() if isinstance(item, dict) else ()
-            else:
-                size += self.size(item)
-            self.afford(size)
-        return size
-
-
-def _is_large(item: Any) -> bool:
-    return len(item) > _ITEM_CHARS if isinstance(item, str) else isinstance(item, _HOLDERS)
-
-
-def _note_sizes(value: Any, sizes: dict[int, int]) -> int:
-    if isinstance(value, str):
-        return len(value)
-    size = _ITEM_CHARS
-    if isinstance(value, Mapping):
-        size += sum(_note_sizes(i, sizes) + _note_sizes(k, sizes) for k, i in value.items())
-    elif isinstance(value, list | tuple):
-        size += sum(_note_sizes(item, sizes) for item in value)
-    else:
-        return size
-    sizes[id(value)] = size
-    return size
 
 
 class _Compiler(CodeGenerator):
@@ -220,7 +110,7 @@ class _Compiler(CodeGenerator):
         self.visit(node.left, frame)
         self.write(" + ")
         self.visit(node.right, frame)
-        self.write(f").__class__ is str and len({result}) < {_SMALL_CHARS} ")
+        self.write(f").__class__ is str and len({result}) < {SMALL_CHARS} ")
         self.write(f"else environment.made({result}))")
 
     def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
@@ -270,16 +160,13 @@ class _Environment(ImmutableSandboxedEnvironment):
             self.filters.pop(name, None)
         self.filters = {name: self._counted(name, f) for name, f in self.filters.items()}
 
-    def metered(self, meter: _Meter) -> _Running:
+    def metered(self, meter: Meter) -> _Running:
         return _Running(self._running, meter)
 
     # -- called by what a template is compiled to ----------------------------------------------
 
     def step(self) -> None:
-        meter: _Meter = self._running.meter
-        meter.steps += 1
-        if not meter.steps % _STEPS_PER_LOOK:
-            meter.look()
+        self._running.meter.step()
 
     def made(self, value: Any) -> Any:
         self._running.meter.pay_for(value)
@@ -288,7 +175,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def joined(self, parts: Iterable[Any]) -> str:
         parts = [part if type(part) is str else self._text(part) for part in parts]
         size = sum(map(len, parts))
-        if size > _SMALL_CHARS:
+        if size > SMALL_CHARS:
             self._running.meter.pay(size)
         return "".join(parts)
 
@@ -305,14 +192,14 @@ class _Environment(ImmutableSandboxedEnvironment):
         return str(value)
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        meter: _Meter = self._running.meter
+        meter: Meter = self._running.meter
         meter.step()
         if type(obj) is BuiltinMethodType:
-            method = _COSTS.get(obj.__name__)
+            method = METHOD_COSTS.get(obj.__name__)
             if method is not None and isinstance(obj.__self__, str):
                 args = method(meter, obj.__self__, *args)
         for given in args:
-            if isinstance(given, str | list | tuple) and len(given) > _SMALL_CHARS:
+            if isinstance(given, str | list | tuple) and len(given) > SMALL_CHARS:
                 meter.pay_for(given)
         result = super().call(context, obj, *args, **kwargs)
         if isinstance(result, str | list | tuple | dict):
@@ -320,13 +207,13 @@ class _Environment(ImmutableSandboxedEnvironment):
         return result
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        meter: _Meter = self._running.meter
+        meter: Meter = self._running.meter
         if operator == "*":
-            _afford_product(meter, left, right)
+            afford_product(meter, left, right)
         elif operator == "**":
-            _afford_power(left, right)
+            afford_power(left, right)
         elif operator == "%" and isinstance(left, str):
-            _afford_format(meter, left, right)
+            afford_format(meter, left, right)
         result = super().call_binop(context, operator, left, right)
         meter.pay_for(result)
         return result
@@ -341,7 +228,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         template = str(value.__self__)
 
         def formatted(*args: Any, **kwargs: Any) -> str:
-            _afford_format(self._running.meter, template, (*args, *kwargs.values()))
+            afford_format(self._running.meter, template, (*args, *kwargs.values()))
             return wrapped(*args, **kwargs)
 
         return formatted
@@ -352,10 +239,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         @wraps(function)
         def counted(*args: Any, **kwargs: Any) -> Any:
             # While a template is compiled none runs: this fails, and Jinja leaves it for later.
-            meter: _Meter = self._running.meter
+            meter: Meter = self._running.meter
             meter.step()
-            if name in _SIZED_FILTERS and (len(args) > 1 or kwargs or meter.nested):
-                _afford_filter(meter, name, *args, **kwargs)
+            if name in SIZED_FILTERS and (len(args) > 1 or kwargs or meter.nested):
+                afford_filter(meter, name, *args, **kwargs)
             result = function(*args, **kwargs)
             if type(result) is GeneratorType:
                 return self._stepping(result)
@@ -378,19 +265,19 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def _replace(self, s: Any, old: Any, new: Any, count: int | None = None) -> str:
         text, old, new = self._text(s), str(old), str(new)
-        _cost_of_replace(self._running.meter, text, old, new)
+        cost_of_replace(self._running.meter, text, old, new)
         return str(text.replace(old, new, -1 if count is None else count))
 
     def _format(self, value: Any, *args: Any, **kwargs: Any) -> str:
         given: Any = kwargs or args
-        _afford_format(self._running.meter, str(value), given)
+        afford_format(self._running.meter, str(value), given)
         return str(str(value) % given)
 
 
 class _Running:
     """While it is entered, what this thread renders is counted by a meter."""
 
-    def __init__(self, running: threading.local, meter: _Meter) -> None:
+    def __init__(self, running: threading.local, meter: Meter) -> None:
         self._running = running
         self._meter = meter
 
@@ -399,76 +286,3 @@ class _Running:
 
     def __exit__(self, *_: object) -> None:
         del self._running.meter
-
-
-_SIZED_FILTERS = frozenset({"batch", "center", "indent", "slice", "string", "sum", "tojson"})
-
-
-def _afford_filter(meter: _Meter, name: str, *args: Any, **kwargs: Any) -> None:
-    values = [value for value in args if not hasattr(value, "filters")]  # the environment may come
-    given, others = values[0], [*values[1:], *kwargs.values()]
-    widths = [value if type(value) is int else meter.size(value) for value in others]
-    if name == "sum":
-        if any(not isinstance(value, int | float | str | None) for value in others):
-            raise TemplateTooCostly("It adds up what are no numbers.")
-    elif any(width > _WIDEST for width in widths):
-        raise TemplateTooCostly("It makes too much text.")
-    size = meter.size(given)
-    if name == "tojson" and not others:
-        return
-    if name == "indent":
-        meter.afford(str(given).count("\n") * sum(widths))
-    elif name == "tojson":
-        meter.afford(size * max(1, sum(widths)))
-
-
-def _afford_product(meter: _Meter, left: Any, right: Any) -> None:
-    for many, times in ((left, right), (right, left)):
-        if isinstance(many, str | list | tuple) and isinstance(times, int):
-            meter.afford(len(many) * max(times, 0) * (1 if isinstance(many, str) else _ITEM_CHARS))
-    if isinstance(left, int) and isinstance(right, int):
-        _refuse_bits(left.bit_length() + right.bit_length())
-
-
-def _afford_power(left: Any, right: Any) -> None:
-    if isinstance(left, int) and isinstance(right, int):
-        _refuse_bits(left.bit_length() * max(right, 0))
-
-
-def _refuse_bits(bits: int) -> None:
-    if bits > _LARGEST_BITS:
-        raise TemplateTooCostly("It makes too large a number.")
-
-
-def _afford_format(meter: _Meter, template: str, given: Any) -> None:
-    if _WIDE_FORMAT.search(template):
-        raise TemplateTooCostly("It makes too much text.")
-    fields = template.count("%") + template.count("{")
-    meter.afford(fields * (_WIDEST + meter.size(given)))
-
-
-def _cost_of_join(meter: _Meter, text: str, items: Iterable[Any] = ()) -> tuple[Any, ...]:
-    parts = list(items)
-    meter.afford(sum(map(meter.size, parts)) + len(text) * len(parts))
-    return (parts,)
-
-
-def _cost_of_replace(meter: _Meter, text: str, *args: Any) -> tuple[Any, ...]:
-    if len(args) > 1 and isinstance(args[0], str) and isinstance(args[1], str):
-        meter.afford(len(text) + text.count(args[0]) * len(args[1]))
-    return args
-
-
-def _cost_of_padding(_meter: _Meter, _text: str, *args: Any) -> tuple[Any, ...]:
-    if any(isinstance(arg, int) and arg > _WIDEST for arg in args):
-        raise TemplateTooCostly("It makes too much text.")
-    return args
-
-
-_COSTS: Mapping[str, Callable[..., tuple[Any, ...]]] = {
-    "join": _cost_of_join,
-    "replace": _cost_of_replace,
-    **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _cost_of_padding),
-}
-"""Methods of texts that can make much of little: whether that can be afforded, and what they are
-given then, an iterable having been used up."""

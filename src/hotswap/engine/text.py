@@ -17,8 +17,8 @@ from hotswap.engine.chat import write_out
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.drawing import DrawParams
 from hotswap.engine.front import Front
-from hotswap.engine.grammar import Reasoning
-from hotswap.engine.guide import Grammar
+from hotswap.engine.grammar import Preamble
+from hotswap.engine.guide import CompiledGuide
 from hotswap.engine.speech.listener import Hearing
 from hotswap.errors import ContextLengthExceeded, InvalidRequest
 
@@ -35,7 +35,7 @@ class RenderedPrompt:
     """Text that its answers begin with."""
     hearing: Hearing | None = None
     """What its answers are taken apart by; None: they are text."""
-    grammar: Grammar | None = None
+    grammar: CompiledGuide | None = None
     """Guides each of its answers."""
 
 
@@ -85,13 +85,9 @@ class PromptRenderer:
 
     def render(self, request: GenerationRequest) -> RenderedRequest:
         """Raises: InvalidRequest, ContextLengthExceeded, Overloaded."""
-        if request.echo and request.logprobs is not None:
-            raise InvalidRequest("echo together with logprobs is not supported.", param="echo")
         prompts = tuple(self._prompt(prompt, request) for prompt in request.prompts)
         for prompt, source in zip(prompts, request.prompts, strict=True):
-            answer_room(
-                len(prompt.ids), request.max_tokens, self._max_model_len, prompt_name(source)
-            )
+            answer_room(len(prompt.ids), request, self._max_model_len, prompt_name(source))
         asked, default = request.sampling.seed, self._defaults.seed
         end_ids = frozenset(request.stop_token_ids)
         _check_ids(tuple(end_ids), self._front.vocab_size, "stop_token_ids")
@@ -107,7 +103,9 @@ class PromptRenderer:
         )
 
     def _prompt(self, prompt: Prompt, request: GenerationRequest) -> RenderedPrompt:
-        echo, hearing, guide = request.echo, None, request.guide
+        # With log-probabilities, tokens tell the prompt, see `hotswap.engine.sequence.Sequence`.
+        echo = request.echo and request.logprobs is None
+        hearing, guide = None, request.guide
         if isinstance(prompt, ChatPrompt):
             written = write_out(self._model, self._front, prompt, guide)
             text, hearing, guide = written.text, written.hearing, written.guide
@@ -121,7 +119,7 @@ class PromptRenderer:
             text = self._front.vocabulary.text(list(ids)) if echo else ""
         if not ids:
             ids = self._bos(prompt)
-        grammar = self._front.guides.compile(guide, _reasoning(hearing)) if guide else None
+        grammar = self._front.guides.compile(guide, _preamble(hearing)) if guide else None
         return RenderedPrompt(ids, text if echo else "", hearing, grammar)
 
     def _encode(self, text: str, prompt: Prompt, *, special: bool) -> tuple[int, ...]:
@@ -164,11 +162,11 @@ class PromptRenderer:
         return dict(bias or {})
 
 
-def _reasoning(hearing: Hearing | None) -> Reasoning | None:
+def _preamble(hearing: Hearing | None) -> Preamble | None:
     """What may come before that which a guide is for."""
     if hearing is None or hearing.marks is None:
         return None
-    return Reasoning(hearing.marks.close, None if hearing.opened else hearing.marks.open)
+    return Preamble(hearing.marks.close, None if hearing.opened else hearing.marks.open)
 
 
 def token_texts(
@@ -198,22 +196,29 @@ def _check_ids(ids: Sequence[int], vocab: int, name: str) -> None:
             )
 
 
-def answer_room(prompt_tokens: int, asked: int | None, limit: int, name: str) -> int:
+def answer_room(prompt_tokens: int, request: GenerationRequest, limit: int, name: str) -> int:
     """Tokens that an answer may have.
 
+    Args:
+        limit: tokens of prompt and answer together at most.
+        name: of the field that the prompt came in.
+
     Raises:
-        ContextLengthExceeded: prompt and answer do not fit ``limit`` tokens together.
+        ContextLengthExceeded: the prompt leaves no room, or less than was asked for.
     """
-    answer = limit - prompt_tokens if asked is None else asked
-    if prompt_tokens + answer > limit or (asked is None and answer < 1):
-        answer = max(answer, 1)
-        raise ContextLengthExceeded(
-            f"This model's maximum context length is {limit} tokens. However, you requested "
-            f"{prompt_tokens + answer} tokens ({prompt_tokens} in the {name}, {answer} in the "
-            "completion).",
-            param=name,
-        )
-    return answer
+    room, asked = limit - prompt_tokens, request.max_tokens
+    if room >= 1 and (asked is None or asked <= room or request.cut_to_context):
+        return room if asked is None else min(asked, room)
+    asked = asked or 1
+    told = (
+        f"This model's maximum context length is {limit} tokens. However, you requested "
+        f"{prompt_tokens + asked} tokens ({prompt_tokens} in the {name}, {asked} in the "
+        "completion)."
+    )
+    if room < 1:
+        raise ContextLengthExceeded(told, param=name)
+    param = request.max_tokens_param
+    raise ContextLengthExceeded(f"{told} {param} can be {room} at most.", param=param)
 
 
 def prompt_name(prompt: Prompt) -> str:

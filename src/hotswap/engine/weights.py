@@ -3,7 +3,6 @@ device is dropping what is there."""
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hotswap.contracts import EngineConfig
@@ -23,6 +22,7 @@ from hotswap.engine.embedding.encoder import Encoder, read_encoder
 from hotswap.engine.forward.skeleton import Skeleton
 from hotswap.engine.front import Front
 from hotswap.engine.image import HostImage
+from hotswap.engine.quantization import for_reading, is_made_plain, is_quantised
 from hotswap.errors import CheckpointRefused, HotswapError, InsufficientMemory
 
 _log = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# transformers sets process-wide state while it builds a model (the default dtype among it).
-_loading = threading.Lock()
+TRANSFORMERS = threading.Lock()
+"""transformers sets process-wide state while it builds a model (the default dtype among it)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Verdict:
     """Its newest tokens are computed by `hotswap.engine.native`."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class HostWeights:
     """A model in host memory, ready to be placed any number of times: as transformers has it, as
     the skeleton that it was read into, or as the encoder of an embedding model."""
@@ -124,16 +124,17 @@ def read_weights(
 def _read(
     directory: Path, front: Front, engine: EngineConfig, abandoned: threading.Event
 ) -> HostWeights:
-    dtype = torch_dtype(engine.dtype)
+    config = for_reading(front.config)
+    dtype = dtype_for(config, engine)
     kind: Any = AutoModelForCausalLM if front.recipe is None else AutoModel
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        with _loading:
+        with TRANSFORMERS:
             if abandoned.is_set():
                 raise LoadAbandoned
             loaded: Any = kind.from_pretrained(
                 directory,
-                config=copy.deepcopy(front.config),
+                config=config,
                 dtype=dtype,
                 use_safetensors=True,
                 local_files_only=True,
@@ -151,6 +152,8 @@ def _read(
         ) from None
     model, info = loaded
     _refuse_gaps(info, unused=() if front.recipe is None else _UNUSED_FOR_EMBEDDING)
+    if is_made_plain(front.config):
+        _cast_the_rest(model)
     model.eval()
     content = model if front.recipe is None else read_encoder(model, front.recipe)
     return HostWeights(
@@ -159,6 +162,17 @@ def _read(
         dtype=str(model.dtype).removeprefix("torch."),
         vocab=front.vocab_size,
     )
+
+
+def _cast_the_rest(model: PreTrainedModel) -> None:
+    """transformers may leave the tensors beside quantised ones in the type that they were saved in,
+    and nothing can be computed with both."""
+    dtype = model.config.dtype
+    assert isinstance(dtype, torch.dtype)
+    kept = model._get_dtype_plan(dtype)
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not any(part in name for part in kept):
+            parameter.data = parameter.data.to(dtype)
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:
@@ -176,6 +190,18 @@ def torch_dtype(name: str) -> torch.dtype | str:
     if name not in _DTYPES:
         raise CheckpointRefused(f"dtype {name[:100]!r} is not one of {', '.join(_DTYPES)}.")
     return _DTYPES[name]
+
+
+def dtype_for(config: PreTrainedConfig, engine: EngineConfig) -> torch.dtype | str:
+    """What the weights become; "auto" is what the configuration or else the files say.
+
+    Raises:
+        CheckpointRefused: there is no such type.
+    """
+    dtype = torch_dtype(engine.dtype)
+    if dtype == "auto" and config.dtype is None and is_quantised(config):
+        return torch.bfloat16  # in the files are numbers that nothing is computed in
+    return dtype
 
 
 _UNUSED_FOR_EMBEDDING = ("pooler.",)

@@ -374,3 +374,29 @@ def test_a_parameters_types_are_found_in_its_schema(schema: Any, types: set[str]
     defs = {"more": {"type": "array"}, "round": {"$ref": "#/$defs/round"}}
     function = {"name": "f", "parameters": {"properties": {"p": schema}, "$defs": defs}}
     assert tools_of([{"function": function}])["f"].types_of("p") == types
+
+
+@pytest.mark.parametrize(
+    "parameters", [None, {}, {"type": "object"}, {"type": "object", "properties": {}}]
+)
+def test_a_tool_that_names_no_parameters_has_none(parameters: Any) -> None:
+    function = {"name": "f", "parameters": parameters}
+    assert tools_of([{"function": function}])["f"].parameters == {
+        "type": "object",
+        "properties": {},
+        "additionalProperties": False,
+    }
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"type": "object", "additionalProperties": {"type": "string"}},
+        {"properties": {"p": {}}},
+        {"$ref": "#/$defs/p", "$defs": {"p": {"type": "object"}}},
+        {"type": ["object", "null"]},
+    ],
+)
+def test_a_tools_parameters_are_what_it_names(parameters: Any) -> None:
+    function = {"name": "f", "parameters": parameters}
+    assert tools_of([{"function": function}])["f"].parameters == parameters

@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from hotswap.engine.embedding.recipe import Dense, Normalise, Recipe
+from hotswap.engine.wide import half_precision_products
 
 
 class Encoder(nn.Module):
@@ -47,7 +48,7 @@ class Encoder(nn.Module):
             float32 [texts, dimensions], on the device.
         """
         ids, mask = self._padded(texts)
-        with _watched(self.body, before_layer):
+        with _watched(self.body, before_layer), half_precision_products(ids.numel()):
             hidden = self.body(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         vectors = torch.cat([POOLED[name](hidden, mask) for name in self.pooling], dim=1)
         for step in self.steps:

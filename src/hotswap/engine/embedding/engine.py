@@ -109,6 +109,7 @@ class EmbeddingEngine:
         # The event loop's.
         self._jobs: set[_Job] = set()
         self._accepted = 0
+        self._work_since = 0.0
         self._closing = False
         # The device thread's; read by others.
         self._waiting: list[_Text] = []
@@ -134,7 +135,7 @@ class EmbeddingEngine:
             waiting=max(0, self._accepted - self._ended - running),
             steps=self._steps,
             tokens=0,
-            last_progress=self._last_progress,
+            last_progress=max(self._last_progress, self._work_since),
             alive=self._alive,
             details={**self._details, "waiting_texts": waiting},
         )
@@ -177,6 +178,8 @@ class EmbeddingEngine:
             raise InvalidRequest(f"A text is too long for {self._model!r}.", param="input")
         job = _Job(rendered, self._loop.create_future())
         self._jobs.add(job)
+        if self._accepted == self._ended:  # that nothing moved until now is no hang
+            self._work_since = time.monotonic()
         self._accepted += 1
         self._wishes.put(job)
         return job

@@ -7,7 +7,8 @@ attention of a model's own.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,16 +24,29 @@ class CachedForward:
     tier = "B"
     chunked = False
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+        """
+        Args:
+            device: Where tokens go in and logits come out.
+        """
         self._model = model
+        self._device = device
         self._accepted = inspect.signature(model.forward).parameters
         self._states: dict[int, dict[str, Any]] = {}
 
     @property
     def state_bytes(self) -> int:
         """What the caches of the running sequences take."""
-        tensors = {id(t): t.nbytes for t in _tensors(list(self._states.values()))}
-        return sum(tensors.values())
+        return sum(self.state_bytes_on.values())
+
+    @property
+    def state_bytes_on(self) -> Mapping[torch.device, int]:
+        """The same, by the device that they lie on."""
+        tensors = {id(t): t for t in _tensors(list(self._states.values()))}
+        found = Counter[torch.device]()
+        for tensor in tensors.values():
+            found[tensor.device] += tensor.nbytes
+        return found
 
     def reserve(self, blocks: int) -> None:
         """Caches grow by themselves; the scheduler counts blocks that are none."""
@@ -42,7 +56,7 @@ class CachedForward:
 
     def logits(self, segments: Sequence[Segment], ids: Tensor | None = None) -> Tensor:
         if ids is None:
-            tokens = [torch.tensor(s.ids, device=self._model.device) for s in segments]
+            tokens = [torch.tensor(s.ids, device=self._device) for s in segments]
         else:
             tokens = [ids[row : row + 1] for row in range(len(segments))]
         return torch.cat(list(map(self._advance, segments, tokens)))

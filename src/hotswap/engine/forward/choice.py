@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from hotswap.engine.blocks import BlockPool, BlockTable
 from hotswap.engine.device import is_out_of_memory
@@ -68,17 +67,39 @@ def choose(placed: Placement) -> tuple[Forward, Verdict]:
         CheckpointRefused: the weights hold NaN or infinities.
     """
     tables = _Tables()
-    model = placed.model
-    plain = {name: _plain(model, placed.vocab, name) for name in _LENGTHS}
+    names = _LENGTHS if placed.whole else (_WHOLE,)  # those that something is compared with
+    plain = {name: _plain(placed, name) for name in names}
     for logits in plain.values():
         _refuse_nan(logits)
-    for make in (_native, _lean, _flat):
+    for make in (_native, _lean, _flat) if placed.whole else ():
         found = _if_exact(make, placed, plain, tables)
         if found is not None:
             native = make is _native
             return found, Verdict(found.tier, found.pool.token_bytes, 0, native)
-    cached = CachedForward(model)
-    return cached, _measure(cached, placed.vocab, tables)
+    cached = _cached(placed)
+    return cached, _measure(cached, placed.vocab)
+
+
+def state_shares(placed: Placement) -> Mapping[torch.device, float]:
+    """Which share of a sequence's keys, values and other state tier B has on each device."""
+    return shares_of(*_states(_cached(placed), placed.vocab))
+
+
+def shares_of(
+    short: Mapping[torch.device, int], long: Mapping[torch.device, int]
+) -> Mapping[torch.device, float]:
+    """Of the state of a sequence of any length, at most.
+
+    Args:
+        short: Bytes of a sequence on each device.
+        long: The same of one twice as long.
+    """
+    growing = {device: long[device] - short.get(device, 0) for device in long}
+    fixed = {device: max(0, short.get(device, 0) - growing[device]) for device in long}
+    parts = [part for part in (growing, fixed) if sum(part.values()) > 0]
+    return {
+        device: max((p[device] / sum(p.values()) for p in parts), default=0.0) for device in long
+    }
 
 
 def _native(placed: Placement, pool: KVPool) -> LeanForward:
@@ -102,19 +123,24 @@ def _flat(placed: Placement, pool: KVPool) -> FlatForward:
     return FlatForward(placed.model, pool)
 
 
+def _cached(placed: Placement) -> CachedForward:
+    return CachedForward(placed.model, placed.device)
+
+
 PooledForward = LeanForward | FlatForward
 
 _TIERS: dict[str, Callable[[Placement, KVPool], Forward]] = {
     LeanForward.tier: _lean,
     FlatForward.tier: _flat,
-    CachedForward.tier: lambda placed, _: CachedForward(placed.model),
+    CachedForward.tier: lambda placed, _: _cached(placed),
 }
 
 
-def _plain(model: PreTrainedModel, vocab: int, name: int) -> Tensor:
+def _plain(placed: Placement, name: int) -> Tensor:
     """Logits after each position by the model as it is: [length, vocab]."""
-    ids = torch.tensor([_ids(vocab, name, 0, _LENGTHS[name])], device=model.device)
-    logits: Tensor = model(input_ids=ids, use_cache=False, return_dict=True).logits[0].float()
+    ids = torch.tensor([_ids(placed.vocab, name, 0, _LENGTHS[name])], device=placed.device)
+    output = placed.model(input_ids=ids, use_cache=False, return_dict=True)
+    logits: Tensor = output.logits[0].float()
     return logits
 
 
@@ -166,15 +192,24 @@ def _difference(
     return None
 
 
-def _measure(forward: CachedForward, vocab: int, tables: _Tables) -> Verdict:
+def _measure(forward: CachedForward, vocab: int) -> Verdict:
     """Bytes of state at two lengths tell the part that grows from the part that does not."""
-    sizes = []
+    short, long = (sum(state.values()) for state in _states(forward, vocab))
+    token_bytes = (long - short) // 4
+    return Verdict(forward.tier, token_bytes, max(0, short - 4 * token_bytes))
+
+
+def _states(
+    forward: CachedForward, vocab: int
+) -> tuple[Mapping[torch.device, int], Mapping[torch.device, int]]:
+    """Bytes on each device of the state of a sequence of four tokens, and of one of eight."""
+    tables, found = _Tables(), []
     for length in (4, 8):
         forward.logits([tables.segment(vocab, _WHOLE, 0, length)])
-        sizes.append(forward.state_bytes)
+        found.append(forward.state_bytes_on)
         forward.drop(_WHOLE)
-    token_bytes = (sizes[1] - sizes[0]) // 4
-    return Verdict(forward.tier, token_bytes, max(0, sizes[0] - 4 * token_bytes))
+    short, long = found
+    return short, long
 
 
 def _ids(vocab: int, name: int, start: int, end: int) -> list[int]:

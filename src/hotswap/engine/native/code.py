@@ -1,7 +1,8 @@
 """The compiled loops, once they are there; importing this needs no Numba.
 
-Compiling takes half a minute on two cores, once on a machine for each version of the code. It is
-done in a process of its own, so that the event loop of this one has its interpreter to itself.
+Compiling takes half a minute to two on two cores, once on a machine for each version of the code.
+It is done in a process of its own, so that the event loop of this one has its interpreter to
+itself.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _bring() -> type[NativeForward] | None:
 def _compiled() -> type[NativeForward]:
     if not _mark().exists():
         _make_room()
-        _log.info("Compiling the decode loops for this processor, only once; about half a minute")
+        _log.info("Compiling the decode loops for this processor, only once; half a minute to two")
         command = [sys.executable, "-m", "hotswap.engine.native.code"]
         subprocess.run(  # noqa: S603 - our own interpreter
             command, check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S

@@ -25,9 +25,26 @@ from numba.extending import intrinsic
 from hotswap.engine.jit import COMPILES_FOR_THIS
 
 BFLOAT16, FLOAT32, BLOCKED = types.uint16, types.float32, types.int16
-LANES = 16
-"""Numbers in a vector. Processors with shorter ones take several."""
+_PC = {"x86_64", "amd64"}
 _FEATURES = llvmlite.binding.get_host_cpu_features() if COMPILES_FOR_THIS else {}
+LEFTS = 4
+"""Rows of weights that a tile of products is made of at most."""
+
+
+def _lanes_and_rights() -> tuple[int, int]:
+    """A tile's sums have to fit into the registers, beside what they are made of: there are 32 of
+    them, or 16 on a PC without AVX-512. (With AVX2, 16 lanes and 4 took half as long again.)"""
+    if _FEATURES.get("avx512f", False):
+        return 16, 4
+    if platform.machine().lower() in _PC:
+        return (8 if _FEATURES.get("avx2", False) else 4), 3
+    return 4, 4
+
+
+LANES, RIGHTS = _lanes_and_rights()
+"""Numbers in a vector, and rows of the other kind in a tile at most."""
+MIXED = 2 * LANES
+"""Columns of a tile of weighted sums."""
 DOTS_BFLOAT16 = _FEATURES.get("avx512bf16", False)
 """The processor multiplies pairs of bfloat16 without widening them first."""
 HAS_TILES = _FEATURES.get("amx-tile", False) and _FEATURES.get("amx-bf16", False)
@@ -197,7 +214,7 @@ def pause(context):
     """Tell the processor that this thread only waits."""
 
     def generate(_context, builder, signature, arguments):
-        if platform.machine().lower() in {"x86_64", "amd64"}:
+        if platform.machine().lower() in _PC:
             _call(builder, "llvm.x86.sse2.pause", ir.VoidType(), ())
         return _context.get_dummy_value()
 
@@ -415,7 +432,9 @@ def transpose_tile(context, source, target, target_stride, count):
 def _transpose_tile(
     builder: Builder, source: Any, target: Any, target_stride: Any, count: Any
 ) -> None:
-    rows = [_vector(builder, source, number, FLOAT32) for number in range(TILE)]
+    kind = ir.VectorType(_F32, TILE)
+    whole = builder.inttoptr(source, kind.as_pointer())
+    rows = [builder.load(builder.gep(whole, [_I64(number)]), align=4) for number in range(TILE)]
     # Every bit of a row's number changes places with the same one of a column's.
     for bit in (1, 2, 4, 8):
         kept = [i - bit + TILE if i & bit else i for i in range(TILE)]
@@ -423,13 +442,13 @@ def _transpose_tile(
         for first in (row for row in range(TILE) if not row & bit):
             pair = rows[first], rows[first + bit]
             rows[first], rows[first + bit] = (
-                builder.shuffle_vector(*pair, ir.Constant(_WORDS, places))
+                builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(_I32, TILE), places))
                 for places in (kept, given)
             )
     after = builder.append_basic_block("transposed")
     for number, row in enumerate(rows):
         place = builder.add(target, builder.mul(target_stride, _I64(number)))
-        builder.store(row, builder.inttoptr(place, _VECTOR.as_pointer()), align=4)
+        builder.store(row, builder.inttoptr(place, kind.as_pointer()), align=4)
         following = builder.append_basic_block("column")
         builder.cbranch(builder.icmp_signed("<", _I64(number + 1), count), following, after)
         builder.position_at_end(following)
@@ -438,7 +457,7 @@ def _transpose_tile(
 
 
 def mix_tile(right: int) -> Callable[..., None]:
-    """Weighted sums of rows, for ``right`` sets of weights and a stretch of 32 columns.
+    """Weighted sums of rows, for ``right`` sets of weights and a stretch of `MIXED` columns.
 
     The result takes ``(rows, row_stride, weights, weight_stride, out, out_stride, count, like)``:
     addresses, and bytes between rows, sets of weights (float32) and sums (float32, which are added

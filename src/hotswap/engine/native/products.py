@@ -10,6 +10,9 @@ from numba.extending import overload
 from hotswap.engine.jit import inlined, reordered
 from hotswap.engine.native.machine import (
     BLOCKED,
+    LEFTS,
+    MIXED,
+    RIGHTS,
     TILE,
     dot_tile,
     load,
@@ -22,36 +25,41 @@ from hotswap.engine.native.machine import (
 
 SCRATCH_BYTES = 4 * 4 * TILE * TILE
 """What `products` needs: room for four blocks of tokens."""
-_LEFTS = 4
 _COLUMNS = 32
-"""Of a step of a tile."""
+"""What `dot_tile` takes at least."""
 _F32 = np.float32(0)
 
 
-def _up_to_four(make: Callable[[int], Callable[..., None]]) -> Callable[..., None]:
-    """A function of a count, and of what the ones that ``make`` makes take; above four it is four
-    that are computed."""
-    one, two, three, four = (make(count) for count in (1, 2, 3, 4))
+def _up_to(most: int, make: Callable[[int], Callable[..., None]]) -> Callable[..., None]:
+    """A function of a count, and of what the ones that ``make`` makes take; above ``most`` it is so
+    many that are computed."""
+    function = make(most)
+
+    if most == 1:
+
+        @inlined
+        def one(count, *arguments):
+            function(*arguments)
+
+        return one
+
+    fewer = _up_to(most - 1, make)
 
     @inlined
     def run(count, *arguments):
-        if count >= 4:
-            four(*arguments)
-        elif count == 3:
-            three(*arguments)
-        elif count == 2:
-            two(*arguments)
+        if count >= most:
+            function(*arguments)
         else:
-            one(*arguments)
+            fewer(count, *arguments)
 
     return run
 
 
-_dots_first = _up_to_four(lambda rights: dot_tile(_LEFTS, rights, ahead=True))
-_dots_more = _up_to_four(lambda rights: dot_tile(_LEFTS, rights))
-_dots_rest = _up_to_four(lambda rights: dot_tile(1, rights))
-_mixes = _up_to_four(mix_tile)
-_matrices = _up_to_four(multiply_tiles)
+_dots_first = _up_to(RIGHTS, lambda rights: dot_tile(LEFTS, rights, ahead=True))
+_dots_more = _up_to(RIGHTS, lambda rights: dot_tile(LEFTS, rights))
+_dots_rest = _up_to(RIGHTS, lambda rights: dot_tile(1, rights))
+_mixes = _up_to(4, mix_tile)
+_matrices = _up_to(4, multiply_tiles)
 
 
 @inlined
@@ -62,19 +70,19 @@ def dots(lefts, left_stride, left_rows, rights, right_stride, right_rows, out, o
         _dots_of_any_width(lefts, left_stride, left_rows, rights, right_stride, right_rows, out,
                            out_stride, width, left_like, right_like)  # fmt: skip
         return
-    whole = left_rows - left_rows % _LEFTS
-    for i in range(0, whole, _LEFTS):
+    whole = left_rows - left_rows % LEFTS
+    for i in range(0, whole, LEFTS):
         left, place = lefts + i * left_stride, out + 4 * i
         # The first pass reads the rows from memory, and has those fetched that come next.
         _dots_first(right_rows, left, left_stride, rights, right_stride, place, out_stride, width,
                     left_like, right_like)  # fmt: skip
-        for j in range(4, right_rows, 4):
+        for j in range(RIGHTS, right_rows, RIGHTS):
             right, target = rights + j * right_stride, place + j * out_stride
             _dots_more(right_rows - j, left, left_stride, right, right_stride, target, out_stride,
                        width, left_like, right_like)  # fmt: skip
     for i in range(whole, left_rows):
         left, place = lefts + i * left_stride, out + 4 * i
-        for j in range(0, right_rows, 4):
+        for j in range(0, right_rows, RIGHTS):
             right, target = rights + j * right_stride, place + j * out_stride
             _dots_rest(right_rows - j, left, left_stride, right, right_stride, target, out_stride,
                        width, left_like, right_like)  # fmt: skip
@@ -137,8 +145,8 @@ def mixed(
 ):
     """Add weighted sums of rows to what is at ``out``, see `mix_tile`; the width may be any.
     ``size``: bytes of a number in the rows."""
-    whole = width - width % _COLUMNS
-    for column in range(0, whole, _COLUMNS):
+    whole = width - width % MIXED
+    for column in range(0, whole, MIXED):
         for j in range(0, sets, 4):
             weight, target = weights + j * weight_stride, out + j * out_stride + 4 * column
             _mixes(sets - j, rows + column * size, row_stride, weight, weight_stride, target,

@@ -27,6 +27,7 @@ from hotswap.engine.jit import cache_dir
 from hotswap.engine.kv_pool import KVPool
 from hotswap.engine.native.decode import NativeDecode
 from hotswap.engine.native.description import MOST_TOKENS
+from hotswap.engine.wide import half_is_slow, half_precision_products
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def _shape(skeleton: Skeleton, threads: int) -> str:
     weights = [list(weight.shape) for layer in skeleton.layers[:1] for weight in _weights(layer)]
     attention = skeleton.layers[0].attention
     heads = attention.heads, attention.groups, attention.size
-    kind = str(skeleton.embedding.dtype), torch.__version__
+    kind = str(skeleton.embedding.dtype), torch.__version__, half_is_slow()
     described = weights, heads, len(skeleton.layers), *kind, threads
     return hashlib.sha256(repr(described).encode()).hexdigest()[:16]
 
@@ -104,9 +105,14 @@ def _measure(skeleton: Skeleton, threads: int) -> Tuning:
         loops.use_matrices_from(matrices_from)
         for tokens in reversed(_MANY):
             prompt = _prompt(table, tokens)
-            if _is_faster(partial(loops.step, prompt), partial(lean.logits, prompt)):
+            if _is_faster(partial(loops.step, prompt), partial(_by_torch, lean, prompt)):
                 return Tuning(matrices_from, tokens)
     return Tuning(matrices_from, 0)
+
+
+def _by_torch(lean: LeanForward, prompt: list[Segment]) -> None:
+    with half_precision_products(sum(len(segment.ids) for segment in prompt)):
+        lean.logits(prompt)
 
 
 def _matrices_from(loops: NativeDecode, table: BlockTable) -> int:

@@ -3,8 +3,8 @@ its kind there and then name and arguments as a block of code (V3, R1)."""
 
 from __future__ import annotations
 
+from hotswap.engine.speech.call_grammar import CallGrammar
 from hotswap.engine.speech.call_object import arguments_object
-from hotswap.engine.speech.grammar import Grammar
 from hotswap.engine.speech.pieces import Pieces
 from hotswap.engine.speech.reader import Markers, Reader, Reading
 from hotswap.engine.speech.tools import Tools
@@ -47,17 +47,17 @@ def _call(reader: Reader, pieces: Pieces) -> Reading[bool]:
     return (yield from arguments_object(reader, pieces, name))
 
 
-def write(grammar: Grammar, tools: Tools) -> str:
+def write(grammar: CallGrammar, tools: Tools) -> str:
     """As V3.1 does."""
     return _write(grammar, tools, CALL, SEPARATOR, "")
 
 
-def write_blocks(grammar: Grammar, tools: Tools) -> str:
+def write_blocks(grammar: CallGrammar, tools: Tools) -> str:
     """As V3 and R1 do."""
     return _write(grammar, tools, CALL + "function" + SEPARATOR, _BLOCK, _BLOCK_END)
 
 
-def _write(grammar: Grammar, tools: Tools, before: str, between: str, after: str) -> str:
+def _write(grammar: CallGrammar, tools: Tools, before: str, between: str, after: str) -> str:
     call = grammar.any_of(
         f"{grammar.text(before + tool.name + between)} {grammar.schema(tool.parameters)} "
         f"{grammar.text(after + CALL_END)}"

@@ -15,7 +15,7 @@ from hotswap.engine.speech import (
     plain_json,
     qwen_coder,
 )
-from hotswap.engine.speech.grammar import Grammar
+from hotswap.engine.speech.call_grammar import CallGrammar
 from hotswap.engine.speech.listener import ReadCalls
 from hotswap.engine.speech.thinking import MARKS, Marks
 from hotswap.engine.speech.tools import Tools
@@ -27,7 +27,7 @@ class Family:
     sign: str = ""
     """What the template says of its calls, or the vocabulary; others have none."""
     read: ReadCalls
-    write: Callable[[Grammar, Tools], str]
+    write: Callable[[CallGrammar, Tools], str]
     markers: tuple[str, ...] = ()
     """What may be special tokens in an answer."""
     ids: Literal["long", "short"] = "long"

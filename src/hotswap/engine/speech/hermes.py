@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from hotswap.engine.speech.call_grammar import CallGrammar
 from hotswap.engine.speech.call_object import call_object
-from hotswap.engine.speech.grammar import Grammar
 from hotswap.engine.speech.pieces import Pieces
 from hotswap.engine.speech.reader import Markers, Reader, Reading
 from hotswap.engine.speech.tools import Tools
@@ -22,7 +22,7 @@ def read(reader: Reader, pieces: Pieces) -> Reading[None]:
         yield from reader.skip(CLOSE)
 
 
-def write(grammar: Grammar, tools: Tools) -> str:
+def write(grammar: CallGrammar, tools: Tools) -> str:
     body = grammar.call_object(tools, "arguments")
     call = f"{grammar.text(OPEN)} {grammar.text(chr(10))} {body} {grammar.text(chr(10) + CLOSE)}"
     return grammar.several(call, grammar.text("\n"))

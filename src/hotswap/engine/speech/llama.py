@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from hotswap.engine.speech.call_grammar import CallGrammar
 from hotswap.engine.speech.call_object import call_object
-from hotswap.engine.speech.grammar import Grammar
 from hotswap.engine.speech.pieces import Pieces
 from hotswap.engine.speech.reader import Markers, Reader, Reading
 from hotswap.engine.speech.tools import Tools
@@ -40,5 +40,5 @@ def _calls(reader: Reader, pieces: Pieces) -> Reading[None]:
         yield from reader.spaces()
 
 
-def write(grammar: Grammar, tools: Tools) -> str:
+def write(grammar: CallGrammar, tools: Tools) -> str:
     return grammar.several(grammar.call_object(tools, "parameters"), grammar.text("; "))

@@ -3,8 +3,8 @@ call after a marker of its own, as a name and its arguments."""
 
 from __future__ import annotations
 
+from hotswap.engine.speech.call_grammar import CallGrammar
 from hotswap.engine.speech.call_object import arguments_object, call_list, call_object
-from hotswap.engine.speech.grammar import Grammar
 from hotswap.engine.speech.pieces import Pieces
 from hotswap.engine.speech.reader import Markers, Reader, Reading
 from hotswap.engine.speech.tools import Tools
@@ -40,12 +40,12 @@ def _named(reader: Reader, pieces: Pieces) -> Reading[bool]:
     return (yield from arguments_object(reader, pieces, name))
 
 
-def write_list(grammar: Grammar, tools: Tools) -> str:
+def write_list(grammar: CallGrammar, tools: Tools) -> str:
     objects = grammar.several(grammar.call_object(tools, "arguments"), grammar.text(", "))
     return f"{grammar.text(CALLS + '[')} ({objects}) {grammar.text(']')}"
 
 
-def write_named(grammar: Grammar, tools: Tools) -> str:
+def write_named(grammar: CallGrammar, tools: Tools) -> str:
     return grammar.several(
         grammar.any_of(
             f"{grammar.text(CALLS + tool.name + ARGUMENTS)} {grammar.schema(tool.parameters)}"

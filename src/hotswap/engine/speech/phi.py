@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from hotswap.engine.speech.call_grammar import CallGrammar
 from hotswap.engine.speech.call_object import call_list
-from hotswap.engine.speech.grammar import Grammar
 from hotswap.engine.speech.pieces import Pieces
 from hotswap.engine.speech.reader import Markers, Reader, Reading
 from hotswap.engine.speech.tools import Tools
@@ -23,6 +23,6 @@ def read(reader: Reader, pieces: Pieces) -> Reading[None]:
         yield from reader.skip(CLOSE)
 
 
-def write(grammar: Grammar, tools: Tools) -> str:
+def write(grammar: CallGrammar, tools: Tools) -> str:
     objects = grammar.several(grammar.call_object(tools, "arguments"), grammar.text(", "))
     return f"{grammar.text(OPEN + '[')} ({objects}) {grammar.text(']' + CLOSE)}"

@@ -3,8 +3,8 @@ an answer that is a JSON object, or a list of them, and has the form of a call."
 
 from __future__ import annotations
 
+from hotswap.engine.speech.call_grammar import CallGrammar
 from hotswap.engine.speech.call_object import call_list, call_object
-from hotswap.engine.speech.grammar import Grammar
 from hotswap.engine.speech.pieces import Pieces
 from hotswap.engine.speech.reader import Reader, Reading
 from hotswap.engine.speech.tools import Tools
@@ -24,5 +24,5 @@ def read(reader: Reader, pieces: Pieces) -> Reading[None]:
     yield from reader.rest(pieces.text)
 
 
-def write(grammar: Grammar, tools: Tools) -> str:
+def write(grammar: CallGrammar, tools: Tools) -> str:
     return grammar.several(grammar.call_object(tools, "arguments"), grammar.text("\n"))

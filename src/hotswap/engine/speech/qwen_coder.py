@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from hotswap.engine.speech.call_grammar import CallGrammar
 from hotswap.engine.speech.call_object import drop
-from hotswap.engine.speech.grammar import Grammar
 from hotswap.engine.speech.hermes import CLOSE, OPEN
 from hotswap.engine.speech.pieces import Pieces
 from hotswap.engine.speech.reader import Markers, Reader, Reading
@@ -111,7 +111,7 @@ def _escaped(text: str) -> str:
     return _quoted(text)[1:-1]
 
 
-def write(grammar: Grammar, tools: Tools) -> str:
+def write(grammar: CallGrammar, tools: Tools) -> str:
     call = grammar.any_of(_write_function(grammar, tool) for tool in tools)
     return grammar.several(
         f"{grammar.text(OPEN)} {grammar.text(chr(10))} ({call}) {grammar.text(chr(10) + CLOSE)}",
@@ -119,7 +119,7 @@ def write(grammar: Grammar, tools: Tools) -> str:
     )
 
 
-def _write_function(grammar: Grammar, tool: Tool) -> str:
+def _write_function(grammar: CallGrammar, tool: Tool) -> str:
     parts = [grammar.text(f"{FUNCTION}{tool.name}>\n")]
     for name in tool.properties:
         types = tool.types_of(name)

@@ -108,9 +108,18 @@ class Tools:
         return Tools([self._tools[name]])
 
 
+_NAMING_NONE = frozenset(("type", "properties", "required", "title", "description", "$schema"))
+"""Words of a schema that allow no parameter beside those of its properties."""
+
+
 def _schema(parameters: Any) -> Mapping[str, Any]:
-    given = isinstance(parameters, Mapping) and parameters
-    return parameters if given else {"type": "object"}
+    """Of a tool that names no parameters, that there are none: a model that was free to think some
+    up would."""
+    given = parameters if isinstance(parameters, Mapping) else {}
+    others = {name for name in given if name not in _NAMING_NONE}
+    if others or given.get("properties") or given.get("type", "object") != "object":
+        return given
+    return {**given, "type": "object", "properties": {}, "additionalProperties": False}
 
 
 def tools_of(given: Iterable[Mapping[str, Any]]) -> Tools:

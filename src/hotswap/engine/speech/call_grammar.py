@@ -17,7 +17,7 @@ _SPELLING = {"whitespace_flexible": False, "item_separator": ", ", "key_separato
 allowed, a model could go on with them for ever."""
 
 
-class Grammar:
+class CallGrammar:
     """Collects rules. Its methods return what stands for them in another rule."""
 
     def __init__(self, ids: Mapping[str, int], *, several: bool) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hotswap.api.blocks import Blocks, text_of
+from hotswap.api.answer_blocks import Blocks, text_of
 from hotswap.contracts import Finished, GenerationEvent, ReasoningDelta, TextDelta, ToolCallDelta
 
 END = Finished(index=0, reason="stop", completion_tokens=3)

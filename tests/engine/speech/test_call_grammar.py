@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from hotswap.contracts import Guide
+from hotswap.engine.speech.call_grammar import CallGrammar
 from hotswap.engine.speech.families import Family, Speech, family_of, speech_of
-from hotswap.engine.speech.grammar import Grammar
 from hotswap.engine.speech.listener import Hearing, Listener
 from hotswap.engine.speech.tools import Tools, tools_of
 from tests.engine.speech.hearing import joined
@@ -88,7 +88,7 @@ class Model:
         return self.speech.family
 
     def guide(self, tools: Tools, *, several: bool) -> Any:
-        grammar = Grammar(self.speech.ids, several=several)
+        grammar = CallGrammar(self.speech.ids, several=several)
         source = grammar.source(self.family.write(grammar, tools))
         return self.guides.compile(Guide("grammar", source, "tool_choice"))
 
