@@ -265,6 +265,7 @@ def test_closing_waits_then_lets_go_of_the_graphs_and_then_of_their_memory() -> 
 def test_a_cuda_graph_replays_on_new_inputs_and_its_memory_comes_back() -> None:
     import torch
 
+    from hotswap.engine.device import release_cached
     from hotswap.engine.graphs import DecodeGraphs, StepKind, recorder_on
 
     if not torch.cuda.is_available():
@@ -277,11 +278,10 @@ def test_a_cuda_graph_replays_on_new_inputs_and_its_memory_comes_back() -> None:
         return batch.ids * WEIGHT + batch.tables[:, 1], batch.positions + batch.slots, mixed
 
     def memory() -> int:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+        release_cached(device)  # cuBLAS has work space for each stream that it met
         return torch.cuda.memory_allocated()
 
-    for round_ in range(2):
+    for _ in range(2):
         before = memory()
         graphs = DecodeGraphs(
             {StepKind.GREEDY: step},
@@ -298,8 +298,7 @@ def test_a_cuda_graph_replays_on_new_inputs_and_its_memory_comes_back() -> None:
         assert recorded(graphs) == (1, 4)
         del outputs, wanted
         graphs.close()
-        if round_:  # cuBLAS keeps the work space of the first
-            assert memory() <= before
+        assert memory() == before
 
 
 @pytest.mark.gpu

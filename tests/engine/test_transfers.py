@@ -17,6 +17,7 @@ def device(request: pytest.FixtureRequest) -> Any:
 
 
 def test_what_is_sent_arrives_before_it_is_computed_with(device: Any) -> None:
+    import numpy as np
     import torch
 
     from hotswap.engine.transfers import sent
@@ -25,6 +26,7 @@ def test_what_is_sent_arrives_before_it_is_computed_with(device: Any) -> None:
     assert (numbers.device.type, numbers.dtype) == (device.type, torch.int64)
     assert (numbers + 1).tolist() == [[2, 3], [4, 5]]
     assert sent([1, 2], device, torch.float32).dtype == torch.float32
+    assert (sent(np.arange(3, dtype=np.int32), device) + 1).tolist() == [1, 2, 3]
 
 
 def test_tensors_are_fetched_together(device: Any) -> None:

@@ -15,7 +15,9 @@ from torch import Tensor
 def sent(values: object, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """`torch.tensor` of ``values``, on its way to the device; what is computed with it there comes
     after."""
-    host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    host = torch.tensor(values, dtype=dtype)
+    if device.type == "cuda":  # torch does not pin what it makes of a NumPy array
+        host = host.pin_memory()
     return host.to(device, non_blocking=True)
 
 

@@ -97,6 +97,25 @@ async def test_greedy_answers_equal_generate_alone_in_a_batch_and_with_a_known_b
         assert reused(served) - before == (0 if served.tier == "B" else 2 * 32)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", sorted(TIERS))
+async def test_greedy_answers_on_a_cuda_device_equal_generate(
+    checkpoint: Checkpoint, architecture: str
+) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    path = checkpoint(architecture)
+    async with serving(path, device="cuda") as served:
+        assert served.tier == TIERS[architecture]
+        texts = texts_wanted(served, path)
+        for _ in range(3):  # as it is, recorded, replayed
+            assert (await served.ask(PROMPTS[1], **ANSWER)).text == texts[1]
+        assert await staggered(served, PROMPTS) == texts[: len(PROMPTS)]
+        assert await staggered(served, TAILS) == texts[len(PROMPTS) :]
+
+
 def is_native(served: Served) -> bool:
     """Its newest tokens are computed by compiled loops."""
     if find_spec("numba") is None:
