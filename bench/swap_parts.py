@@ -52,7 +52,6 @@ PARTS = ("swaps", "drain", "probes", "disk", "start", "floors", "stress")
 
 _PARKING, _COLD = "parking", "cold"
 """Our server twice: as it comes, and with no memory for parked models."""
-_SHARED_KV = "4GiB"
 _MS = 1e3
 _GAPS = 3
 """Of a round: there is a whole answer before each."""
@@ -274,11 +273,9 @@ class Bench:
     def _kinds(self, ours: tuple[str, ...]) -> dict[str, ServerKind]:
         settings = self._settings
         models_dir = settings.models.paths[0].parent
-        # All of them are on one device, of which a server would take what is free.
-        shared = {} if settings.device == "cpu" else {"kv_cache_memory": _SHARED_KV}
         kinds = {
-            _PARKING: hotswap(models_dir, settings.device, **shared),
-            _COLD: hotswap(models_dir, settings.device, park_memory="0", **shared),
+            _PARKING: hotswap(models_dir, settings.device),
+            _COLD: hotswap(models_dir, settings.device, park_memory="0"),
         }
         found = {name: kinds[name] for name in ours}
         if settings.transformers is not None:

@@ -24,17 +24,13 @@ from hotswap.engine.engine import TorchEngine
 from hotswap.engine.registry import TorchEngineRegistry
 
 _GREEDY: Mapping[str, Any] = {"temperature": 0.0}
-_SHARED_KV_BYTES = 8 << 30
-"""Of a device that the other contenders are on too; it would take what is free."""
 _QUIET_GAPS = 8
 """Gaps of the running answer that are awaited before it is interrupted."""
 
 
 @asynccontextmanager
 async def contend(model: Path, device: str) -> AsyncIterator[Tasks]:
-    shared = None if device == "cpu" else _SHARED_KV_BYTES
-    engine = EngineConfig(device=device, kv_cache_memory=shared)
-    spec = ModelSpec(id=model.name, path=model, engine=engine)
+    spec = ModelSpec(id=model.name, path=model, engine=EngineConfig(device=device))
     async with TorchEngineRegistry() as registry:
         gc.collect()
         gc.freeze()  # as the server does

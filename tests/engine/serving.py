@@ -32,8 +32,6 @@ if TYPE_CHECKING:  # torch: not in the fast run
 
 GREEDY = SamplingParams(temperature=0.0)
 
-_DEVICE_KV_BYTES = 64 << 20
-
 
 def ignore(*_: object) -> None:
     """A report or a `changed` that nobody listens to."""
@@ -124,10 +122,7 @@ def _prompt(prompt: Prompt | str | list[int]) -> Prompt:
 
 def spec_of(path: Path, **engine: Any) -> ModelSpec:
     sampling = engine.pop("sampling", SamplingParams())
-    settings = {"device": "cpu"} | engine
-    if settings["device"].startswith("cuda"):  # not all that is free: tests may run side by side
-        settings.setdefault("kv_cache_memory", _DEVICE_KV_BYTES)
-    config = EngineConfig(**settings)
+    config = EngineConfig(**{"device": "cpu"} | engine)
     return ModelSpec(id=f"test/{path.name}", path=path, engine=config, sampling=sampling)
 
 

@@ -561,3 +561,38 @@ TestHistories = cast(type[TestCase], Histories.TestCase)
 TestHistories.settings = settings(  # type: ignore[attr-defined]
     max_examples=60, stateful_step_count=40, deadline=None
 )
+
+
+def test_more_blocks_are_asked_for_before_anything_is_forgotten() -> None:
+    pool, asked = BlockPool(2), list[int]()
+
+    def more(wanted: int) -> int:
+        asked.append(wanted)
+        return min(wanted, 4)
+
+    pool.grow_with(more)
+    first = BlockTable()
+    assert pool.grow(first, 2 * BLOCK_TOKENS)
+    assert asked == []
+    pool.remember(first, range(2 * BLOCK_TOKENS), 2 * BLOCK_TOKENS)
+    pool.release(first)
+    second = BlockTable()
+    assert pool.grow(second, 2 * BLOCK_TOKENS)
+    assert (asked, pool.count, pool.remembered, pool.used) == ([4], 4, 2, 2)
+    third = BlockTable()
+    assert pool.grow(third, BLOCK_TOKENS)  # no more can be had, so the oldest is forgotten
+    assert (asked, pool.count, pool.remembered, pool.used) == ([4, 5], 4, 1, 3)
+    assert not pool.grow(BlockTable(), 2 * BLOCK_TOKENS)
+
+
+def test_free_blocks_at_the_end_can_be_done_without() -> None:
+    pool, table = BlockPool(9), BlockTable()
+    assert pool.grow(table, 3 * BLOCK_TOKENS)
+    pool.cut(5)
+    assert (pool.count, pool.available, pool.used) == (5, 2, 3)
+    pool.cut(0)
+    assert (pool.count, pool.available) == (3, 0)
+    pool.cut(8)
+    assert pool.count == 3
+    pool.release(table)
+    assert pool.available == 3

@@ -559,6 +559,63 @@ async def test_a_chat_goes_on_where_it_was_before_the_model_left(checkpoint: Che
         assert answer == wanted
 
 
+async def test_room_for_keys_and_values_is_taken_as_it_is_needed(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a running answer, and given back when the model leaves."""
+    from hotswap.engine import stage
+
+    spec = spec_of(checkpoint())
+    prompts = [[n, *LONG] for n in range(6)]
+    async with new_registry(Notes()) as registry:
+        prepared = await registry.prepare(spec, ignore)
+        async with registry.start(prepared, ignore, ignore) as engine:
+            wanted = await Served(registry, prepared, engine).ask_all(*prompts, max_tokens=40)
+            block = engine._scheduler.budget.block_bytes
+    monkeypatch.setattr(stage, "_FIRST_KV_BYTES", 4 * block)
+    async with new_registry(Notes()) as registry:
+        prepared = await registry.prepare(spec, ignore)
+        async with registry.start(prepared, ignore, ignore) as engine:
+            served, pool = Served(registry, prepared, engine), engine._scheduler.pool
+            assert pool.count == 4
+            answers = await served.ask_all(*prompts, max_tokens=40)
+            assert [answer.text for answer in answers] == [answer.text for answer in wanted]
+            grown = pool.count
+            assert grown >= 6 * 9  # each has nine blocks
+            kept = engine._scheduler.pool.remembered
+        assert kept <= pool.count <= grown
+        assert registry.memory is not None
+        assert registry.memory.leaked_bytes == 0
+
+
+async def test_without_memory_for_more_an_answer_waits_for_the_room_of_another(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine import stage
+    from hotswap.engine.kv_pool import KVPool
+
+    def refuse(self: KVPool, blocks: int) -> None:
+        raise torch.OutOfMemoryError
+
+    import torch
+
+    monkeypatch.setattr(KVPool, "grow", refuse)
+    spec = spec_of(checkpoint())
+    async with new_registry(Notes()) as registry:
+        prepared = await registry.prepare(spec, ignore)
+        async with registry.start(prepared, ignore, ignore) as engine:
+            block = engine._scheduler.budget.block_bytes
+    monkeypatch.setattr(stage, "_FIRST_KV_BYTES", 12 * block)
+    async with new_registry(Notes()) as registry:
+        prepared = await registry.prepare(spec, ignore)
+        async with registry.start(prepared, ignore, ignore) as engine:
+            answers = await Served(registry, prepared, engine).ask_all(
+                *([n, *LONG] for n in range(3)), max_tokens=8
+            )
+            assert all(answer.finished for answer in answers)
+            assert engine._scheduler.pool.count == 12
+
+
 async def test_what_has_no_room_any_more_is_computed_again(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -640,6 +697,36 @@ async def test_a_hundred_swaps_on_a_cuda_device_leave_nothing_behind(
             if turn % 5 == 0:
                 del early
     assert [len(texts) for texts in answers.values()] == [1, 1, 1]
+
+
+@pytest.mark.gpu
+async def test_room_for_keys_and_values_grows_on_a_cuda_device(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside recorded steps, which are recorded anew."""
+    import torch
+
+    from hotswap.engine import stage
+    from hotswap.engine.registry import TorchEngineRegistry
+
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    spec, prompts = spec_of(checkpoint("qwen3"), device="cuda"), [[n, *LONG] for n in range(6)]
+    texts: list[list[str]] = []
+    for blocks in (256, 4):
+        monkeypatch.setattr(stage, "_first_blocks", lambda _, blocks=blocks: blocks)
+        async with TorchEngineRegistry() as registry:
+            prepared = await registry.prepare(spec, ignore)
+            async with registry.start(prepared, ignore, ignore) as engine:
+                served = Served(registry, prepared, engine)
+                first = engine._scheduler.pool.count
+                found = [await served.ask(LONG, max_tokens=40)]
+                found += await served.ask_all(*prompts, max_tokens=40)
+                texts.append([answer.text for answer in found])
+                assert (engine._scheduler.pool.count > first) == (blocks == 4)
+            assert registry.memory is not None
+            assert registry.memory.leaked_bytes == 0
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.gpu

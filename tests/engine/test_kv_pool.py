@@ -147,6 +147,46 @@ def test_what_is_written_after_a_resize_can_be_vacated_too() -> None:
     assert bool((keys == 2.0).all())
 
 
+def test_growing_keeps_what_is_in_the_blocks() -> None:
+    import torch
+
+    pool = pool_of(3)
+    layers = [layer_of(pool, index) for index in (0, 1)]
+    for tensor in (tensor for layer in layers for tensor in layer):
+        tensor.normal_()
+    pool.grow(1024)
+    assert pool.slots == 1024 * BLOCK_TOKENS
+    for index, before in enumerate(layers):
+        for old, new in zip(before, layer_of(pool, index), strict=True):
+            assert torch.equal(new[:, : 3 * BLOCK_TOKENS], old)
+            assert not new[:, 3 * BLOCK_TOKENS :].any()
+            new.fill_(1.0)
+    pool.vacate([(0, 1024)])
+    if sys.platform == "linux":
+        assert not layer_of(pool, 1)[0].any()
+
+
+def test_a_pool_that_cannot_grow_is_as_large_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    pool = pool_of(3)
+    wanted = [layer_of(pool, index)[0].normal_().clone() for index in (0, 1)]
+    made, left = pool._made, [3]
+
+    def scarce(like: Tensor) -> Tensor:
+        left[0] -= 1
+        if left[0] < 0:
+            raise torch.OutOfMemoryError
+        return made(like)
+
+    monkeypatch.setattr(pool, "_made", scarce)
+    with pytest.raises(torch.OutOfMemoryError):
+        pool.grow(8)
+    assert pool.slots == 3 * BLOCK_TOKENS
+    for index, keys in enumerate(wanted):
+        assert torch.equal(layer_of(pool, index)[0][:, : pool.slots], keys)
+
+
 def test_closing_gives_the_memory_back() -> None:
     import torch
 
@@ -201,7 +241,13 @@ def test_keys_and_values_come_back_to_a_cuda_device_and_their_memory_to_it() -> 
     written = first.layer(0, keys, keys)[0].normal_()
     wanted = written.cpu()
     copies = first.copies([1, 4])
-    assert copies[0][0].device.type == "cpu"
+    assert copies.content.device.type == "cpu"
+    first.grow(40)
+    assert not written.untyped_storage().nbytes()
+    written = first.layer(0, keys, keys)[0]
+    for block in (1, 4):
+        assert torch.equal(_block(written.cpu(), block), _block(wanted, block))
+    assert not written[:, 5 * BLOCK_TOKENS :].any()
     first.close()
     assert not written.untyped_storage().nbytes()
     second = KVPool(device, 9)

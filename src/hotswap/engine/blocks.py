@@ -11,6 +11,7 @@ nobody has asked for a second time may take little room, unless it is the newest
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -77,9 +78,10 @@ class BlockPool:
             worth_vacating: as many free blocks are worth telling of.
         """
         self.count = count
-        self._most_unused = count if remembered is None else remembered
-        self._most_once = count if remembered_once is None else remembered_once
+        self._most_unused = sys.maxsize if remembered is None else remembered
+        self._most_once = sys.maxsize if remembered_once is None else remembered_once
         self._vacate: Callable[[Sequence[Run]], None] | None = None
+        self._more: Callable[[int], int] | None = None
         self._worth_vacating = worth_vacating
         self._map = bytearray(_FREE * count)
         self._free = count
@@ -137,6 +139,8 @@ class BlockPool:
         count = -(-tokens // BLOCK_TOKENS) - len(table.blocks)
         if count <= 0:
             return True
+        if count > self._free:
+            self._ask_for_more(count - self._free)
         if count > self.available:
             return False
         while self._free < count:
@@ -202,6 +206,15 @@ class BlockPool:
             self._forget(next(iter(self._unused)))
         return list(self._unused)
 
+    def grow_with(self, more: Callable[[int], int] | None) -> None:
+        """Have ``more`` make blocks before what is remembered is forgotten. Told how many are
+        wanted in all, it answers how many there are. None: nobody does."""
+        self._more = more
+
+    def cut(self, least: int) -> None:
+        """Do without the last blocks, as far as they are free, down to ``least``."""
+        self._resize(min(self.count, max(least, self._map.rfind(_TAKEN) + 1)))
+
     def vacate_with(self, vacate: Callable[[Sequence[Run]], None]) -> None:
         """Have ``vacate`` told of free blocks."""
         self._vacate = vacate
@@ -216,6 +229,21 @@ class BlockPool:
         """As `settle`, however few they are."""
         if self._to_vacate:
             self._tell_vacant()
+
+    def _ask_for_more(self, missing: int) -> None:
+        if self._more is not None:
+            self._resize(max(self.count, self._more(self.count + missing)))
+
+    def _resize(self, count: int) -> None:
+        more = count - self.count
+        if more > 0:
+            self._map += _FREE * more
+            self._users += [0] * more
+        else:
+            del self._map[count:], self._users[count:]
+            self._to_vacate = {block for block in self._to_vacate if block < count}
+        self.count = count
+        self._free += more
 
     def _take(self, table: BlockTable, first: int, length: int) -> None:
         self._map[first : first + length] = _TAKEN * length

@@ -166,6 +166,12 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def release_unused(device: torch.device) -> None:
+    """Give back what the allocator keeps and nothing uses."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def release_cached(device: torch.device) -> None:
     """Give back what allocators keep for later."""
     if device.type == "cuda":

@@ -6,6 +6,7 @@ import math
 import mmap
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,8 +18,36 @@ _NO_HUGE_PAGES = getattr(mmap, "MADV_NOHUGEPAGE", None)
 _GIVE_BACK = getattr(mmap, "MADV_DONTNEED", None) if sys.platform == "linux" else None
 
 
-KVCopies = Mapping[int, tuple[Tensor, Tensor]]
-"""For each layer keys and values of some blocks, in host memory: [groups, slots, size] each."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Where the keys or the values of a layer are among the copies."""
+
+    begin: int
+    """Bytes from the beginning."""
+    shape: tuple[int, int, int]
+    """[groups, slots, size]"""
+    dtype: torch.dtype
+
+    @property
+    def end(self) -> int:
+        return self.begin + math.prod(self.shape) * self.dtype.itemsize
+
+    def of(self, content: Tensor) -> Tensor:
+        return content[self.begin : self.end].view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class KVCopies:
+    """Keys and values of some blocks of all layers: one piece of host memory, because each copy
+    from a device or to it is waited for."""
+
+    content: Tensor
+    """uint8"""
+    layers: Mapping[int, tuple[_Part, _Part]]
+
+    @property
+    def bytes(self) -> int:
+        return self.content.nbytes
 
 
 class KVPool:
@@ -47,6 +76,22 @@ class KVPool:
             del self._layers[index]
             self._layers[index] = self._made(keys), self._made(values)
 
+    def grow(self, blocks: int) -> None:
+        """More blocks; what is in those that there are stays. Layer after layer, so that hardly
+        more memory is taken meanwhile than afterwards.
+
+        Raises:
+            torch.OutOfMemoryError: some layers may have more room than they had, and none less.
+        """
+        before, self.slots = self.slots, blocks * BLOCK_TOKENS
+        try:
+            for index, (keys, values) in self._layers.items():
+                self._layers[index] = self._grown(keys), values
+                self._layers[index] = self._layers[index][0], self._grown(values)
+        except torch.OutOfMemoryError:
+            self.slots = before
+            raise
+
     def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """The pools of a layer whose keys and values look like these ([tokens, groups, size])."""
         found = self._layers.get(index)
@@ -65,20 +110,33 @@ class KVPool:
                 blocks.index_copy_(1, targets, blocks.index_select(1, sources))
 
     def copies(self, blocks: Sequence[int]) -> KVCopies:
-        """What lies in ``blocks``, in this order."""
+        """What lies in ``blocks``, in this order.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no room to gather it.
+        """
         chosen = torch.tensor(blocks, device=self._device)
-        return {
-            index: (_copied(keys, chosen), _copied(values, chosen))
-            for index, (keys, values) in self._layers.items()
-        }
+        end, layers = 0, dict[int, tuple[_Part, _Part]]()
+        for index, (keys, values) in self._layers.items():
+            of_keys = _part(end, keys, len(blocks))
+            of_values = _part(of_keys.end, values, len(blocks))
+            layers[index], end = (of_keys, of_values), of_values.end
+        gathered = torch.empty(end, dtype=torch.uint8, device=self._device)
+        for index, parts in layers.items():
+            for part, pool in zip(parts, self._layers[index], strict=True):
+                out = _in_blocks(part.of(gathered))
+                torch.index_select(_in_blocks(pool), 1, chosen, out=out)
+        return KVCopies(gathered.cpu(), layers)
 
     def restore(self, blocks: Sequence[int], copies: KVCopies) -> None:
         """Put copies of as many blocks of such a pool into ``blocks``."""
         chosen = torch.tensor(blocks, device=self._device)
-        for index, (keys, values) in copies.items():
+        content = copies.content.to(self._device)
+        for index, (of_keys, of_values) in copies.layers.items():
+            keys, values = of_keys.of(content), of_values.of(content)
             pools = self.layer(index, keys.transpose(0, 1), values.transpose(0, 1))
             for pool, copy in zip(pools, (keys, values), strict=True):
-                _in_blocks(pool).index_copy_(1, chosen, _in_blocks(copy).to(self._device))
+                _in_blocks(pool).index_copy_(1, chosen, _in_blocks(copy))
 
     def vacate(self, runs: Sequence[Run]) -> None:
         """Give the host memory of blocks back, as far as it is whole pages; these are zero again.
@@ -101,6 +159,14 @@ class KVPool:
         self._layers.clear()
         self._mapped.clear()
 
+    def _grown(self, pool: Tensor) -> Tensor:
+        grown = self._made(pool)
+        grown[:, : pool.shape[1]] = pool
+        self._mapped.pop(pool.data_ptr(), None)
+        if self._device.type != "cpu":
+            pool.untyped_storage().resize_(0)
+        return grown
+
     def _made(self, like: Tensor) -> Tensor:
         shape = like.shape[0], self.slots, like.shape[2]
         if self._device.type != "cpu":
@@ -121,9 +187,8 @@ def _in_blocks(pool: Tensor) -> Tensor:
     return pool.view(pool.shape[0], -1, BLOCK_TOKENS * pool.shape[2])
 
 
-def _copied(pool: Tensor, blocks: Tensor) -> Tensor:
-    chosen = _in_blocks(pool).index_select(1, blocks).cpu()
-    return chosen.view(pool.shape[0], -1, pool.shape[2])
+def _part(begin: int, pool: Tensor, blocks: int) -> _Part:
+    return _Part(begin, (pool.shape[0], blocks * BLOCK_TOKENS, pool.shape[2]), pool.dtype)
 
 
 def _give_back(memory: mmap.mmap, start: int, size: int) -> None:

@@ -195,7 +195,6 @@ class InArena:
         content = self._weights.content
         views: list[tuple[Tensor, Tensor]] = []
         if self._upload is not None:
-            self._upload.join()
             layout, self._arena = self._upload.layout, self._upload.arena
             self._skeleton = layout.place(self._arena)
             views += layout.views(self._arena)
@@ -203,6 +202,8 @@ class InArena:
                 self._source = layout.source
         if isinstance(content, PreTrainedModel) and self._is_needed:
             self._model = self._copy(content, views)
+        if self._upload is not None:  # last: copies to the device would wait for all of it
+            self._upload.join()
 
     @property
     def _is_needed(self) -> bool:

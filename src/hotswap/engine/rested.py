@@ -87,7 +87,8 @@ class Saved:
     max_model_len: int
     engine: EngineConfig
     blocks: list[int]
-    copies: KVCopies
+    copies: KVCopies | None
+    """None: they are used up."""
 
     @classmethod
     def of(
@@ -111,7 +112,7 @@ class Saved:
 
     @property
     def bytes(self) -> int:
-        return sum(tensor.nbytes for pair in self.copies.values() for tensor in pair)
+        return 0 if self.copies is None else self.copies.bytes
 
     @property
     def needed_bytes(self) -> int:
@@ -121,10 +122,11 @@ class Saved:
         return self.bytes if device.type == "cpu" else 0
 
     def wake(self, made: Callable[[int], LeanForward]) -> LeanForward:
+        assert self.copies is not None
         forward = made(self.scheduler.pool.count)
         forward.pool.restore(self.blocks, self.copies)
         self.close()
         return forward
 
     def close(self) -> None:
-        self.copies = {}
+        self.copies = None

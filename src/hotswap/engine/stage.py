@@ -70,6 +70,10 @@ _REMEMBERED_ONCE_SHARE = 1 / 32
 _REMEMBERED_ONCE_BYTES = 32 << 20
 _WORTH_VACATING_BYTES = 16 << 20
 """Giving memory back takes milliseconds, and those of a small model count."""
+_FIRST_KV_BYTES = 2 << 30
+"""Of keys and values on a device with memory of its own; there is more when it is needed. An H100
+took 47 ms to reserve 60 GiB in one piece and 44 to give them back: more than a small model's
+weights need to get there."""
 _KV_AGAIN = 1.05
 """As much of that as the pool of a model that was there before may take: what is free is not the
 same to the byte each time."""
@@ -150,6 +154,10 @@ class Stage:
         weights = self.prepared.weights
         begun = time.monotonic()
         self._forward, verdict = choose(placement)
+        sampler: object = self._sampler
+        if isinstance(sampler, StepSampler):
+            rows = self.prepared.spec.engine.max_num_seqs
+            sampler.compile_for(rows, placement.vocab, getattr(torch, weights.dtype))
         self._warm_up_s = time.monotonic() - begun
         pool = self._reserve(self._forward.chunked, verdict)
         self._forward.reserve(pool.count)
@@ -266,11 +274,15 @@ class Stage:
     def _rested(self, room: int) -> Rested | None:
         """None: there is nothing to be gained by it, or answers have been cut."""
         forward, scheduler = self._forward, self._scheduler
+        if scheduler is not None:
+            scheduler.pool.grow_with(None)  # it outlives the forward
         if scheduler is None or scheduler.pool.used or not isinstance(forward, LeanForward):
             return None
         engine = self.prepared.spec.engine
         if self._memory is not None:
-            return Saved.of(forward, scheduler, self._max_model_len, engine, room)
+            saved = Saved.of(forward, scheduler, self._max_model_len, engine, room)
+            scheduler.pool.cut(_first_blocks(scheduler.budget))
+            return saved
         if isinstance(forward, RecordedForward):  # its graphs have this stay's sampler in them
             return None
         if scheduler.remembered_bytes > room:
@@ -294,7 +306,26 @@ class Stage:
         self._scheduler = Scheduler(limits, budget, pool)
         return pool
 
+    def _more_blocks(self, forward: PooledForward, wanted: int) -> int:
+        """Room in a device's own memory, as it is needed: what is reserved there has to be given
+        back at every swap, and the next model could use it meanwhile."""
+        assert self._scheduler is not None
+        there, budget = self._scheduler.pool.count, self._scheduler.budget
+        free = kv_room(devices.free_bytes(self._device), is_apart=True) // budget.block_bytes
+        count = min(budget.blocks, there + free, max(wanted, 2 * there))
+        if count - there < there // 4 and count < budget.blocks:
+            return there  # growing costs the recorded steps
+        try:
+            forward.grow(count)
+        except torch.OutOfMemoryError:
+            _log.warning("%s: no memory for more keys and values", self.prepared.spec.id)
+            count = there
+        devices.release_unused(self._device)
+        return count
+
     def _get_ready(self, forward: Forward, pool: BlockPool) -> None:
+        if self._memory is not None and isinstance(forward, PooledForward):
+            pool.grow_with(partial(self._more_blocks, forward))
         if self._device.type == "cpu" and isinstance(forward, PooledForward):
             pool.vacate_with(partial(_vacate, forward.pool))
         if isinstance(forward, RecordedForward):
@@ -338,8 +369,8 @@ class Stage:
         used = limits.max_num_seqs * budget.blocks_of(self._max_model_len)
         if not limits.chunked:
             return BlockPool(min(budget.blocks, used), remembered=0)
-        if self._device.type != "cpu":
-            return BlockPool(budget.blocks)
+        if self._memory is not None:
+            return BlockPool(_first_blocks(budget))
         remembered, once = self._remembered(budget)
         return BlockPool(
             min(budget.blocks, used + remembered),
@@ -389,6 +420,10 @@ def _bring_into_image(weights: HostWeights, memory: DeviceMemory, abandoned: Aba
     image = made_image(Layout.of(weights.content), memory, abandoned)
     if image is not None:
         weights.move_into(image)
+
+
+def _first_blocks(budget: KVBudget) -> int:
+    return min(budget.blocks, max(1, _FIRST_KV_BYTES // budget.block_bytes))
 
 
 def _vacate(pool: KVPool, runs: Sequence[Run]) -> None:

@@ -116,7 +116,7 @@ def test_few_rows_are_shared_by_programs_until_the_device_is_full() -> None:
     pytest.importorskip("triton")
     from hotswap.engine.sampler.fused import split_count
 
-    assert [split_count(rows, 151_936, 132) for rows in (1, 8, 32, 128, 256)] == [32, 32, 8, 2, 1]
+    assert [split_count(rows, 151_936, 132) for rows in (1, 8, 32, 128, 256)] == [32, 32, 8, 8, 1]
     assert split_count(1, 2048, 132) == 1
     assert split_count(0, 151_936, 132) == 32
 

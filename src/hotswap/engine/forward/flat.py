@@ -51,6 +51,9 @@ class FlatForward:
     def reserve(self, blocks: int) -> None:
         self.pool.resize(blocks)
 
+    def grow(self, blocks: int) -> None:
+        self.pool.grow(blocks)
+
     def logits(self, segments: Sequence[Segment], ids: Tensor | None = None) -> Tensor:
         running = _Running(FlatStep(self.pool, segments, self._model.device))
         step = running.step

@@ -46,6 +46,9 @@ class LeanForward:
     def reserve(self, blocks: int) -> None:
         self.pool.resize(blocks)
 
+    def grow(self, blocks: int) -> None:
+        self.pool.grow(blocks)
+
     def copy(self, blocks: Sequence[tuple[int, int]]) -> None:
         self.pool.copy(blocks)
 

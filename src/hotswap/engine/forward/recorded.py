@@ -36,6 +36,9 @@ class StepSampler(Protocol):
     def release(self) -> None:
         """Give the room back, as nothing recorded refers to it any more."""
 
+    def compile_for(self, rows: int, vocab: int, dtype: torch.dtype) -> None:
+        """Have all ready that launches for up to ``rows`` rows of logits take."""
+
     def prepare(self, rows: Sequence[SamplingRow], vocab: int) -> int:
         """Have the next launches draw for ``rows``, and for nobody in further rows. Returns a
         number; a recorded launch is good as long as it is the same."""
@@ -96,6 +99,12 @@ class RecordedForward(LeanForward):
     def reserve(self, blocks: int) -> None:
         self._forget_graphs()
         super().reserve(blocks)
+
+    def grow(self, blocks: int) -> None:
+        if self._graphs is not None:  # what they refer to moves
+            for kind in StepKind:
+                self._graphs.forget(kind)
+        super().grow(blocks)
 
     def logits(self, segments: Sequence[Segment], ids: Tensor | None = None) -> Tensor:
         greedy = self._greedy(segments, ids)

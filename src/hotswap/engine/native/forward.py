@@ -43,6 +43,13 @@ class NativeForward(LeanForward):
         super().reserve(blocks)
         self._decode = self._made()
 
+    def grow(self, blocks: int) -> None:
+        self._end_decode()
+        try:
+            super().grow(blocks)
+        finally:
+            self._decode = self._made()
+
     def logits(self, segments: Sequence[Segment], ids: Tensor | None = None) -> Tensor:
         if self._fits(segments):
             return self._computed(segments, ids)[0]

@@ -11,7 +11,7 @@ import triton
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hotswap.engine.drawing import SamplingRow
+from hotswap.engine.drawing import DrawParams, SamplingRow
 from hotswap.engine.sampler import kernels
 from hotswap.engine.sampler.drawn import Drawn, Logprobs
 from hotswap.engine.sampler.edits import Edits, forbidden_ids
@@ -21,7 +21,8 @@ from hotswap.engine.sampler.settled import settle
 from hotswap.engine.transfers import sent
 
 _WARPS = 8
-_MOST_SPLITS = 32
+_SPLITS = (1, 8, 32)
+"""Few, because each is compiled by itself: 11 s on the first machine that it was measured on."""
 _PROGRAMS_PER_MULTIPROCESSOR = 2
 _MULTIPROCESSORS_ELSEWHERE = 4
 """What Triton's interpreter is taken for."""
@@ -53,6 +54,17 @@ class FusedSampler:
     def release(self) -> None:
         """Give the tables' memory back; there are others when they are needed again."""
         self._slots = None
+
+    def compile_for(self, rows: int, vocab: int, dtype: torch.dtype) -> None:
+        """What launches for up to ``rows`` rows take, so that no answer waits for it. Triton
+        keeps it on the disk for later processes."""
+        other, known = FusedSampler(self._device), set[int]()
+        for count in (1 << power for power in range(rows.bit_length())):
+            splits = split_count(count, vocab, _multiprocessors(self._device))
+            if splits not in known:
+                known.add(splits)
+                other.prepare([SamplingRow(DrawParams(), seed=0) for _ in range(count)], vocab)
+                other.launch(torch.zeros(count, vocab, dtype=dtype, device=self._device), None)
 
     def draw(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Drawn:
         """One draw for each row of ``logits`` ([rows, vocab], any float type)."""
@@ -129,11 +141,11 @@ class FusedSampler:
 
 
 def split_count(rows: int, vocab: int, multiprocessors: int) -> int:
-    """Among how many programs a row is divided: a power of two, so many that rows times it fill the
-    device."""
+    """Among how many programs a row is divided: so many that rows times it fill the device, where
+    the row is long enough."""
     wanted = _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors // max(rows, 1)
-    most = max(1, min(wanted, vocab // LANES, _MOST_SPLITS))
-    return 1 << (most.bit_length() - 1)
+    possible = [splits for splits in _SPLITS if splits <= max(1, vocab // LANES)]
+    return next((splits for splits in possible if splits >= wanted), possible[-1])
 
 
 class _Seat:
@@ -219,7 +231,7 @@ class _Slots:
         integers = partial(torch.zeros, dtype=torch.int32, device=device)
         floats = partial(torch.zeros, dtype=torch.float32, device=device)
         masses = partial(torch.zeros, dtype=torch.int64, device=device)
-        stretches = self.rows, _MOST_SPLITS
+        stretches = self.rows, max(_SPLITS)
         self.table = Table(
             integers=integers(self.rows, kernels.INTEGERS),
             floats=floats(self.rows, kernels.FLOATS),
