@@ -1,11 +1,12 @@
-"""Everything that is to be known from one short visit to a machine with a GPU.
+"""Everything that is to be known from two short visits to a machine with a GPU.
 
-    python -m bench.gpu [--out DIR]
+    python -m bench.gpu [--out DIR] [--steps small|large]
 
-Runs the tests marked ``gpu``, the kernels, the engine on a 0.6B and an 8B shape, and swaps, each
-within a limit and whatever becomes of the others, in nine and a half minutes at most. ``gpu.json``
-holds the figures, ``gpu.log`` all that was printed; without --out they go to $OUT, or else to the
-current directory.
+The first visit runs the tests marked ``gpu``, swaps, the sampler, the engine on a 0.6B shape and
+the kernels; ``--steps large`` is the second one, with an 8B shape and continuous batching. Each
+step has a limit, whatever becomes of the others, and a visit takes nine and a half minutes at most.
+On a fresh machine much of that is the compiling of kernels. ``gpu.json`` holds the figures,
+``gpu.log`` all that was printed; without --out they go to $OUT, or else to the current directory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +29,7 @@ from bench.checkpoints import DEFAULT_MODELS
 from bench.gpu_device import NO_DEVICE, device_name
 
 VISIT_S = 570.0
+SMALL, LARGE = "small", "large"
 _ROOT = Path(__file__).parent.parent
 
 
@@ -42,18 +44,29 @@ class Step:
     """It takes ``--json``."""
 
 
-def steps(models: Path) -> tuple[Step, ...]:
+def visits(models: Path) -> dict[str, tuple[Step, ...]]:
+    """The steps of each."""
     engine = ("-m", "bench.engine", "--device", "cuda", "--models", str(models))
     swap = ("-m", "bench.swap", "--device", "cuda", "--models", str(models))
-    parts = ("--parts", "swaps", "drain", "floors", "--rounds", "2")
+    sampler = ("--vocab", "151936", "--dtypes", "bf16", "--filters", "on", "--rows", "1", "32", "128")
     few = ("--parts", "throughput", "draws", "--contenders", "hotswap", "generate", "--rounds", "2")
-    return (
-        Step("tests", ("-m", "pytest", "-m", "gpu"), 90, reports=False),
-        Step("kernels", ("-m", "bench.kernels"), 60),
-        Step("0.6B", (*engine, "--shape", "q06", "--sequences", "1", "8", "32", "64"), 180),
-        Step("swaps", (*swap, "--shape", "q06", *parts), 90),
-        Step("8B", (*engine, "--shape", "q8b", "--sequences", "1", "8", "32", "64", *few), 150),
-    )
+    sizes = ("--sequences", "1", "8", "32", "64")
+    batching = ("--parts", "throughput", "--contenders", "hotswap", "continuous batching")
+    swaps = ("--shape", "q06", "--parts", "swaps", "floors", "--rounds", "2")
+    return {
+        SMALL: (
+            Step("tests", ("-m", "pytest", "-m", "gpu"), 150, reports=False),
+            Step("swaps", (*swap, *swaps), 160),
+            Step("sampler", ("-m", "bench.sampler", *sampler), 80),
+            Step("0.6B", (*engine, "--shape", "q06", *sizes, *few), 140),
+            Step("kernels", ("-m", "bench.kernels"), 40),
+        ),
+        LARGE: (
+            Step("8B swaps", (*swap, "--shape", "q8b", "--parts", "alone", "floors"), 200),
+            Step("8B", (*engine, "--shape", "q8b", *sizes, *few), 200),
+            Step("batching", (*engine, "--shape", "q06", "--sequences", "32", *batching), 170),
+        ),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +79,11 @@ class Outcome:
     report: dict[str, Any] | None
 
 
-def visit(out: Path, models: Path) -> Iterator[Outcome]:
+def visit(out: Path, steps: Sequence[Step]) -> Iterator[Outcome]:
     """Take the steps, one after the other, until the visit is over."""
     over = time.monotonic() + VISIT_S
     with (out / "gpu.log").open("w") as log:
-        for step in steps(models):
+        for step in steps:
             yield take(step, out, log, min(step.limit_s, over - time.monotonic()))
 
 
@@ -104,6 +117,7 @@ def main() -> int:
     default = Path(os.environ.get("OUT", "."))
     parser.add_argument("--out", type=Path, default=default, metavar="DIR")
     parser.add_argument("--models", type=Path, default=DEFAULT_MODELS, metavar="DIR")
+    parser.add_argument("--steps", choices=(SMALL, LARGE), default=SMALL)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print(NO_DEVICE, file=sys.stderr)
@@ -111,7 +125,7 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     print(device_name("cuda"))
-    for outcome in visit(arguments.out, arguments.models):
+    for outcome in visit(arguments.out, visits(arguments.models)[arguments.steps]):
         print(f"{outcome.name}: {outcome.verdict}, {outcome.seconds:.0f} s", flush=True)
         outcomes.append(outcome)
         # After each step: what has been measured outlives a visit that is cut short.

@@ -30,7 +30,7 @@ from bench.gantt import Row, plot
 from bench.gpu_device import device_name
 from bench.pairs import OURS, Models
 from bench.swap_goals import goals
-from bench.swap_parts import PARTS, Bench, Findings, Settings
+from bench.swap_parts import ALONE, PARTS, Bench, Findings, Settings
 from hotswap.demo import MODELS_DIR
 
 DEMO = "demo"
@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--transformers", type=Path, metavar="FILE", help="the command of another environment"
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=(*PARTS, ALONE))
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--swaps", type=int, default=100, metavar="N", help="of the stress")
     parser.add_argument("--clients", type=int, default=4, metavar="N", help="of the stress")

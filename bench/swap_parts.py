@@ -49,6 +49,9 @@ from bench.swap_goals import (
 from bench.worker import Worker
 
 PARTS = ("swaps", "drain", "probes", "disk", "start", "floors", "stress")
+ALONE = "alone"
+"""Another part: parked models without anybody beside them, for those of which a device does not hold
+two contenders'."""
 
 _PARKING, _COLD = "parking", "cold"
 """Our server twice: as it comes, and with no memory for parked models."""
@@ -120,6 +123,9 @@ class Bench:
     def _side_by_side(self, stack: ExitStack) -> None:
         """The parts that need the same processes."""
         wanted = set(self._settings.parts)
+        if ALONE in wanted:
+            with ExitStack() as alone:
+                self.alone(self._served(alone, (_PARKING,)))
         if not wanted & {"swaps", "drain", "probes"}:
             return
         pairs = self._pairs(stack, (_PARKING, _COLD))
@@ -152,6 +158,18 @@ class Bench:
                     above(row), contender, _differences(swapped[name], resident[name])
                 )
         self._add_rate("touching a file in the page cache", touched)
+        self._tell_phases(pairs)
+
+    def alone(self, pairs: Mapping[str, Pair]) -> None:
+        """Swaps to parked models."""
+        pair, resident, swapped = pairs[_PARKING], [], []
+        _warm(pair)
+        for _ in range(self._settings.rounds):
+            resident.append(turn(pair.resident_s))
+            swapped.append(turn(pair.swap_s))
+        self.findings.add(RESIDENT, OURS, resident)
+        self.findings.add(PARKED, OURS, swapped)
+        self.findings.add(above(PARKED), OURS, _differences(swapped, resident))
         self._tell_phases(pairs)
 
     def drain(self, pairs: Mapping[str, Pair]) -> None:
@@ -285,6 +303,16 @@ class Bench:
     def _pairs(self, stack: ExitStack, ours: tuple[str, ...]) -> dict[str, Pair]:
         """The contenders, warm."""
         settings = self._settings
+        pairs = self._served(stack, ours)
+        worker = stack.enter_context(Worker(PRETRAINED, settings.models.paths[0], settings.device))
+        pairs[PRETRAINED] = PretrainedPair(worker, settings.models, self._prompts)
+        for pair in pairs.values():
+            _warm(pair)
+        return pairs
+
+    def _served(self, stack: ExitStack, ours: tuple[str, ...]) -> dict[str, Pair]:
+        """Those that are servers."""
+        settings = self._settings
         pairs: dict[str, Pair] = {}
         for name, kind in self._kinds(ours).items():
             server = stack.enter_context(serving(kind, settings.models.paths[0], self._home))
@@ -294,10 +322,6 @@ class Bench:
             else:
                 parks = name == _PARKING
                 pairs[name] = HotswapPair(server, names, self._prompts, parks=parks)
-        worker = stack.enter_context(Worker(PRETRAINED, settings.models.paths[0], settings.device))
-        pairs[PRETRAINED] = PretrainedPair(worker, settings.models, self._prompts)
-        for pair in pairs.values():
-            _warm(pair)
         return pairs
 
     def _names(self, name: str) -> tuple[str, str]:
@@ -309,6 +333,8 @@ class Bench:
     def _tell_phases(self, pairs: Mapping[str, Pair]) -> None:
         """What our servers say of their swaps."""
         for name, row in ((_PARKING, PARKED), (_COLD, CACHED)):
+            if name not in pairs:
+                continue
             pair = _ours(pairs[name])
             for phase in dict.fromkeys(phase for swap in pair.timings for phase in swap):
                 seconds = [swap[phase] for swap in pair.timings if phase in swap]

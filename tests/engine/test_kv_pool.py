@@ -204,6 +204,8 @@ def test_closing_gives_the_memory_back() -> None:
 def test_copies_of_blocks_go_back_into_other_blocks_of_another_pool(*, made_before: bool) -> None:
     import torch
 
+    from hotswap.engine.device_memory import HostMemory
+
     pool, other = pool_of(5), pool_of(7)
     layers = [layer_of(pool, index) for index in (0, 1)]
     for tensor in (tensor for layer in layers for tensor in layer):
@@ -213,7 +215,7 @@ def test_copies_of_blocks_go_back_into_other_blocks_of_another_pool(*, made_befo
     pool.close()
     if made_before:  # and what refers to it must see what comes
         seen = layer_of(other, 1)
-    other.restore([0, 6], copies)
+    other.restore([0, 6], copies, HostMemory())
     found = [tensor for index in (0, 1) for tensor in layer_of(other, index)]
     if made_before:
         assert [t.data_ptr() for t in seen] == [t.data_ptr() for t in found[2:]]
@@ -231,6 +233,7 @@ def _block(pool: Tensor, block: int) -> Tensor:
 def test_keys_and_values_come_back_to_a_cuda_device_and_their_memory_to_it() -> None:
     import torch
 
+    from hotswap.engine.device_memory import CudaMemory
     from hotswap.engine.kv_pool import KVPool
 
     if not torch.cuda.is_available():
@@ -251,7 +254,7 @@ def test_keys_and_values_come_back_to_a_cuda_device_and_their_memory_to_it() -> 
     first.close()
     assert not written.untyped_storage().nbytes()
     second = KVPool(device, 9)
-    second.restore([1, 4], copies)
+    second.restore([1, 4], copies, CudaMemory(device))
     found = second.layer(0, keys, keys)[0].cpu()
     for block in (1, 4):
         assert torch.equal(_block(found, block), _block(wanted, block))

@@ -32,6 +32,9 @@ class LateLane:
     def mark(self) -> Arrival:
         return _Late(self, len(self._copies))
 
+    def follow(self) -> None:
+        """Nothing is computed beside it."""
+
     def advance(self, until: int) -> None:
         with self._turn:
             while self.done < until:

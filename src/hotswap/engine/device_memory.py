@@ -56,6 +56,20 @@ class DeviceMemory(Protocol):
         """Nothing is being copied from it any more."""
 
 
+def brought(memory: DeviceMemory, content: Tensor) -> Tensor:
+    """A copy of host memory (uint8) on the device. The calling thread may compute with it at once.
+
+    Raises:
+        torch.OutOfMemoryError
+    """
+    target = torch.empty_like(content, device=memory.device)
+    with memory.ring() as ring:
+        memory.lane.follow()  # there may have been something else in this place
+        ring.send(target, content)
+        ring.flush().join()
+    return target
+
+
 class CudaMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device

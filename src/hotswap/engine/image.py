@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import mmap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hotswap.engine.arena import Layout
 from hotswap.engine.device_memory import DeviceMemory
 from hotswap.engine.forward.skeleton import Skeleton
+from hotswap.engine.pages import reserved
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +24,6 @@ _STRETCH_BYTES = 64 << 20
 _COPY_BYTES = 16 << 20
 """The same of filling. What is given up is given up between two of either."""
 _THREADS = 4
-_HUGE_PAGES = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux only
 
 Abandoned = threading.Event
 
@@ -85,7 +83,7 @@ def made(layout: Layout, memory: DeviceMemory, abandoned: Abandoned) -> HostImag
     given up.
     """
     try:
-        host = _reserved(layout.size)
+        host = reserved(layout.size)
     except OSError:
         _log.warning("There are no %d bytes of host memory for an image", layout.size)
         return None
@@ -115,18 +113,6 @@ class Imaging:
         """Give it up, if it is not done; afterwards nothing goes on."""
         self._abandoned.set()
         self._thread.join()
-
-
-def _reserved(size: int) -> Tensor:
-    """Memory of our own, uint8 [size]: torch's pinned one is rounded up to powers of two, and kept.
-
-    Raises:
-        OSError
-    """
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if _HUGE_PAGES is not None:
-        memory.madvise(_HUGE_PAGES)
-    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def _filled(host: Tensor, layout: Layout, abandoned: Abandoned) -> bool:

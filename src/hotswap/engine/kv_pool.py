@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from hotswap.engine.blocks import BLOCK_TOKENS, Run
+from hotswap.engine.device_memory import DeviceMemory, brought
+from hotswap.engine.pages import reserved
 
 # Linux only.
 _NO_HUGE_PAGES = getattr(mmap, "MADV_NOHUGEPAGE", None)
@@ -114,6 +116,7 @@ class KVPool:
 
         Raises:
             torch.OutOfMemoryError: the device has no room to gather it.
+            OSError: the host has none.
         """
         chosen = torch.tensor(blocks, device=self._device)
         end, layers = 0, dict[int, tuple[_Part, _Part]]()
@@ -126,12 +129,18 @@ class KVPool:
             for part, pool in zip(parts, self._layers[index], strict=True):
                 out = _in_blocks(part.of(gathered))
                 torch.index_select(_in_blocks(pool), 1, chosen, out=out)
-        return KVCopies(gathered.cpu(), layers)
+        if self._device.type == "cpu":
+            return KVCopies(gathered, layers)
+        return KVCopies(reserved(end).copy_(gathered), layers)
 
-    def restore(self, blocks: Sequence[int], copies: KVCopies) -> None:
-        """Put copies of as many blocks of such a pool into ``blocks``."""
+    def restore(self, blocks: Sequence[int], copies: KVCopies, memory: DeviceMemory) -> None:
+        """Put copies of as many blocks of such a pool into ``blocks``; ``memory``: of the device.
+
+        Raises:
+            torch.OutOfMemoryError
+        """
         chosen = torch.tensor(blocks, device=self._device)
-        content = copies.content.to(self._device)
+        content = brought(memory, copies.content)
         for index, (of_keys, of_values) in copies.layers.items():
             keys, values = of_keys.of(content), of_values.of(content)
             pools = self.layer(index, keys.transpose(0, 1), values.transpose(0, 1))

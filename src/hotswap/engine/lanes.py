@@ -34,6 +34,10 @@ class Lane(Protocol):
     def mark(self) -> Arrival:
         """The arrival of what was asked for so far."""
 
+    def follow(self) -> None:
+        """Have what is asked for from now on come after what the calling thread has asked the
+        device to compute."""
+
 
 class Ring:
     """Buffers that copies go through. For one thread at a time."""
@@ -89,6 +93,9 @@ class HostLane:
     def mark(self) -> Arrival:
         return _Arrived()
 
+    def follow(self) -> None:
+        """It does."""
+
 
 class _Arrived:
     def wait(self) -> None:
@@ -110,6 +117,9 @@ class CudaLane:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(self.stream)
         return _CudaArrival(event, self.stream.device)
+
+    def follow(self) -> None:
+        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
 
 
 class _CudaArrival:

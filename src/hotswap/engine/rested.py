@@ -10,14 +10,14 @@ from typing import Protocol, Self
 import torch
 
 from hotswap.contracts import EngineConfig
+from hotswap.engine.device_memory import DeviceMemory
 from hotswap.engine.forward.lean import LeanForward
 from hotswap.engine.kv_pool import KVCopies
 from hotswap.engine.scheduler import Scheduler
 
 _SAVED_BYTES = 256 << 20
-"""Of keys and values are copied from a device at most, those of the newest answers. At 5 GB/s, what
-copies to memory that is not pinned are said to reach, it takes a twentieth of a second; no GPU has
-been asked yet."""
+"""Of keys and values are copied from a device at most, those of the newest answers. An H100 took
+20 ms for as much, to memory that was there."""
 
 
 class Rested(Protocol):
@@ -89,6 +89,8 @@ class Saved:
     blocks: list[int]
     copies: KVCopies | None
     """None: they are used up."""
+    memory: DeviceMemory
+    """That they are copies of."""
 
     @classmethod
     def of(
@@ -98,6 +100,7 @@ class Saved:
         max_model_len: int,
         engine: EngineConfig,
         room: int,
+        memory: DeviceMemory,
     ) -> Self | None:
         """None: nothing is remembered that has room.
 
@@ -108,7 +111,8 @@ class Saved:
         blocks = scheduler.pool.keep(most)
         if not blocks:
             return None
-        return cls(scheduler, max_model_len, engine, blocks, forward.pool.copies(blocks))
+        copies = forward.pool.copies(blocks)
+        return cls(scheduler, max_model_len, engine, blocks, copies, memory)
 
     @property
     def bytes(self) -> int:
@@ -124,7 +128,7 @@ class Saved:
     def wake(self, made: Callable[[int], LeanForward]) -> LeanForward:
         assert self.copies is not None
         forward = made(self.scheduler.pool.count)
-        forward.pool.restore(self.blocks, self.copies)
+        forward.pool.restore(self.blocks, self.copies, self.memory)
         self.close()
         return forward
 

@@ -280,7 +280,8 @@ class Stage:
             return None
         engine = self.prepared.spec.engine
         if self._memory is not None:
-            saved = Saved.of(forward, scheduler, self._max_model_len, engine, room)
+            longest, memory = self._max_model_len, self._memory
+            saved = Saved.of(forward, scheduler, longest, engine, room, memory)
             scheduler.pool.cut(_first_blocks(scheduler.budget))
             return saved
         if isinstance(forward, RecordedForward):  # its graphs have this stay's sampler in them
