@@ -48,7 +48,18 @@ def visits(models: Path) -> dict[str, tuple[Step, ...]]:
     """The steps of each."""
     engine = ("-m", "bench.engine", "--device", "cuda", "--models", str(models))
     swap = ("-m", "bench.swap", "--device", "cuda", "--models", str(models))
-    sampler = ("--vocab", "151936", "--dtypes", "bf16", "--filters", "on", "--rows", "1", "32", "128")
+    sampler = (
+        "--vocab",
+        "151936",
+        "--dtypes",
+        "bf16",
+        "--filters",
+        "on",
+        "--rows",
+        "1",
+        "32",
+        "128",
+    )
     few = ("--parts", "throughput", "draws", "--contenders", "hotswap", "generate", "--rounds", "2")
     sizes = ("--sequences", "1", "8", "32", "64")
     batching = ("--parts", "throughput", "--contenders", "hotswap", "continuous batching")

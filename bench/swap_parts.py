@@ -50,8 +50,8 @@ from bench.worker import Worker
 
 PARTS = ("swaps", "drain", "probes", "disk", "start", "floors", "stress")
 ALONE = "alone"
-"""Another part: parked models without anybody beside them, for those of which a device does not hold
-two contenders'."""
+"""Another part: parked models without anybody beside them, where a device does not hold those of
+two contenders."""
 
 _PARKING, _COLD = "parking", "cold"
 """Our server twice: as it comes, and with no memory for parked models."""

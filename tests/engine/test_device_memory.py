@@ -279,8 +279,17 @@ async def test_an_image_is_made_after_the_first_answer_and_kept_while_the_model_
                 while prepared.weights.image is None:
                     await anyio.sleep(0.001)
         assert len(notes.pinned) == 1
-        monkeypatch.delattr(Ring, "send")  # it goes up from the image
+        [parked] = registry._park._models.values()
+        assert parked.rested is not None
+        saved, sizes, send = parked.rested.bytes, list[int](), Ring.send
+
+        def noted(self: Ring, target: Tensor, source: Tensor) -> None:
+            sizes.append(source.nbytes)
+            send(self, target, source)
+
+        monkeypatch.setattr(Ring, "send", noted)
         assert (await play(registry, spec))[0] == first
+        assert sizes == [saved]  # keys and values; the weights go up from the image
         assert len(notes.pinned) == 1
         registry.forget(spec.id)
         await let_go()
@@ -614,6 +623,61 @@ async def test_without_memory_for_more_an_answer_waits_for_the_room_of_another(
             )
             assert all(answer.finished for answer in answers)
             assert engine._scheduler.pool.count == 12
+
+
+async def test_a_request_that_was_promised_more_than_there_is_is_refused(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it, and others are answered."""
+    import torch
+
+    from hotswap.engine import stage
+    from hotswap.engine.kv_pool import KVPool
+
+    def refuse(self: KVPool, blocks: int) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(KVPool, "grow", refuse)
+    monkeypatch.setattr(stage, "_first_blocks", lambda _: 8)
+    spec = spec_of(checkpoint())
+    async with new_registry(Notes()) as registry:
+        prepared = await registry.prepare(spec, ignore)
+        async with registry.start(prepared, ignore, ignore) as engine:
+            served = Served(registry, prepared, engine)
+            with anyio.fail_after(60):
+                with pytest.raises(InsufficientMemory, match="any more"):
+                    await served.ask([*LONG, *LONG], max_tokens=4)
+                with pytest.raises(InsufficientMemory, match="any more"):  # in the middle
+                    await served.ask(LONG, max_tokens=200, ignore_eos=True)
+                assert (await served.ask(LONG, max_tokens=4)).finished
+
+
+async def test_an_answer_gets_the_room_of_weights_that_were_sent_ahead(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model that they are of starts all the same, and sends them again."""
+    from hotswap.engine import device, stage
+
+    monkeypatch.setattr(stage, "_first_blocks", lambda _: 4)
+    spec, other = spec_of(checkpoint()), spec_of(checkpoint("llama"))
+    async with new_registry(Notes()) as registry:
+        prepared = await registry.prepare(spec, ignore)
+        async with registry.start(prepared, ignore, ignore) as engine:
+            served = Served(registry, prepared, engine)
+            await served.ask([1, 2, 3], max_tokens=2)
+            following = await registry.prepare(other, ignore)
+            assert following.ahead is not None
+            sent = registry._aheads.bytes
+            assert sent
+            free = device.free_bytes
+            monkeypatch.setattr(
+                device, "free_bytes", lambda d: 0 if registry._aheads.bytes else free(d)
+            )
+            assert (await served.ask(LONG, max_tokens=4)).finished
+            assert registry._aheads.bytes == 0
+        async with registry.start(following, ignore, ignore) as engine:
+            answer = await Served(registry, following, engine).ask(LONG, max_tokens=4)
+            assert answer.finished
 
 
 async def test_what_has_no_room_any_more_is_computed_again(

@@ -41,8 +41,9 @@ class Aheads:
     def __init__(self) -> None:
         self._arenas: dict[int, weakref.ref[Tensor]] = {}
         """By their `id`: a thread may hold one a moment longer than the model does."""
+        self._waiting: list[weakref.ref[Ahead]] = []
         self._lock = threading.Lock()
-        """Of the arenas: one that begins on a thread may have been given up on the event loop."""
+        """They begin on some thread, are taken on the event loop, and given up on the device's."""
 
     @property
     def bytes(self) -> int:
@@ -66,12 +67,26 @@ class Aheads:
             there = {key: arena for key, arena in self._arenas.items() if arena() is not None}
             self._arenas = {**there, id(upload.arena): weakref.ref(upload.arena)}
         upload.send_ahead()
-        return Ahead(upload)
+        ahead = Ahead(upload)
+        with self._lock:
+            self._waiting = [ref for ref in self._waiting if ref() is not None]
+            self._waiting.append(weakref.ref(ahead))
+        return ahead
 
     def take(self, ahead: Ahead | None) -> Upload | None:
         """Its turn has come."""
-        upload = None if ahead is None else ahead.take()
-        if upload is not None:
-            with self._lock:
+        with self._lock:
+            upload = None if ahead is None else ahead.take()
+            if upload is not None:
                 self._arenas.pop(id(upload.arena), None)
         return upload
+
+    def give_up(self) -> None:
+        """Free all of it: the model that is there needs the room. Waits for what is under way."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for ref in waiting:
+            upload = self.take(ref())
+            if upload is not None:
+                _log.info("%d bytes ahead of time make room for an answer", upload.layout.size)
+                upload.close()

@@ -342,6 +342,9 @@ class TorchEngine:
             self._runner.drop(sequence)
         if after is not None and not plan.chunks:
             return None
+        if self._scheduler.stuck:
+            self._refuse(self._scheduler.waiting[0], post)
+            return None
         launched = self._runner.launch(plan, after)
         self._scheduler.computed(plan)
         self._steps += 1
@@ -390,6 +393,12 @@ class TorchEngine:
             "too long to find out, or this model has no tokens for it.",
             param=sequence.guide.param,
         )
+        self._forget(sequence)
+
+    def _refuse(self, sequence: Sequence, post: Post) -> None:
+        """Memory that it was promised has become another process's."""
+        short = InsufficientMemory("The device has no memory for so long a request any more.")
+        post.errors[self._tickets[sequence.id].number] = short
         self._forget(sequence)
 
     def _recover(self, error: Exception, post: Post) -> None:

@@ -402,6 +402,7 @@ class TorchEngineRegistry:
             rested=rested,
             ahead=self._aheads.take(prepared.ahead),
             image_room=0 if memory is None else self._park_budget() - others_bytes,
+            reclaim=self._aheads.give_up,
         )
 
     @asynccontextmanager

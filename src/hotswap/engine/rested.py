@@ -97,14 +97,16 @@ class Saved:
         cls,
         forward: LeanForward,
         scheduler: Scheduler,
+        memory: DeviceMemory,
+        *,
         max_model_len: int,
         engine: EngineConfig,
         room: int,
-        memory: DeviceMemory,
     ) -> Self | None:
         """None: nothing is remembered that has room.
 
         Args:
+            memory: Of the device that the forward is on.
             room: Bytes of host memory.
         """
         most = max(0, min(room, _SAVED_BYTES)) // scheduler.budget.block_bytes

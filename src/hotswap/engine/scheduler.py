@@ -148,6 +148,17 @@ class Scheduler:
             and all(s.decodes and not _draws_by_last_token(s) for s in running)
         )
 
+    @property
+    def stuck(self) -> bool:
+        """The first one waiting has no room although it is alone: the pool could not grow as its
+        budget says. To be asked behind `plan`."""
+        return (
+            bool(self.waiting)
+            and not self.running
+            and not self.pool.used
+            and self.budget.blocks_of(self.waiting[0].length) > self.pool.count
+        )
+
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 

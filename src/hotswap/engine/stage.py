@@ -91,6 +91,7 @@ class Stage:
         rested: Rested | None = None,
         ahead: Upload | None = None,
         image_room: int = 0,
+        reclaim: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
@@ -98,6 +99,7 @@ class Stage:
             rested: What the model goes on with; it is the stage's from now on.
             ahead: The same of weights that are on their way already.
             image_room: Bytes that an image of the weights may have in host memory.
+            reclaim: Frees what the device holds for models whose turn has not come.
         """
         self.prepared = prepared
         self._device = device
@@ -105,6 +107,7 @@ class Stage:
         self._remains = rested
         self._ahead = ahead
         self._image_room = image_room
+        self._reclaim = reclaim
         self._imaging: Imaging | None = None
         self._placement: Placement | None = None
         self._forward: Forward | None = None
@@ -280,8 +283,14 @@ class Stage:
             return None
         engine = self.prepared.spec.engine
         if self._memory is not None:
-            longest, memory = self._max_model_len, self._memory
-            saved = Saved.of(forward, scheduler, longest, engine, room, memory)
+            saved = Saved.of(
+                forward,
+                scheduler,
+                self._memory,
+                max_model_len=self._max_model_len,
+                engine=engine,
+                room=room,
+            )
             scheduler.pool.cut(_first_blocks(scheduler.budget))
             return saved
         if isinstance(forward, RecordedForward):  # its graphs have this stay's sampler in them
@@ -312,8 +321,14 @@ class Stage:
         back at every swap, and the next model could use it meanwhile."""
         assert self._scheduler is not None
         there, budget = self._scheduler.pool.count, self._scheduler.budget
-        free = kv_room(devices.free_bytes(self._device), is_apart=True) // budget.block_bytes
-        count = min(budget.blocks, there + free, max(wanted, 2 * there))
+
+        def possible() -> int:
+            free = kv_room(devices.free_bytes(self._device), is_apart=True)
+            return min(budget.blocks, there + free // budget.block_bytes)
+
+        if possible() < wanted:
+            self._reclaim()
+        count = min(possible(), max(wanted, 2 * there))
         if count - there < there // 4 and count < budget.blocks:
             return there  # growing costs the recorded steps
         try:

@@ -27,6 +27,7 @@ class NativeDecode:
         Raises:
             UnsupportedForward: the loops do not know something that the skeleton has.
         """
+        self.threads = threads
         self._description = Description(skeleton, pool, threads, matrices_from)
         self._team = Team(self._description, threads)
 
@@ -55,6 +56,15 @@ class NativeDecode:
         tokens, sampled = described.fill(segments, ids)
         self._team.run(tokens, sampled)
         return described.logits[:sampled], described.tokens[:sampled].clone()
+
+    def rest(self) -> None:
+        """Between a model's stays: no threads, and little memory."""
+        self._team.close()
+        self._description.rest()
+
+    def wake(self) -> None:
+        """Take steps again. The weights and the pool lie where they did."""
+        self._team = Team(self._description, self.threads)
 
     def close(self) -> None:
         """Send the threads home."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, repeat
 from typing import Any
@@ -30,6 +33,7 @@ _PIECES = 8
 """Of a weight for each thread, within these limits."""
 _ACTIVATIONS = {"silu": records.SILU, "gelu": records.GELU, "gelu_tanh": records.GELU_TANH}
 _LINE_BYTES = 8 * step.LINE
+_GIVE_BACK = getattr(mmap, "MADV_DONTNEED", None) if sys.platform == "linux" else None
 
 
 class Description:
@@ -41,6 +45,8 @@ class Description:
         self._threads = threads
         self._kept: list[Any] = []
         """What the addresses point to."""
+        self._scratch: list[mmap.mmap] = []
+        """What among that holds nothing between steps."""
         self.half = _is_half(skeleton.embedding)
         self._size = 2 if self.half else 4
         self._activation_size = 2 if self.half and DOTS_BFLOAT16 else 4
@@ -56,7 +62,7 @@ class Description:
         self._seen = self._room(heads, self._activation_size)
         self._made = self._room(width, 4)
         self._inner = self._room(inner, self._activation_size)
-        logits = np.zeros((MOST_SAMPLED, skeleton.head.rows), np.float32)
+        logits = self._blank((MOST_SAMPLED, skeleton.head.rows), np.float32)
         tokens = np.zeros(MOST_SAMPLED, np.int64)
         self.logits, self.tokens = torch.from_numpy(logits), torch.from_numpy(tokens)
 
@@ -83,7 +89,7 @@ class Description:
         model["residual"] = self._room(width, 4)[0]
         model["slots"] = pool.slots
         model["vocab"] = skeleton.head.rows
-        model["scratch"] = self._address(np.zeros(threads * scratch, np.uint8))
+        model["scratch"] = self._address(self._blank((threads * scratch,), np.uint8))
         model["scratch_bytes"] = scratch
         model["workers"] = threads
         model["shapes"] = self._matrix_shapes(threads)
@@ -103,6 +109,12 @@ class Description:
     def use_matrices_from(self, tokens: int) -> None:
         """In steps of so many tokens or more, where it can be."""
         self.matrices_from = tokens if self.has_matrices else MOST_TOKENS + 1
+
+    def rest(self) -> None:
+        """Give back the memory that only steps need; the next one has it again."""
+        if _GIVE_BACK is not None:
+            for memory in self._scratch:
+                memory.madvise(_GIVE_BACK)
 
     def fill(self, segments: Sequence[Segment], ids: Sequence[int] | None) -> tuple[int, int]:
         """Take a batch in. How many tokens it has, and how many of them have logits."""
@@ -153,7 +165,7 @@ class Description:
             self._add(layer.after_mlp, norm)
         self._phases[-1]["sampled"] = 1
         peaks = self._project(skeleton.head, 0, self._normed, self._place(self.logits))
-        self._phases[-1]["peaks"] = self._address(np.zeros((MOST_SAMPLED, peaks, 2), np.int64))
+        self._phases[-1]["peaks"] = self._address(self._blank((MOST_SAMPLED, peaks, 2), np.int64))
         self._phases[-1]["sampled"] = 1
         self._phases[-1]["softcap"] = skeleton.softcap or 0.0
 
@@ -290,7 +302,14 @@ class Description:
     def _room(self, width: int, size: int) -> tuple[int, int]:
         """Address and stride of a row for each token."""
         stride = width * size + -(width * size) % _LINE_BYTES
-        return self._address(np.zeros((MOST_TOKENS, stride), np.uint8)), stride
+        return self._address(self._blank((MOST_TOKENS, stride), np.uint8)), stride
+
+    def _blank(self, shape: tuple[int, ...], dtype: type[np.generic]) -> Any:
+        """Zeros in pages of their own."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._scratch.append(memory)
+        return np.frombuffer(memory, dtype).reshape(shape)
 
     def _address(self, array: Any) -> int:
         self._kept.append(array)

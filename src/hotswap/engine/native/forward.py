@@ -67,10 +67,15 @@ class NativeForward(LeanForward):
         return self._computed(segments, ids)[1] if self._fits(segments) else None
 
     def rest(self) -> None:
-        self._end_decode()
+        if self._decode is not None:
+            self._decode.rest()
 
     def wake(self) -> None:
-        self._decode = self._made()
+        if self._decode is not None and self._decode.threads == torch.get_num_threads():
+            self._decode.wake()
+        else:
+            self._end_decode()
+            self._decode = self._made()
 
     def close(self) -> None:
         self._end_decode()
