@@ -74,6 +74,7 @@ _FIRST_KV_BYTES = 2 << 30
 """Of keys and values on a device with memory of its own; there is more when it is needed. An H100
 took 47 ms to reserve 60 GiB in one piece and 44 to give them back: more than a small model's
 weights need to get there."""
+_LONG_WARM_UP_S = 5.0
 _KV_AGAIN = 1.05
 """As much of that as the pool of a model that was there before may take: what is free is not the
 same to the byte each time."""
@@ -162,6 +163,12 @@ class Stage:
             rows = self.prepared.spec.engine.max_num_seqs
             sampler.compile_for(rows, placement.vocab, getattr(torch, weights.dtype))
         self._warm_up_s = time.monotonic() - begun
+        if self._warm_up_s > _LONG_WARM_UP_S:
+            _log.info(
+                "%s took %.0f s to warm up; kernels that were compiled for it are kept for later",
+                self.prepared.spec.id,
+                self._warm_up_s,
+            )
         pool = self._reserve(self._forward.chunked, verdict)
         self._forward.reserve(pool.count)
         self._get_ready(self._forward, pool)
