@@ -187,10 +187,10 @@ def measure(tasks: Iterator[Task], device: torch.device, count: int) -> tuple[Fi
 
 def _compiles(draw: Draw | None) -> bool:
     """Torch's compiler has no code for one long row in some releases (2.11 on an H100)."""
-    from torch._inductor.exc import InductorError  # noqa: PLC0415 - seconds
-
     if draw is None:
         return True
+    from torch._inductor.exc import InductorError  # noqa: PLC0415 - seconds
+
     try:
         draw()
     except InductorError as error:

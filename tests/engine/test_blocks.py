@@ -563,36 +563,33 @@ TestHistories.settings = settings(  # type: ignore[attr-defined]
 )
 
 
-def test_more_blocks_are_asked_for_before_anything_is_forgotten() -> None:
-    pool, asked = BlockPool(2), list[int]()
-
-    def more(wanted: int) -> int:
-        asked.append(wanted)
-        return min(wanted, 4)
-
-    pool.grow_with(more)
-    first = BlockTable()
-    assert pool.grow(first, 2 * BLOCK_TOKENS)
-    assert asked == []
-    pool.remember(first, range(2 * BLOCK_TOKENS), 2 * BLOCK_TOKENS)
-    pool.release(first)
-    second = BlockTable()
-    assert pool.grow(second, 2 * BLOCK_TOKENS)
-    assert (asked, pool.count, pool.remembered, pool.used) == ([4], 4, 2, 2)
-    third = BlockTable()
-    assert pool.grow(third, BLOCK_TOKENS)  # no more can be had, so the oldest is forgotten
-    assert (asked, pool.count, pool.remembered, pool.used) == ([4, 5], 4, 1, 3)
-    assert not pool.grow(BlockTable(), 2 * BLOCK_TOKENS)
+def test_a_pool_can_have_more_blocks() -> None:
+    pool, table = BlockPool(2), BlockTable()
+    assert not pool.grow(table, 3 * BLOCK_TOKENS)
+    assert pool.grow(table, 2 * BLOCK_TOKENS)
+    pool.extend(5)
+    assert (pool.count, pool.free, pool.used) == (5, 3, 2)
+    assert pool.grow(table, 5 * BLOCK_TOKENS)
+    assert sorted(table.blocks) == [0, 1, 2, 3, 4]
 
 
-def test_free_blocks_at_the_end_can_be_done_without() -> None:
-    pool, table = BlockPool(9), BlockTable()
-    assert pool.grow(table, 3 * BLOCK_TOKENS)
-    pool.cut(5)
-    assert (pool.count, pool.available, pool.used) == (5, 2, 3)
-    pool.cut(0)
-    assert (pool.count, pool.available) == (3, 0)
-    pool.cut(8)
-    assert pool.count == 3
-    pool.release(table)
-    assert pool.available == 3
+@pytest.mark.parametrize(("least", "count"), [(0, 2), (4, 4), (99, 9)])
+def test_what_is_remembered_can_be_packed_into_the_first_blocks(least: int, count: int) -> None:
+    pool, first, kept, last = BlockPool(9), BlockTable(), BlockTable(), BlockTable()
+    tokens = list(range(2 * BLOCK_TOKENS))
+    assert pool.grow(first, 3 * BLOCK_TOKENS)
+    assert pool.grow(kept, 2 * BLOCK_TOKENS)
+    assert pool.grow(last, BLOCK_TOKENS)
+    pool.remember(kept, tokens, 2 * BLOCK_TOKENS)
+    where = kept.blocks.copy()
+    for table in (first, kept, last):
+        pool.release(table)
+    sources = pool.pack(least)
+    assert sorted(sources) == sorted(where)
+    assert (pool.count, pool.free, pool.remembered, pool.used) == (count, count - 2, 2, 0)
+    found = pool.match(tokens, ALL)
+    assert [sources[block] for block in found.blocks] == where
+    pool.release(found)
+    everything = BlockTable()
+    assert pool.grow(everything, count * BLOCK_TOKENS)
+    assert pool.remembered == 0

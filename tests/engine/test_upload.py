@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -205,15 +206,32 @@ def _started(call: Callable[[], None]) -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread not in before]
 
 
-def test_an_upload_that_is_closed_on_its_way_is_waited_for(layout: Layout) -> None:
+def test_an_upload_that_is_closed_on_its_way_gives_up_and_waits_for_what_was_begun(
+    layout: Layout,
+) -> None:
     from hotswap.engine.upload import Upload
 
-    memory = late_memory()
+    memory, begun, release = late_memory(), threading.Event(), threading.Event()
     lane: Any = memory.lane
+    copy = lane.copy
+
+    def slow(target: Tensor, source: Tensor) -> None:
+        copy(target, source)
+        begun.set()
+        release.wait(20)
+
+    lane.copy = slow
     upload = Upload(layout, memory)
     upload.send_ahead()
-    upload.close()
-    assert lane.done == len(lane._copies) == len(layout.pieces)
+    assert begun.wait(20)
+    [closing] = _started(threading.Thread(target=upload.close).start)
+    while not upload._load.abandoned.is_set():
+        time.sleep(0.001)
+    assert upload.arena.untyped_storage().nbytes()
+    release.set()
+    closing.join(20)
+    assert lane.done == len(lane._copies) == 1 < len(layout.pieces)
+    assert not upload.arena.untyped_storage().nbytes()
 
 
 # -- on a device ---------------------------------------------------------------------------------

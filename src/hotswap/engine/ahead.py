@@ -63,12 +63,11 @@ class Aheads:
         except torch.OutOfMemoryError:
             _log.info("The device has no room for %d bytes ahead of time", layout.size)
             return None
-        with self._lock:
-            there = {key: arena for key, arena in self._arenas.items() if arena() is not None}
-            self._arenas = {**there, id(upload.arena): weakref.ref(upload.arena)}
         upload.send_ahead()
         ahead = Ahead(upload)
         with self._lock:
+            there = {key: arena for key, arena in self._arenas.items() if arena() is not None}
+            self._arenas = {**there, id(upload.arena): weakref.ref(upload.arena)}
             self._waiting = [ref for ref in self._waiting if ref() is not None]
             self._waiting.append(weakref.ref(ahead))
         return ahead
@@ -81,12 +80,13 @@ class Aheads:
                 self._arenas.pop(id(upload.arena), None)
         return upload
 
-    def give_up(self) -> None:
-        """Free all of it: the model that is there needs the room. Waits for what is under way."""
+    def give_up(self) -> bool:
+        """Free all of it: the model that is there needs the room. Waits for copies that are under
+        way. False: there is nothing."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
-        for ref in waiting:
-            upload = self.take(ref())
-            if upload is not None:
-                _log.info("%d bytes ahead of time make room for an answer", upload.layout.size)
-                upload.close()
+        uploads = [upload for ref in waiting if (upload := self.take(ref())) is not None]
+        for upload in uploads:
+            _log.info("%d bytes ahead of time make room for an answer", upload.layout.size)
+            upload.close()
+        return bool(uploads)

@@ -81,7 +81,6 @@ class BlockPool:
         self._most_unused = sys.maxsize if remembered is None else remembered
         self._most_once = sys.maxsize if remembered_once is None else remembered_once
         self._vacate: Callable[[Sequence[Run]], None] | None = None
-        self._more: Callable[[int], int] | None = None
         self._worth_vacating = worth_vacating
         self._map = bytearray(_FREE * count)
         self._free = count
@@ -96,6 +95,11 @@ class BlockPool:
         """Blocks with a content that is known and was wanted again."""
         self._to_vacate: set[int] = set()
         self._registered = _ROOT
+
+    @property
+    def free(self) -> int:
+        """Blocks with nothing in them."""
+        return self._free
 
     @property
     def available(self) -> int:
@@ -139,8 +143,6 @@ class BlockPool:
         count = -(-tokens // BLOCK_TOKENS) - len(table.blocks)
         if count <= 0:
             return True
-        if count > self._free:
-            self._ask_for_more(count - self._free)
         if count > self.available:
             return False
         while self._free < count:
@@ -206,14 +208,32 @@ class BlockPool:
             self._forget(next(iter(self._unused)))
         return list(self._unused)
 
-    def grow_with(self, more: Callable[[int], int] | None) -> None:
-        """Have ``more`` make blocks before what is remembered is forgotten. Told how many are
-        wanted in all, it answers how many there are. None: nobody does."""
-        self._more = more
+    def extend(self, count: int) -> None:
+        """Have ``count`` blocks, not fewer than there are."""
+        more = count - self.count
+        self._map += _FREE * more
+        self._users += [0] * more
+        self._free += more
+        self.count = count
 
-    def cut(self, least: int) -> None:
-        """Do without the last blocks, as far as they are free, down to ``least``."""
-        self._resize(min(self.count, max(least, self._map.rfind(_TAKEN) + 1)))
+    def pack(self, least: int) -> list[int]:
+        """Have what is remembered lie in the first blocks, in the order of its use, and do without
+        those behind it, down to ``least``. Nobody may use any. Returns the blocks that each of the
+        first ones is to be copied from."""
+        assert not self.used, "blocks are in use"
+        old = list(self._unused)
+        new = {block: place for place, block in enumerate(old)}
+        self.count = min(self.count, max(least, len(old)))
+        self._free = self.count - len(old)
+        self._map = bytearray(_TAKEN * len(old) + _FREE * self._free)
+        self._users = [0] * self.count
+        self._keys = {new[block]: key for block, key in self._keys.items()}
+        self._found = {key: (new[block], number) for key, (block, number) in self._found.items()}
+        self._unused = OrderedDict((new[block], None) for block in self._unused)
+        self._unused_once = OrderedDict((new[block], None) for block in self._unused_once)
+        self._asked_for = {new[block] for block in self._asked_for}
+        self._to_vacate = set()
+        return old
 
     def vacate_with(self, vacate: Callable[[Sequence[Run]], None]) -> None:
         """Have ``vacate`` told of free blocks."""
@@ -229,21 +249,6 @@ class BlockPool:
         """As `settle`, however few they are."""
         if self._to_vacate:
             self._tell_vacant()
-
-    def _ask_for_more(self, missing: int) -> None:
-        if self._more is not None:
-            self._resize(max(self.count, self._more(self.count + missing)))
-
-    def _resize(self, count: int) -> None:
-        more = count - self.count
-        if more > 0:
-            self._map += _FREE * more
-            self._users += [0] * more
-        else:
-            del self._map[count:], self._users[count:]
-            self._to_vacate = {block for block in self._to_vacate if block < count}
-        self.count = count
-        self._free += more
 
     def _take(self, table: BlockTable, first: int, length: int) -> None:
         self._map[first : first + length] = _TAKEN * length

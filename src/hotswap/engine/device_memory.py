@@ -46,8 +46,8 @@ class DeviceMemory(Protocol):
 
     @contextmanager
     def ring(self) -> Iterator[Ring]:
-        """For copies from memory that is not pinned; others wait for their turn. Whoever leaves
-        has waited for what was sent."""
+        """For copies from memory that is not pinned; others wait for their turn. What was sent may
+        be on its way still when it is left."""
 
     def pin(self, memory: Tensor, /) -> bool:
         """Let host memory be copied from without a detour. False: the system refuses."""

@@ -31,6 +31,7 @@ from hotswap.engine.answer import AnswerText
 from hotswap.engine.device import is_out_of_memory
 from hotswap.engine.drawing import SamplingRow, seed_of_choice
 from hotswap.engine.generation import Post, Postbox, TorchGeneration
+from hotswap.engine.growth import Growth
 from hotswap.engine.runner import Launched, ModelRunner
 from hotswap.engine.scheduler import Plan, Scheduler
 from hotswap.engine.sequence import Sequence
@@ -74,12 +75,14 @@ class TorchEngine:
         scheduler: Scheduler,
         details: Mapping[str, Any],
         changed: Callable[[], None],
+        growth: Growth | None = None,
         answered: Callable[[], None] | None = None,
         ahead: bool = False,
     ) -> None:
         """
         Args:
             changed: called on the event loop when a waiting request has begun or all has failed.
+            growth: of the scheduler's pool; None: it stays as large as it is.
             answered: called once, on the device thread, when the first answer has ended.
             ahead: launch a step before the tokens of the last one are known, where possible.
         """
@@ -90,6 +93,7 @@ class TorchEngine:
         self._scheduler = scheduler
         self._details = details
         self._changed = changed
+        self._growth = growth
         self._answered = answered
         self._ahead = ahead
         self._outbox = Postbox(asyncio.get_running_loop(), self._receive)
@@ -334,6 +338,8 @@ class TorchEngine:
     def _launch(self, after: Launched | None, post: Post) -> Launched | None:
         """None: those on their way are the last tokens of all answers."""
         waiting = len(self._scheduler.waiting)
+        if self._growth is not None:
+            self._growth.provide()
         plan = self._scheduler.plan()
         self._running_sequences = len(self._scheduler.running)
         self._count_begun(plan)
@@ -407,10 +413,11 @@ class TorchEngine:
         running = self._scheduler.running
         if is_out_of_memory(error) and running:
             _log.warning("A step of %r ran out of memory", self._model)
-            victim = max(running, key=lambda s: (s.table.tokens, s.id))
-            short = InsufficientMemory("The device ran out of memory for this request.")
-            post.errors[self._tickets[victim.id].number] = short
-            self._forget(victim)
+            if self._growth is None or not self._growth.relieve():
+                victim = max(running, key=lambda s: (s.table.tokens, s.id))
+                short = InsufficientMemory("The device ran out of memory for this request.")
+                post.errors[self._tickets[victim.id].number] = short
+                self._forget(victim)
             for sequence in reversed(running.copy()):
                 self._scheduler.preempt(sequence)
                 self._runner.drop(sequence)

@@ -46,6 +46,8 @@ class KVCopies:
     content: Tensor
     """uint8"""
     layers: Mapping[int, tuple[_Part, _Part]]
+    blocks: int
+    """As many of each layer."""
 
     @property
     def bytes(self) -> int:
@@ -90,7 +92,7 @@ class KVPool:
             for index, (keys, values) in self._layers.items():
                 self._layers[index] = self._grown(keys), values
                 self._layers[index] = self._layers[index][0], self._grown(values)
-        except torch.OutOfMemoryError:
+        except BaseException:
             self.slots = before
             raise
 
@@ -130,8 +132,8 @@ class KVPool:
                 out = _in_blocks(part.of(gathered))
                 torch.index_select(_in_blocks(pool), 1, chosen, out=out)
         if self._device.type == "cpu":
-            return KVCopies(gathered, layers)
-        return KVCopies(reserved(end).copy_(gathered), layers)
+            return KVCopies(gathered, layers, len(blocks))
+        return KVCopies(reserved(end).copy_(gathered), layers, len(blocks))
 
     def restore(self, blocks: Sequence[int], copies: KVCopies, memory: DeviceMemory) -> None:
         """Put copies of as many blocks of such a pool into ``blocks``; ``memory``: of the device.
@@ -169,6 +171,8 @@ class KVPool:
         self._mapped.clear()
 
     def _grown(self, pool: Tensor) -> Tensor:
+        if pool.shape[1] >= self.slots:  # by a growth that failed half way
+            return pool
         grown = self._made(pool)
         grown[:, : pool.shape[1]] = pool
         self._mapped.pop(pool.data_ptr(), None)

@@ -81,12 +81,11 @@ class AtRest:
 
 @dataclass(eq=False, slots=True)
 class Saved:
-    """Copies of what a device remembered; they go back into the same blocks of a new pool."""
+    """Copies of what a device remembered; they go into the first blocks of a new pool."""
 
     scheduler: Scheduler
     max_model_len: int
     engine: EngineConfig
-    blocks: list[int]
     copies: KVCopies | None
     """None: they are used up."""
     memory: DeviceMemory
@@ -102,19 +101,21 @@ class Saved:
         max_model_len: int,
         engine: EngineConfig,
         room: int,
+        least_blocks: int,
     ) -> Self | None:
         """None: nothing is remembered that has room.
 
         Args:
             memory: Of the device that the forward is on.
             room: Bytes of host memory.
+            least_blocks: Of the pool of the next stay.
         """
         most = max(0, min(room, _SAVED_BYTES)) // scheduler.budget.block_bytes
-        blocks = scheduler.pool.keep(most)
+        scheduler.pool.keep(most)
+        blocks = scheduler.pool.pack(least_blocks)
         if not blocks:
             return None
-        copies = forward.pool.copies(blocks)
-        return cls(scheduler, max_model_len, engine, blocks, copies, memory)
+        return cls(scheduler, max_model_len, engine, forward.pool.copies(blocks), memory)
 
     @property
     def bytes(self) -> int:
@@ -130,7 +131,11 @@ class Saved:
     def wake(self, made: Callable[[int], LeanForward]) -> LeanForward:
         assert self.copies is not None
         forward = made(self.scheduler.pool.count)
-        forward.pool.restore(self.blocks, self.copies, self.memory)
+        try:
+            forward.pool.restore(range(self.copies.blocks), self.copies, self.memory)
+        except BaseException:
+            forward.close()
+            raise
         self.close()
         return forward
 

@@ -149,8 +149,22 @@ class Scheduler:
         )
 
     @property
+    def needed(self) -> int:
+        """Blocks that the next plan takes if there are as many: for the next tokens of those that
+        run, and for the first one waiting."""
+        room, fixed = self.budget.blocks_of, self._fixed_room
+        needed = sum(
+            room(s.length) - len(s.table.blocks)
+            for s in self.running
+            if s.length + fixed > s.table.tokens
+        )
+        if self.waiting and len(self.running) < self.limits.max_num_seqs:
+            needed += room(self.waiting[0].length)
+        return needed
+
+    @property
     def stuck(self) -> bool:
-        """The first one waiting has no room although it is alone: the pool could not grow as its
+        """The first one waiting has no room although it is alone: there are fewer blocks than its
         budget says. To be asked behind `plan`."""
         return (
             bool(self.waiting)

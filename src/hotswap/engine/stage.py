@@ -29,6 +29,7 @@ from hotswap.engine.forward.lean import LeanForward
 from hotswap.engine.forward.recorded import RecordedForward, StepSampler
 from hotswap.engine.forward.skeleton import Skeleton
 from hotswap.engine.graphs import recorder_on
+from hotswap.engine.growth import Growth
 from hotswap.engine.image import Abandoned, Imaging
 from hotswap.engine.image import made as made_image
 from hotswap.engine.kv_pool import KVPool
@@ -92,7 +93,7 @@ class Stage:
         rested: Rested | None = None,
         ahead: Upload | None = None,
         image_room: int = 0,
-        reclaim: Callable[[], None] = lambda: None,
+        reclaim: Callable[[], bool] = lambda: False,
     ) -> None:
         """
         Args:
@@ -100,7 +101,7 @@ class Stage:
             rested: What the model goes on with; it is the stage's from now on.
             ahead: The same of weights that are on their way already.
             image_room: Bytes that an image of the weights may have in host memory.
-            reclaim: Frees what the device holds for models whose turn has not come.
+            reclaim: Frees what the device holds for models whose turn has not come; False: nothing.
         """
         self.prepared = prepared
         self._device = device
@@ -114,6 +115,9 @@ class Stage:
         self._forward: Forward | None = None
         self._sampler: Draws | None = None
         self._scheduler: Scheduler | None = None
+        self._growth: Growth | None = None
+        self._compute_bytes = 0
+        """Of the device, left to what is computed."""
         self._max_model_len = 0
         self._warm_up_s = 0.0
 
@@ -169,6 +173,7 @@ class Stage:
                 self.prepared.spec.id,
                 self._warm_up_s,
             )
+        devices.release_unused(self._device)  # of what warming up took
         pool = self._reserve(self._forward.chunked, verdict)
         self._forward.reserve(pool.count)
         self._get_ready(self._forward, pool)
@@ -190,8 +195,9 @@ class Stage:
 
     def _resume(self, placement: Placement, known: Known, rested: Rested) -> None:
         budget = self._kv_budget(known.verdict)
+        longest = self._longest(budget)
         has_room = rested.needed_bytes <= _KV_AGAIN * budget.limit_bytes
-        if not has_room or self._longest(budget) > rested.max_model_len:
+        if not has_room or not longest <= rested.max_model_len <= _KV_AGAIN * longest:
             rested.close()  # what it remembers is computed again
             self._repeat(placement, known)
             return
@@ -201,10 +207,17 @@ class Stage:
             assert isinstance(forward, LeanForward)
             return forward
 
+        try:
+            self._forward = rested.wake(made_anew)
+        except torch.OutOfMemoryError:  # it only saves a prompt
+            _log.info("%s has no room to bring its keys and values back", self.prepared.spec.id)
+            rested.close()
+            self._repeat(placement, known)
+            return
         self._scheduler = rested.scheduler
+        self._scheduler.budget = budget
         self._scheduler.reused_tokens = 0
         self._max_model_len = rested.max_model_len
-        self._forward = rested.wake(made_anew)
         self._get_ready(self._forward, self._scheduler.pool)
 
     def build(self, generation: int, changed: Callable[[], None]) -> TorchEngine:
@@ -233,6 +246,7 @@ class Stage:
                 "warm_up_s": self._warm_up_s,
             },
             changed=changed,
+            growth=self._growth,
             answered=self._make_image,
             ahead=isinstance(self._forward, RecordedForward),
         )
@@ -271,7 +285,7 @@ class Stage:
             if self._forward is not None and not isinstance(rested, AtRest):
                 steps.callback(self._forward.close)
             self._remains = self._forward = self._placement = self._scheduler = self._sampler = None
-            self._ahead = None
+            self._ahead = self._growth = None
         return rested
 
     def _rested_if_it_can(self, room: int) -> Rested | None:
@@ -284,22 +298,19 @@ class Stage:
     def _rested(self, room: int) -> Rested | None:
         """None: there is nothing to be gained by it, or answers have been cut."""
         forward, scheduler = self._forward, self._scheduler
-        if scheduler is not None:
-            scheduler.pool.grow_with(None)  # it outlives the forward
         if scheduler is None or scheduler.pool.used or not isinstance(forward, LeanForward):
             return None
         engine = self.prepared.spec.engine
         if self._memory is not None:
-            saved = Saved.of(
+            return Saved.of(
                 forward,
                 scheduler,
                 self._memory,
                 max_model_len=self._max_model_len,
                 engine=engine,
                 room=room,
+                least_blocks=_first_blocks(scheduler.budget),
             )
-            scheduler.pool.cut(_first_blocks(scheduler.budget))
-            return saved
         if isinstance(forward, RecordedForward):  # its graphs have this stay's sampler in them
             return None
         if scheduler.remembered_bytes > room:
@@ -323,32 +334,16 @@ class Stage:
         self._scheduler = Scheduler(limits, budget, pool)
         return pool
 
-    def _more_blocks(self, forward: PooledForward, wanted: int) -> int:
-        """Room in a device's own memory, as it is needed: what is reserved there has to be given
-        back at every swap, and the next model could use it meanwhile."""
-        assert self._scheduler is not None
-        there, budget = self._scheduler.pool.count, self._scheduler.budget
-
-        def possible() -> int:
-            free = kv_room(devices.free_bytes(self._device), is_apart=True)
-            return min(budget.blocks, there + free // budget.block_bytes)
-
-        if possible() < wanted:
-            self._reclaim()
-        count = min(possible(), max(wanted, 2 * there))
-        if count - there < there // 4 and count < budget.blocks:
-            return there  # growing costs the recorded steps
-        try:
-            forward.grow(count)
-        except torch.OutOfMemoryError:
-            _log.warning("%s: no memory for more keys and values", self.prepared.spec.id)
-            count = there
-        devices.release_unused(self._device)
-        return count
-
     def _get_ready(self, forward: Forward, pool: BlockPool) -> None:
         if self._memory is not None and isinstance(forward, PooledForward):
-            pool.grow_with(partial(self._more_blocks, forward))
+            assert self._scheduler is not None
+            self._growth = Growth(
+                forward,
+                self._scheduler,
+                self._memory,
+                reserve=self._compute_bytes,
+                reclaim=self._reclaim,
+            )
         if self._device.type == "cpu" and isinstance(forward, PooledForward):
             pool.vacate_with(partial(_vacate, forward.pool))
         if isinstance(forward, RecordedForward):
@@ -369,9 +364,14 @@ class Stage:
         if isinstance(self._placement, Spread):
             room = self._spread_room(self._placement)
             limit = room if limit is None else min(limit, room)
-        elif limit is None:
+        else:
             free = devices.free_bytes(self._device)
-            limit = kv_room(free, is_apart=self._device.type == "cuda")
+            unasked = kv_room(free, is_apart=self._device.type == "cuda")
+            limit = unasked if limit is None else limit
+            if self._memory is not None:
+                if limit > free:
+                    raise _more_than_free(limit, free)
+                self._compute_bytes = min(free - unasked, free - limit)
         return KVBudget(
             limit_bytes=limit,
             token_bytes=verdict.token_bytes,
@@ -393,7 +393,8 @@ class Stage:
         if not limits.chunked:
             return BlockPool(min(budget.blocks, used), remembered=0)
         if self._memory is not None:
-            return BlockPool(_first_blocks(budget))
+            remembered = max(self.prepared.weights.bytes, _FIRST_KV_BYTES) // budget.block_bytes
+            return BlockPool(_first_blocks(budget), remembered=remembered)
         remembered, once = self._remembered(budget)
         return BlockPool(
             min(budget.blocks, used + remembered),
@@ -443,6 +444,13 @@ def _bring_into_image(weights: HostWeights, memory: DeviceMemory, abandoned: Aba
     image = made_image(Layout.of(weights.content), memory, abandoned)
     if image is not None:
         weights.move_into(image)
+
+
+def _more_than_free(limit: int, free: int) -> InsufficientMemory:
+    return InsufficientMemory(
+        f"kv_cache_memory asks for {shown_bytes(limit)}, and the device has {shown_bytes(free)} "
+        "beside the weights."
+    )
 
 
 def _first_blocks(budget: KVBudget) -> int:

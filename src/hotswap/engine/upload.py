@@ -31,6 +31,7 @@ class _Load:
     arena: Tensor
     memory: DeviceMemory
     image: HostImage | None
+    abandoned: threading.Event
 
 
 class Upload:
@@ -48,7 +49,7 @@ class Upload:
         """
         self.layout = layout
         self.arena = memory.reserve(layout.size)
-        self._load = _Load(layout, self.arena, memory, image)
+        self._load = _Load(layout, self.arena, memory, image, threading.Event())
         self._sent: Future[Arrival] = Future()
         """Resolved while anybody has the upload: what is sent ahead is given up after that."""
         self._begun = False
@@ -84,7 +85,9 @@ class Upload:
             self._sent.result().wait()
 
     def close(self) -> None:
-        """Free the arena, even where a stray reference to it lives."""
+        """Free the arena, even where a stray reference to it lives. What is sent ahead is given
+        up."""
+        self._load.abandoned.set()
         try:
             if self._begun and self._sent.exception() is None:
                 self.wait()
@@ -123,10 +126,12 @@ class _Abandoned(Exception):
 
 def _send_ahead(upload: Callable[[], Upload | None], load: _Load, sent: Future[Arrival]) -> None:
     try:
-        with _sending(load, lambda: upload() is not None) as arrival:
+        with _sending(
+            load, lambda: upload() is not None and not load.abandoned.is_set()
+        ) as arrival:
             sent.set_result(arrival)
     except _Abandoned:
-        return
+        sent.set_exception(_Abandoned())  # without frames, which hold the arena
     except Exception as error:
         if sent.done():
             raise
@@ -146,14 +151,16 @@ def _sending(load: _Load, wanted: Callable[[], bool]) -> Iterator[Arrival]:
         finally:
             load.image.release()
         return
-    with load.memory.ring() as ring, _all_there(lane):
-        # In the order of the files.
-        for piece in sorted(load.layout.pieces, key=lambda piece: piece.tensor.data_ptr()):
-            if not wanted():
-                raise _Abandoned
-            content = piece.content
-            ring.send(arena[piece.offset : piece.offset + len(content)], content)
-        yield ring.flush()
+    with _all_there(lane):
+        with load.memory.ring() as ring:  # left at once: others on this thread may need it
+            # In the order of the files.
+            for piece in sorted(load.layout.pieces, key=lambda piece: piece.tensor.data_ptr()):
+                if not wanted():
+                    raise _Abandoned
+                content = piece.content
+                ring.send(arena[piece.offset : piece.offset + len(content)], content)
+            arrival = ring.flush()
+        yield arrival
 
 
 @contextmanager

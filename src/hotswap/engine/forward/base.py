@@ -37,13 +37,6 @@ class Forward(Protocol):
     def reserve(self, blocks: int) -> None:
         """Make room for so many blocks. What was stored is lost."""
 
-    def grow(self, blocks: int) -> None:
-        """Make room for more blocks. What was stored stays.
-
-        Raises:
-            torch.OutOfMemoryError: there is as much room as before.
-        """
-
     def logits(self, segments: Sequence[Segment], ids: Tensor | None = None) -> Tensor:
         """The next-token logits of each segment that samples, in order: [segments, vocab].
 

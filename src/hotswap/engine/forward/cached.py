@@ -51,9 +51,6 @@ class CachedForward:
     def reserve(self, blocks: int) -> None:
         """Caches grow by themselves; the scheduler counts blocks that are none."""
 
-    def grow(self, blocks: int) -> None:
-        """As `reserve`."""
-
     def copy(self, blocks: Sequence[tuple[int, int]]) -> None:
         """Nothing is shared, so nothing is copied."""
 

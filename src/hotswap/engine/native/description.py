@@ -52,6 +52,7 @@ class Description:
         self._activation_size = 2 if self.half and DOTS_BFLOAT16 else 4
         self._longest = 0
         self._ropes: dict[int, tuple[Rope, list[int]]] = {}
+        self._tables: list[tuple[Tensor, Tensor]] = []
 
         width = skeleton.embedding.shape[1]
         heads = max(x.attention.heads * x.attention.size for x in skeleton.layers)
@@ -112,6 +113,7 @@ class Description:
 
     def rest(self) -> None:
         """Give back the memory that only steps need; the next one has it again."""
+        self._tables, self._longest = [], 0
         if _GIVE_BACK is not None:
             for memory in self._scratch:
                 memory.madvise(_GIVE_BACK)

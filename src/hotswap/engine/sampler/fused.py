@@ -56,15 +56,15 @@ class FusedSampler:
         self._slots = None
 
     def compile_for(self, rows: int, vocab: int, dtype: torch.dtype) -> None:
-        """What launches for up to ``rows`` rows take, so that no answer waits for it. Triton
-        keeps it on the disk for later processes."""
-        other, known = FusedSampler(self._device), set[int]()
-        for count in (1 << power for power in range(rows.bit_length())):
-            splits = split_count(count, vocab, _multiprocessors(self._device))
-            if splits not in known:
-                known.add(splits)
-                other.prepare([SamplingRow(DrawParams(), seed=0) for _ in range(count)], vocab)
-                other.launch(torch.zeros(count, vocab, dtype=dtype, device=self._device), None)
+        """What launches for up to ``rows`` rows take where no log-probabilities are wanted, so that
+        no answer waits for it. Triton keeps it on the disk for later processes."""
+        other, multiprocessors = FusedSampler(self._device), _multiprocessors(self._device)
+        fewest: dict[int, int] = {}
+        for count in range(1, rows + 1):
+            fewest.setdefault(split_count(count, vocab, multiprocessors), count)
+        for count in fewest.values():
+            other.prepare([SamplingRow(DrawParams(), seed=0) for _ in range(count)], vocab)
+            other.launch(torch.zeros(count, vocab, dtype=dtype, device=self._device), None)
 
     def draw(self, logits: Tensor, rows: Sequence[SamplingRow]) -> Drawn:
         """One draw for each row of ``logits`` ([rows, vocab], any float type)."""

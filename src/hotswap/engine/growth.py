@@ -1,0 +1,122 @@
+"""Room for keys and values on a device with memory of its own, taken as it is needed.
+
+What is reserved there has to be given back at every swap, which takes longer than the weights of a
+small model need to arrive, and what is not reserved has room for the next model's weights.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from hotswap.engine import device as devices
+from hotswap.engine.device_memory import DeviceMemory
+from hotswap.engine.scheduler import Scheduler
+
+_log = logging.getLogger(__name__)
+
+
+class Growing(Protocol):
+    """A forward with a pool of blocks."""
+
+    def grow(self, blocks: int) -> None:
+        """Make room for more blocks. What was stored stays.
+
+        Raises:
+            torch.OutOfMemoryError: there is as much room as before.
+        """
+
+
+class Growth:
+    """Has the blocks ready that the next plan of a scheduler takes. Owned by the device thread."""
+
+    def __init__(
+        self,
+        forward: Growing,
+        scheduler: Scheduler,
+        memory: DeviceMemory,
+        *,
+        reserve: int,
+        reclaim: Callable[[], bool],
+    ) -> None:
+        """
+        Args:
+            reserve: Bytes of the device that are left to what is computed, half of them at least.
+            reclaim: Frees what is there for models whose turn has not come; False: nothing is.
+        """
+        self._forward = forward
+        self._scheduler = scheduler
+        self._memory = memory
+        self._reserve = reserve
+        self._reclaim = reclaim
+        self._most = scheduler.budget.blocks
+        self._refused: tuple[bool, int] | None = None
+        """Whether somebody had to wait when there was no memory, and how many blocks were used."""
+
+    def provide(self) -> None:
+        """To be called before a plan is made."""
+        pool = self._scheduler.pool
+        missing = self._scheduler.needed - pool.free
+        if missing <= 0 or pool.count >= self._most:
+            return
+        must = missing > pool.remembered
+        if self._refused is not None:
+            had_to, used = self._refused
+            if pool.used >= max(used, 1) and (had_to or not must):
+                return
+        count = self._possible(missing, must=must)
+        if count == pool.count and must and self.relieve():
+            count = self._possible(missing, must=True)
+        if count == pool.count or not self._grow(count):
+            self._refused = must, pool.used
+        else:
+            self._refused = None
+
+    def relieve(self) -> bool:
+        """Free what the device holds for models whose turn has not come. False: nothing."""
+        if not self._reclaim():
+            return False
+        devices.release_unused(self._memory.device)
+        return True
+
+    def _possible(self, missing: int, *, must: bool) -> int:
+        devices.release_unused(self._memory.device)
+        pool, block = self._scheduler.pool, self._scheduler.budget.block_bytes
+        free = self._memory.free_bytes() - self._reserve // (2 if must else 1)
+        return next_count(
+            pool.count,
+            missing=missing,
+            forgettable=pool.remembered,
+            most=min(self._most, pool.count + max(0, free) // block),
+        )
+
+    def _grow(self, count: int) -> bool:
+        try:
+            self._forward.grow(count)
+        except torch.OutOfMemoryError:  # another process was faster
+            _log.warning("There is no memory for more keys and values")
+            self._most = self._scheduler.pool.count
+            return False
+        finally:
+            devices.release_unused(self._memory.device)
+        self._scheduler.pool.extend(count)
+        return True
+
+
+def next_count(there: int, *, missing: int, forgettable: int, most: int) -> int:
+    """How many blocks there should be, at least as many as there are.
+
+    Args:
+        there: As many there are.
+        missing: As many more are wanted than are free.
+        forgettable: Blocks whose content could be forgotten instead.
+        most: As many there can be.
+    """
+    count = max(there, min(most, max(there + missing, 2 * there)))
+    if missing > forgettable:
+        return count if count - there >= missing - forgettable else there
+    # It costs the recorded steps, and memory that others could use: not for a little.
+    return count if count - there >= max(1, there // 4) else there
