@@ -54,7 +54,8 @@ def write_out(model: str, front: Front, prompt: ChatPrompt, guide: Guide | None)
     tools = _tools(front.speech, prompt)
     text = _text(model, front, template, prompt)
     demanded = _demanded(front.speech, prompt, tools)
-    hearing = _hearing(front.speech, prompt, text, tools if demanded or not guide else Tools())
+    tools = tools if demanded or not guide else Tools()
+    hearing = _hearing(front.speech, prompt, text, tools, demanded=demanded is not None)
     return Conversation(text, hearing, demanded or guide)
 
 
@@ -100,7 +101,9 @@ def _demanded(speech: Speech, prompt: ChatPrompt, tools: Tools) -> Guide | None:
 # -- listening -------------------------------------------------------------------------------
 
 
-def _hearing(speech: Speech, prompt: ChatPrompt, text: str, tools: Tools) -> Hearing | None:
+def _hearing(
+    speech: Speech, prompt: ChatPrompt, text: str, tools: Tools, *, demanded: bool
+) -> Hearing | None:
     marks, opened = _reasoning(speech.marks, prompt, text)
     if marks is None and not tools:
         return None
@@ -111,6 +114,7 @@ def _hearing(speech: Speech, prompt: ChatPrompt, text: str, tools: Tools) -> Hea
         opened=opened,
         read_calls=family.read if family else None,
         tools=tools,
+        demanded=demanded,
         parallel=prompt.tool_choice.parallel,
         shown=frozenset(speech.special[text] for text in markers if text in speech.special),
         ids=family.ids if family else "long",
