@@ -99,6 +99,8 @@ class Guide:
     a grammar in Lark's notation."""
     param: str
     """The field that it came in, for refusals."""
+    subject: str = ""
+    """What refusals call it, where it was made here of something that the client knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

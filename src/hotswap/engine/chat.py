@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +95,16 @@ def _demanded(speech: Speech, prompt: ChatPrompt, tools: Tools) -> Guide | None:
         return None
     grammar = CallGrammar(speech.ids, several=choice.parallel and choice.name is None)
     start = speech.family.write(grammar, tools)
-    return Guide("grammar", grammar.source(start), "tool_choice")
+    return Guide(
+        "grammar", grammar.source(start), "tool_choice", "grammar of the required tool call"
+    )
+
+
+def schema_guides(tools: Tools) -> Iterator[Guide]:
+    """What the arguments of each tool must be, to find the one that no call can be required of."""
+    for tool in tools:
+        schema = json.dumps(_plain(tool.parameters), ensure_ascii=False)
+        yield Guide("json_schema", schema, "tools", f"schema of the tool {tool.name!r}")
 
 
 # -- listening -------------------------------------------------------------------------------

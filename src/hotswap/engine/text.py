@@ -9,15 +9,16 @@ from typing import Any
 from hotswap.contracts import (
     ChatPrompt,
     GenerationRequest,
+    Guide,
     Prompt,
     SamplingParams,
     TextPrompt,
 )
-from hotswap.engine.chat import write_out
+from hotswap.engine.chat import schema_guides, write_out
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.drawing import DrawParams
 from hotswap.engine.front import Front
-from hotswap.engine.grammar import Preamble
+from hotswap.engine.grammar import Preamble, is_too_large
 from hotswap.engine.guide import CompiledGuide
 from hotswap.engine.speech.listener import Hearing
 from hotswap.errors import ContextLengthExceeded, InvalidRequest
@@ -119,8 +120,19 @@ class PromptRenderer:
             text = self._front.vocabulary.text(list(ids)) if echo else ""
         if not ids:
             ids = self._bos(prompt)
-        grammar = self._front.guides.compile(guide, _preamble(hearing)) if guide else None
+        grammar = self._compiled(guide, hearing) if guide else None
         return RenderedPrompt(ids, text if echo else "", hearing, grammar)
+
+    def _compiled(self, guide: Guide, hearing: Hearing | None) -> CompiledGuide:
+        guides = self._front.guides
+        try:
+            return guides.compile(guide, _preamble(hearing))
+        except InvalidRequest:
+            # A grammar of ours says nothing to whoever wrote the tools.
+            if hearing is not None and hearing.demanded and not is_too_large(guide):
+                for schema in schema_guides(hearing.tools):
+                    guides.compile(schema)
+            raise
 
     def _encode(self, text: str, prompt: Prompt, *, special: bool) -> tuple[int, ...]:
         tokenizer = self._front.tokenizer
