@@ -166,7 +166,7 @@ def _text(model: str, front: Front, template: ChatTemplate, prompt: ChatPrompt) 
         **_plain(prompt.template_kwargs),
         "messages": messages,
         "tools": tools or None,
-        "add_generation_prompt": not prompt.continue_final_message,
+        "add_generation_prompt": prompt.answered and not prompt.continue_final_message,
         "continue_final_message": prompt.continue_final_message,
     }
     try:

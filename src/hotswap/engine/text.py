@@ -68,6 +68,10 @@ _SURELY_CHARS_PER_TOKEN = 8
 """Text in any language has fewer on average; runs of spaces may have more."""
 
 
+MAX_COUNTED_CHARS = 2 << 20
+"""Of a prompt whose tokens are only to be counted, also where no model could take it."""
+
+
 class PromptRenderer:
     """Renders requests for one model. Stateless; call it from a worker thread."""
 
@@ -88,7 +92,8 @@ class PromptRenderer:
         """Raises: InvalidRequest, ContextLengthExceeded, Overloaded."""
         prompts = tuple(self._prompt(prompt, request) for prompt in request.prompts)
         for prompt, source in zip(prompts, request.prompts, strict=True):
-            answer_room(len(prompt.ids), request, self._max_model_len, prompt_name(source))
+            if not request.counted:
+                answer_room(len(prompt.ids), request, self._max_model_len, prompt_name(source))
         asked, default = request.sampling.seed, self._defaults.seed
         end_ids = frozenset(request.stop_token_ids)
         _check_ids(tuple(end_ids), self._front.vocab_size, "stop_token_ids")
@@ -110,15 +115,15 @@ class PromptRenderer:
         if isinstance(prompt, ChatPrompt):
             written = write_out(self._model, self._front, prompt, guide)
             text, hearing, guide = written.text, written.hearing, written.guide
-            ids = self._encode(text, prompt, special=False)
+            ids = self._encode(text, prompt, special=False, counted=request.counted)
         elif isinstance(prompt, TextPrompt):
             text = prompt.text
-            ids = self._encode(text, prompt, special=prompt.special)
+            ids = self._encode(text, prompt, special=prompt.special, counted=request.counted)
         else:
             ids = prompt.ids
             _check_ids(ids, self._front.vocab_size, prompt_name(prompt))
             text = self._front.vocabulary.text(list(ids)) if echo else ""
-        if not ids:
+        if not ids and not request.counted:
             ids = self._bos(prompt)
         grammar = self._compiled(guide, hearing) if guide else None
         return RenderedPrompt(ids, text if echo else "", hearing, grammar)
@@ -134,18 +139,23 @@ class PromptRenderer:
                     guides.compile(schema)
             raise
 
-    def _encode(self, text: str, prompt: Prompt, *, special: bool) -> tuple[int, ...]:
+    def _encode(
+        self, text: str, prompt: Prompt, *, special: bool, counted: bool
+    ) -> tuple[int, ...]:
         tokenizer = self._front.tokenizer
         # Four prompts of 4 MB took 81 s to tokenise, on the cores that others' answers are computed
         # on: that they are hopelessly long can be seen from their beginning.
-        beginning = text[: _SURELY_CHARS_PER_TOKEN * self._max_model_len]
+        chars = max(_SURELY_CHARS_PER_TOKEN * self._max_model_len, MAX_COUNTED_CHARS * counted)
+        beginning = text[:chars]
         if len(beginning) < len(text):
             tokens = len(tokenizer.encode(beginning, add_special_tokens=special, verbose=False))
             if tokens > self._max_model_len + 1:  # the last one may be half a token
+                name = prompt_name(prompt)
                 raise ContextLengthExceeded(
                     f"This model's maximum context length is {self._max_model_len} tokens. "
-                    f"However, your {prompt_name(prompt)} have far more than {tokens} tokens.",
-                    param=prompt_name(prompt),
+                    f"However, of the {len(text)} characters of your {name} the first {chars} are "
+                    f"{tokens} tokens already.",
+                    param=name,
                 )
         ids = tuple(tokenizer.encode(text, add_special_tokens=special, verbose=False))
         _check_ids(ids, self._front.vocab_size, prompt_name(prompt))
