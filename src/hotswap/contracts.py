@@ -117,7 +117,7 @@ class GenerationRequest:
     sampling: SamplingParams = SamplingParams()
     n: int = 1
     max_tokens: int | None = None
-    """Tokens to generate at most; None: up to the end of the context."""
+    """Tokens to generate at most; None: up to the end of the context. 0: an answer is its echo."""
     max_tokens_param: str = "max_tokens"
     """The field that they came in, for refusals."""
     cut_to_context: bool = False

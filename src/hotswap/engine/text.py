@@ -229,9 +229,11 @@ def answer_room(prompt_tokens: int, request: GenerationRequest, limit: int, name
         ContextLengthExceeded: the prompt leaves no room, or less than was asked for.
     """
     room, asked = limit - prompt_tokens, request.max_tokens
+    if asked == 0 <= room:
+        return 0
     if room >= 1 and (asked is None or asked <= room or request.cut_to_context):
         return room if asked is None else min(asked, room)
-    asked = asked or 1
+    asked = 1 if asked is None else asked
     told = (
         f"This model's maximum context length is {limit} tokens. However, you requested "
         f"{prompt_tokens + asked} tokens ({prompt_tokens} in the {name}, {asked} in the "
