@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from anyio import to_thread
+
 from hotswap.config import SwapRules
 from hotswap.contracts import (
     RESIDENT_NAMES,
@@ -152,7 +154,9 @@ class SwapService:
             raise ModelNotFound(f"{spec.id!r} is not downloaded yet, so its tokens are not known.")
         request = replace(request, counted=True)
         rendered = await self._render(spec, _to_embed(request) if spec.task == "embed" else request)
-        return Tokenized(spec.id, rendered.token_ids, rendered.token_texts if texts else ())
+        # There may be a million of them.
+        told = await to_thread.run_sync(lambda: rendered.token_texts) if texts else ()
+        return Tokenized(spec.id, rendered.token_ids, told)
 
     async def detokenize(self, model: str | None, ids: Sequence[int]) -> tuple[str, str]:
         """See `ModelService.detokenize`."""
