@@ -267,6 +267,7 @@ class TestNames:
         self, folder: Path, catalog: Callable[..., Catalog]
     ) -> None:
         write_model(folder / "MistralAI" / "M7")
+        write_model(folder / "MistralAI" / "M8")
         for name in ("mistralai/m7", "MISTRALAI/M7", "m7"):
             with pytest.raises(ModelNotFound, match=r"Did you mean MistralAI/M7\?"):
                 resolved(catalog(), name)

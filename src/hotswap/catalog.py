@@ -539,6 +539,8 @@ def _near(name: str, ids: Sequence[str]) -> list[str]:
     whole = {id.casefold(): id for id in reversed(ids)}
     last = {id.rpartition("/")[2]: whole[id] for id in whole}
     name = name.casefold()
+    if name in whole:
+        return [whole[name]]
     near = [whole[one] for one in difflib.get_close_matches(name, whole)]
     near += [last[one] for one in difflib.get_close_matches(name.rpartition("/")[2], last)]
     return list(dict.fromkeys(near))[:3]
