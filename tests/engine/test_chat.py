@@ -369,8 +369,8 @@ def test_a_tool_that_no_call_can_be_required_of_is_named_with_the_reason(
     assert renderer.render(request(with_unique())).prompts[0].grammar is None
     big = {"type": "object", "properties": {f"p{i}" * 20: {} for i in range(1500)}}
     tool = {"type": "function", "function": {"name": "big", "parameters": big}}
+    prompt = chat(tools=(tool,), tool_choice=ToolChoice(required=True))
     with pytest.raises(InvalidRequest, match="grammar of the required tool call") as caught:
-        prompt = chat(tools=(tool,), tool_choice=ToolChoice(required=True))
         renderer.render(request(prompt))
     assert "larger than" in caught.value.message
 
