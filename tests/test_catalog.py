@@ -263,6 +263,15 @@ class TestNames:
             with pytest.raises(ModelNotFound, match=r"Did you mean hotswap/sums\?"):
                 resolved(catalog(), name)
 
+    def test_a_name_that_differs_only_in_its_capitals_is_near(
+        self, folder: Path, catalog: Callable[..., Catalog]
+    ) -> None:
+        write_model(folder / "MistralAI" / "M7")
+        write_model(folder / "MistralAI" / "M8")
+        for name in ("mistralai/m7", "MISTRALAI/M7", "m7"):
+            with pytest.raises(ModelNotFound, match=r"Did you mean MistralAI/M7\?"):
+                resolved(catalog(), name)
+
     def test_a_revision_is_a_branch_a_tag_or_a_commit(
         self, cache: Path, catalog: Callable[..., Catalog]
     ) -> None:

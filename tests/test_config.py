@@ -145,6 +145,7 @@ class TestFlags:
         ("argv", "complaint"),
         [
             ("--modle x", "no option --modle. Did you mean --model?"),
+            ("--MODEL x", "no option --MODEL. Did you mean --model?"),
             ("--model=x --prot=1", "no option --prot=1. Did you mean --port?"),
             ("--model", "--model: expected one argument"),
             ("--model x --port many", "--port must be a whole number from 0 to 65535, not 'many'"),

@@ -15,6 +15,14 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
     assert settings_table().strip() in README
 
 
+def test_it_says_how_much_of_a_message_the_demo_models_see() -> None:
+    demo = ROOT / "src" / "hotswap" / "demo" / "models" / "hotswap"
+    for model in ("sums", "tales"):
+        template = (demo / model / "chat_template.jinja").read_text()
+        [seen] = re.findall(r"\[:(\d+)\]", template)
+        assert f"the first {seen} characters of the last message of the user" in README
+
+
 def test_the_files_that_it_points_to_exist() -> None:
     named = re.findall(r"\]\(((?!https?:)[\w./-]+)\)", README)
     named += re.findall(r"`((?:src|tools|tests|docs)/[\w./-]+)`", README)

@@ -4,6 +4,7 @@ a load would do."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from hotswap.errors import (
     NotLoaded,
     ShuttingDown,
 )
-from hotswap.scripted import MODEL_BYTES, Script
+from hotswap.scripted import MODEL_BYTES, Script, ScriptedRegistry
 from tests.swap.house import House, play, spec
 
 
@@ -329,6 +330,27 @@ def test_tokens_are_told_without_loading_anything() -> None:
         assert house.registry.prepared == []
 
     play(scenario)
+
+
+def test_a_prompt_whose_tokens_are_asked_for_is_only_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[bool] = []
+
+    async def noted(self: Any, spec: ModelSpec, request: Any) -> Any:
+        seen.append(request.counted)
+        return await render(self, spec, request)
+
+    render = ScriptedRegistry.render
+    monkeypatch.setattr(ScriptedRegistry, "render", noted)
+
+    async def scenario(house: House) -> None:
+        request = GenerationRequest(prompts=(TextPrompt("x"),), model="B")
+        await house.service.tokenize(request)
+        await house.ask("B")
+
+    play(scenario)
+    assert seen == [True, False]
 
 
 def test_unloading_a_sleeping_model_lets_go_of_it() -> None:

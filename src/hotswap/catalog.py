@@ -536,7 +536,11 @@ def _unknown(name: str, survey: _Survey) -> str:
 
 def _near(name: str, ids: Sequence[str]) -> list[str]:
     """The ids that ``name`` may be a slip for, whole or without the organisation; three at most."""
-    by_last = {id.rpartition("/")[2]: id for id in reversed(ids)}
-    lasts = difflib.get_close_matches(name.rpartition("/")[2], by_last)
-    whole = difflib.get_close_matches(name, ids)
-    return list(dict.fromkeys([*whole, *(by_last[last] for last in lasts)]))[:3]
+    whole = {id.casefold(): id for id in reversed(ids)}
+    last = {id.rpartition("/")[2]: whole[id] for id in whole}
+    name = name.casefold()
+    if name in whole:
+        return [whole[name]]
+    near = [whole[one] for one in difflib.get_close_matches(name, whole)]
+    near += [last[one] for one in difflib.get_close_matches(name.rpartition("/")[2], last)]
+    return list(dict.fromkeys(near))[:3]

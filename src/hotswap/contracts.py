@@ -52,6 +52,8 @@ class ChatPrompt:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     continue_final_message: bool = False
     """The last message is the assistant's and is to be continued, not answered."""
+    answered: bool = True
+    """The prompt ends with what an answer begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ class Guide:
     a grammar in Lark's notation."""
     param: str
     """The field that it came in, for refusals."""
+    subject: str = ""
+    """What refusals call it, where it was made here of something that the client knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +117,7 @@ class GenerationRequest:
     sampling: SamplingParams = SamplingParams()
     n: int = 1
     max_tokens: int | None = None
-    """Tokens to generate at most; None: up to the end of the context."""
+    """Tokens to generate at most; None: up to the end of the context. 0: an answer is its echo."""
     max_tokens_param: str = "max_tokens"
     """The field that they came in, for refusals."""
     cut_to_context: bool = False
@@ -131,6 +135,9 @@ class GenerationRequest:
     """Of a chat's answer it holds for what comes after the reasoning."""
     keep_alive_s: float | None = None
     """Idle seconds after which the model may be let go; negative: never. None: as configured."""
+    counted: bool = False
+    """It is not to be answered: only the tokens of its prompts are wanted, which may be none, or
+    more than the context has room for."""
     request_id: str = ""
 
 
@@ -145,6 +152,8 @@ class EmbeddingRequest:
     """Keep so many leading numbers of each vector, scaled to length 1 again; None: all."""
     truncate: bool = False
     """Cut what is too long at its end, instead of refusing it."""
+    counted: bool = False
+    """As in `GenerationRequest`."""
     keep_alive_s: float | None = None
     request_id: str = ""
 

@@ -306,8 +306,9 @@ _VALUED = frozenset(
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """' Did you mean X?', or nothing if no name is near."""
-    close = difflib.get_close_matches(word, sorted(known), n=1)
-    return f" Did you mean {close[0]}?" if close else ""
+    names = {name.casefold(): name for name in sorted(known)}
+    close = difflib.get_close_matches(word.casefold(), names, n=1)
+    return f" Did you mean {names[close[0]]}?" if close else ""
 
 
 class _Parser(argparse.ArgumentParser):

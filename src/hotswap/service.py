@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from anyio import to_thread
 
 from hotswap.config import SwapRules
 from hotswap.contracts import (
@@ -150,8 +152,11 @@ class SwapService:
         spec = self._expected_for(target)
         if spec.path is None:
             raise ModelNotFound(f"{spec.id!r} is not downloaded yet, so its tokens are not known.")
+        request = replace(request, counted=True)
         rendered = await self._render(spec, _to_embed(request) if spec.task == "embed" else request)
-        return Tokenized(spec.id, rendered.token_ids, rendered.token_texts if texts else ())
+        # There may be a million of them.
+        told = await to_thread.run_sync(lambda: rendered.token_texts) if texts else ()
+        return Tokenized(spec.id, rendered.token_ids, told)
 
     async def detokenize(self, model: str | None, ids: Sequence[int]) -> tuple[str, str]:
         """See `ModelService.detokenize`."""
@@ -494,7 +499,7 @@ def _to_embed(request: GenerationRequest) -> EmbeddingRequest:
     prompts = tuple(one for one in request.prompts if not isinstance(one, ChatPrompt))
     if len(prompts) < len(request.prompts):
         raise InvalidRequest("An embedding model takes no messages.", param="messages")
-    return EmbeddingRequest(prompts=prompts, model=request.model)
+    return EmbeddingRequest(prompts=prompts, model=request.model, counted=request.counted)
 
 
 def _not_served(name: str) -> ModelNotFound:

@@ -192,6 +192,12 @@ def blocks(*content: Any) -> dict[str, Any]:
     return {"messages": [user(list(content))]}
 
 
+@pytest.mark.parametrize("kind", ["image", "document"])
+def test_what_is_no_text_is_refused_as_such(kind: str) -> None:
+    with pytest.raises(InvalidRequest, match="this model reads text only"):
+        prompt(**blocks({"type": kind, "source": {}}))
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from hotswap.api.fields import Count, LogitBias, Probability, StopString, decode
 from hotswap.errors import InvalidRequest
@@ -29,17 +29,31 @@ class Order(Struct):
     more: dict[str, Any] | None = None
     mode: Literal["drain", "abort"] | None = None
     bias: LogitBias | None = None
+    some: Annotated[float, Meta(gt=0, le=1)] | None = None
+    large: Annotated[int, Meta(ge=-1, le=2**63 - 1)] | None = None
+    least: Annotated[float, Meta(ge=0.5)] | None = None
+    most: Annotated[int, Meta(le=2)] | None = None
+    any: int | None = None
+    mixed: Annotated[int, Meta(ge=1)] | str | None = None
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"count": "7"}, "count: must be a whole number"),
-        ({"count": 1.5}, "count: must be a whole number"),
-        ({"count": 0}, "count: must be a whole number of 1 or more"),
-        ({"count": 2**31}, "count: must be a whole number of 2147483647 or less"),
-        ({"share": "7"}, "share: must be a number"),
-        ({"share": 1.5}, "share: must be a number of 1 or less"),
+        ({"count": "7"}, "count: must be a whole number from 1 to 2147483647"),
+        ({"count": 1.5}, "count: must be a whole number from 1 to 2147483647"),
+        ({"count": 0}, "count: must be a whole number from 1 to 2147483647"),
+        ({"count": 2**31}, "count: must be a whole number from 1 to 2147483647"),
+        ({"share": "7"}, "share: must be a number from 0 to 1"),
+        ({"share": 1.5}, "share: must be a number from 0 to 1"),
+        ({"some": 0}, "some: must be a number above 0 and at most 1"),
+        ({"some": 2}, "some: must be a number above 0 and at most 1"),
+        ({"large": 2**63}, "large: must be a whole number from -1 to 9223372036854775807"),
+        ({"large": 2**65}, "large: must be a whole number from -1 to 9223372036854775807"),
+        ({"least": -1}, "least: must be a number of 0.5 or more"),
+        ({"most": 3}, "most: must be a whole number of 2 or less"),
+        ({"any": "x"}, "any: must be a whole number"),
+        ({"mixed": []}, "mixed: must be a whole number or text"),
         ({"name": 7}, "name: must be text"),
         ({"on": 1}, "on: must be true or false"),
         ({"names": "x"}, "names: must be a list"),
@@ -59,7 +73,20 @@ class Order(Struct):
             {"named": {"n": {"kind": "a", "size": 2}}},
             "named[...].size: 2 is not one of its values; it can be 1 or 'large' or 'small'",
         ),
-        ({"bias": {"x": 1}}, "bias: a key must be a whole number"),
+        (
+            {"bias": {"x": 1}},
+            "bias: a key must be a whole number from 0 to 2147483647 (token id)",
+        ),
+        (
+            {"bias": {"-1": 1}},
+            "bias: a key must be a whole number from 0 to 2147483647 (token id)",
+        ),
+        ({"bias": {"1": 101}}, "bias[...]: must be a number from -100 to 100"),
+        (
+            {"parts": [{"kind": "image"}]},
+            "parts[0].kind: 'image' is not supported: this model reads text only; "
+            "it can be 'a' or 'b'",
+        ),
         ([], "must be an object"),
         (
             {"mode": "x - at `$.share`"},

@@ -168,6 +168,14 @@ def test_a_completion_request_counts_choices_over_prompts() -> None:
     assert completion(echo=True, logprobs=1).logprobs == 1
 
 
+def test_a_prompt_is_scored_without_an_answer() -> None:
+    request = completion(echo=True, logprobs=1, max_tokens=0)
+    assert (request.max_tokens, request.echo, request.logprobs) == (0, True, 1)
+    with pytest.raises(InvalidRequest, match="together with echo") as caught:
+        completion(max_tokens=0)
+    assert caught.value.param == "max_tokens"
+
+
 @pytest.mark.parametrize(
     "fields", [{"continue_final_message": True}, {"add_generation_prompt": False}]
 )

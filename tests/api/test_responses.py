@@ -198,6 +198,12 @@ def parts(*content: Any) -> dict[str, Any]:
     return items({"role": "user", "content": list(content)})
 
 
+@pytest.mark.parametrize("kind", ["input_image", "input_file", "input_audio"])
+def test_what_is_no_text_is_refused_as_such(kind: str) -> None:
+    with pytest.raises(InvalidRequest, match="this model reads text only"):
+        prompt(**parts({"type": kind}))
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

@@ -41,6 +41,23 @@ def test_a_chat_is_tokenized_as_it_would_be_answered() -> None:
     assert prompt.tools == (tool,)
 
 
+def test_a_chat_is_tokenized_without_what_its_answer_begins_with() -> None:
+    """vLLM's `add_generation_prompt`: here it has nothing to do with a last message to continue."""
+    for said in ([], [{"role": "assistant", "content": "y"}]):
+        service = ScriptedService()
+        messages = [{"role": "user", "content": "x"}, *said]
+        body = {"messages": messages, "add_generation_prompt": False}
+        assert post("/tokenize", body, service)[0] == 200
+        [prompt] = service.requests[0].prompts
+        assert isinstance(prompt, ChatPrompt)
+        assert (prompt.answered, prompt.continue_final_message) == (False, False)
+    service = ScriptedService()
+    assert post("/tokenize", {**body, "continue_final_message": True}, service)[0] == 200
+    [prompt] = service.requests[0].prompts
+    assert isinstance(prompt, ChatPrompt)
+    assert prompt.continue_final_message
+
+
 def test_tokens_become_text_again() -> None:
     assert post("/detokenize", {"tokens": [4, 5]}) == (200, {"prompt": "4 5"})
 
@@ -55,6 +72,7 @@ def test_tokens_become_text_again() -> None:
         ("/tokenize", chat_body(add_special_tokens=True), "add_special_tokens"),
         ("/tokenize", chat_body(chat_template="{{ x }}"), "chat_template"),
         ("/tokenize", chat_body(return_token_strs=1), "return_token_strs"),
+        ("/tokenize", chat_body(add_generation_prompt=0), "add_generation_prompt"),
         ("/detokenize", {}, "tokens"),
         ("/detokenize", {"tokens": ["a"]}, "tokens[0]"),
         ("/detokenize", {"tokens": [-1]}, "tokens[0]"),

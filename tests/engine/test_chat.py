@@ -338,6 +338,71 @@ async def test_a_model_that_knows_nothing_calls_the_tool_that_it_must(
             assert not given
 
 
+def with_unique(**choice: Any) -> ChatPrompt:
+    """A tool that no call can be required of comes after one that is fine."""
+    parameters = {
+        "type": "object",
+        "properties": {"cities": {"type": "array", "uniqueItems": True}},
+        "required": ["cities"],
+    }
+    trip = {"type": "function", "function": {"name": "trip", "parameters": parameters}}
+    return chat(tools=(TOOL, trip), tool_choice=ToolChoice(**choice))
+
+
+@pytest.mark.parametrize("template", [HERMES, HERMES.replace("<tool_call>", "<function=")])
+def test_a_tool_that_no_call_can_be_required_of_is_named_with_the_reason(
+    checkpoint: Checkpoint, template: str
+) -> None:
+    from hotswap.engine.front import Fronts
+    from hotswap.engine.text import PromptRenderer
+
+    spec = spec_of(checkpoint(), chat_template=template.replace("{{ tool|tojson }}", ""))
+    renderer = PromptRenderer(spec.id, Fronts().get(spec), spec.sampling)
+    for choice in ({"required": True}, {"name": "trip"}):
+        with pytest.raises(InvalidRequest) as caught:
+            renderer.render(request(with_unique(**choice)))
+        assert caught.value.param == "tools"
+        assert caught.value.message == (
+            "The schema of the tool 'trip' cannot be used: "
+            'the keywords "uniqueItems" are not supported.'
+        )
+    assert renderer.render(request(with_unique())).prompts[0].grammar is None
+    big = {"type": "object", "properties": {f"p{i}" * 20: {} for i in range(1500)}}
+    tool = {"type": "function", "function": {"name": "big", "parameters": big}}
+    prompt = chat(tools=(tool,), tool_choice=ToolChoice(required=True))
+    with pytest.raises(InvalidRequest, match="grammar of the required tool call") as caught:
+        renderer.render(request(prompt))
+    assert "larger than" in caught.value.message
+
+
+@pytest.mark.anyio
+async def test_a_call_that_max_tokens_cuts_is_never_text(
+    checkpoint: Checkpoint, says: Says
+) -> None:
+    template = HERMES.replace("OPEN", "")
+    async with serving(checkpoint(), chat_template=template) as served:
+        says(f"I look. {CALL}")
+        for tokens in range(1, 100):
+            answer = await served.ask(with_tools(), max_tokens=tokens)
+            assert "I look. ".startswith(answer.text)
+            if reason(answer) != "length":
+                break
+        assert answer.calls == [["weather", '{"days": 1}']]
+
+
+@pytest.mark.anyio
+async def test_no_stop_string_ends_a_call_that_is_required(
+    checkpoint: Checkpoint, says: Says
+) -> None:
+    async with serving(checkpoint(), chat_template=HERMES.replace("think", "thought")) as served:
+        says("", ends=False)
+        stop = ("\n", '"', "{", "days", "1", "2")
+        answer = await served.ask(with_tools(name="weather"), stop=stop)
+        [[_, arguments]] = answer.calls
+        assert json.loads(arguments)["days"] in (1, 2)
+        assert reason(answer) == "tool_calls"
+
+
 @pytest.mark.anyio
 async def test_marks_that_are_special_tokens_are_heard_and_others_not_seen(
     checkpoint: Checkpoint, says: Says, tmp_path: Path

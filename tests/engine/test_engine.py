@@ -386,6 +386,36 @@ async def test_an_echo_with_logprobs_tells_those_of_the_prompt(
     assert tokens == 2 * 4 * len(plain), "what the prompts were drawn as is not counted"
 
 
+@pytest.mark.parametrize("architecture", ["qwen3", "gpt2", "mamba"])
+async def test_a_prompt_is_scored_without_an_answer(
+    checkpoint: Checkpoint, architecture: str
+) -> None:
+    """Also one that fills the context, and one of a single token."""
+    options: dict[str, Any] = {"echo": True, "logprobs": 1}
+    prompts = [LONG[:40], LONG[:7], LONG[:1]]
+    async with serving(checkpoint(architecture), max_model_len=40) as served:
+        expected = await served.ask_all(*prompts[1:], max_tokens=1, ignore_eos=True, **options)
+        told = await served.ask_all(*prompts, max_tokens=0, **options)
+        bare = await served.ask_all(*prompts, max_tokens=0, echo=True, n=2)
+        texts = [text_of(served, prompt) for prompt in prompts]
+        before = served.engine.stats().tokens
+        with pytest.raises(ContextLengthExceeded):
+            await served.ask(LONG[:41], max_tokens=0, **options)
+    assert before == 2, "an answer's tokens only"
+    assert [answer.text for answer in told] == texts
+    assert [answer.text for answer in bare] == [text for text in texts for _ in range(2)]
+    for prompt, answer in zip(prompts, told, strict=True):
+        assert len(answer.logprobs) == len(prompt)
+        assert answer.logprobs[0].logprob is None
+    for longer, answer in zip(expected, told[1:], strict=True):
+        for ours, theirs in zip(answer.logprobs[1:], longer.logprobs[1:], strict=False):
+            assert ours.raw == theirs.raw
+            assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-3)
+    for answer in (*told, *bare):
+        assert answer.finished is not None
+        assert (answer.finished.reason, answer.finished.completion_tokens) == ("length", 0)
+
+
 async def test_an_echo_with_logprobs_tells_the_token_that_ends_the_answer(
     checkpoint: Checkpoint,
 ) -> None:

@@ -44,14 +44,16 @@ def spoken(*stop: str, vocabulary: Letters | None = None, echo: str = "", **hear
     return SpokenText(2, cast(Any, vocabulary or Letters()), Hearing(**given), stop, echo)
 
 
-def say(text: Any, letters: str, *, logprobs: bool = False, **options: Any) -> list[Any]:
+def say(
+    text: Any, letters: str, *, logprobs: bool = False, cut: bool = False, **options: Any
+) -> list[Any]:
     events: list[GenerationEvent] = []
     for letter in letters:
         stopped = text.push(Draw(ord(letter), -1.0 if logprobs else None), **options)
         events += text.events()
         if stopped:
             break
-    text.finish()
+    text.finish(cut=cut)
     return [*events, *text.events()]
 
 
@@ -105,9 +107,39 @@ def test_stop_strings_stop_wherever_they_are() -> None:
     text = spoken("zz")
     assert summed(say(text, "<think>a zz b")) == ("a ", "", "")
     assert text.stop_sequence == "zz"
-    text = spoken('"a"')
-    assert summed(say(text, CALL)) == ("", "", "{")
     assert summed(say(spoken("zz"), "azz", may_stop=False)) == ("", "azz", "")
+
+
+@pytest.mark.parametrize("stop", ['"a"', "{", "name", "\n{", "1}}\n<", "\n"])
+def test_no_stop_string_begins_within_a_call(stop: str) -> None:
+    text = spoken(stop)
+    assert summed(say(text, f"I look. {CALL}")) == ("", "I look. ", '{"a": 1}')
+    assert text.stop_sequence is None
+
+
+def test_a_stop_string_after_a_call_stops() -> None:
+    text = spoken("zz", "}}")
+    assert summed(say(text, f"{CALL}\nSo zz b")) == ("", "So ", '{"a": 1}')
+    assert text.stop_sequence == "zz"
+
+
+def test_where_a_call_is_demanded_stop_strings_are_heeded_in_the_reasoning_only() -> None:
+    text = spoken("\n", "tool", demanded=True)
+    assert summed(say(text, CALL + "\n" + CALL)) == ("", "", '{"a": 1}{"a": 1}')
+    text = spoken("tool", demanded=True)
+    assert summed(say(text, f"<think>a tool</think>{CALL}")) == ("a ", "", "")
+    assert text.stop_sequence == "tool"
+
+
+def test_an_answer_that_is_cut_within_a_call_does_not_show_its_beginning() -> None:
+    for letters in ("I look.\n<tool_c", 'I look.\n<tool_call>\n{"name": "clo'):
+        text = spoken()
+        events = say(text, letters, logprobs=True, cut=True)
+        assert summed(events) == ("", "I look.\n", "")
+        told = "".join(entry.text for event in events for entry in event.logprobs)
+        assert told == "I look.\n"
+    cut = say(spoken(), CALL[: CALL.index("1}}")], cut=True)
+    assert summed(cut) == ("", "", '{"a": ')
 
 
 def test_logprobs_go_with_the_letters_that_they_are_of() -> None:

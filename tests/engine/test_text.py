@@ -57,6 +57,36 @@ def test_a_conversation_is_written_with_the_models_template(checkpoint: Checkpoi
     )
 
 
+def test_a_prompt_that_is_only_looked_at_may_end_with_its_last_message(
+    checkpoint: Checkpoint,
+) -> None:
+    prompt = ChatPrompt(messages=HELLO.messages, answered=False)
+    assert written(spec_of(checkpoint()), prompt) == "<|im_start|>user\nquick<|im_end|>\n"
+
+
+def test_a_prompt_that_is_only_counted_may_be_empty_or_too_long(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    spec = spec_of(checkpoint(), max_model_len=16)
+    assert rendered(spec, "", counted=True).token_ids == ((),)
+    text = "The quick brown fox. " * 5000
+    count = rendered(spec, text, counted=True).prompt_tokens
+    assert count > 5000
+    with pytest.raises(ContextLengthExceeded):
+        rendered(spec, text)
+    begins = variant(checkpoint(), tmp_path, tokenizer_config={"bos_token": "<|im_start|>"})
+    assert rendered(spec_of(begins), "", counted=True).token_ids == ((),)
+
+
+def test_what_would_take_minutes_to_count_is_not_counted(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hotswap.engine.text.MAX_COUNTED_CHARS", 10_000)
+    spec = spec_of(checkpoint(), max_model_len=16)
+    with pytest.raises(ContextLengthExceeded, match="the first 10000 are"):
+        rendered(spec, "a word " * 2_000, counted=True)
+
+
 def test_a_last_message_can_be_continued(checkpoint: Checkpoint) -> None:
     messages = (*HELLO.messages, {"role": "assistant", "content": "brown f"})
     prompt = ChatPrompt(messages=messages, continue_final_message=True)
@@ -160,7 +190,8 @@ def test_a_hopelessly_long_prompt_is_refused_from_its_beginning(
         return ids
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "encode", counted)
-    with pytest.raises(ContextLengthExceeded, match="far more than") as caught:
+    told = r"of the 4200000 characters of your prompt the first \d+ are \d+ tokens already\."
+    with pytest.raises(ContextLengthExceeded, match=told) as caught:
         rendered(spec, "word 1 " * 600_000)
     assert caught.value.param == "prompt"
     assert lengths

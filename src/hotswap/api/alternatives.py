@@ -21,6 +21,46 @@ def alternatives(into: type, fields: Any, path: str) -> tuple[str, ...]:
         fields: what could not be decoded into ``into``.
         path: the place, as `hotswap.errors.InvalidRequest.param` has it.
     """
+    found = _each(_at(into, fields, path))
+    values = (one.values for one in found if isinstance(one, inspect.LiteralType))
+    known = dict.fromkeys(value for some in values for value in some if value is not None)
+    return tuple(map(repr, known))
+
+
+def number_range(into: type, fields: Any, path: str, *, key: bool = False) -> str:
+    """What a number may be at a place, "from 1 to 16", and what it stands for where that has a
+    name; nothing where any, or something else too, may stand there.
+
+    Args:
+        fields, path: as `alternatives` has them.
+        key: the place is a key of the mapping there.
+    """
+    found = _at(into, fields, path)
+    if key:
+        found = tuple(one.key_type for one in _each(found) if isinstance(one, inspect.DictType))
+    numbers = [one for one in _each(found) if isinstance(one, inspect.IntType | inspect.FloatType)]
+    if len(numbers) != 1:
+        return ""
+    schemas = (one.extra_json_schema or {} for one in found if isinstance(one, inspect.Metadata))
+    names = [f" ({schema['title']})" for schema in schemas if "title" in schema]
+    return "".join([_range(numbers[0]), *names])
+
+
+def _range(one: inspect.IntType | inspect.FloatType) -> str:
+    high = "" if one.le is None else _written(one.le)
+    if one.gt is not None:
+        return f"above {_written(one.gt)}" + (high and f" and at most {high}")
+    if one.ge is not None:
+        return f"from {_written(one.ge)} to {high}" if high else f"of {_written(one.ge)} or more"
+    return high and f"of {high} or less"
+
+
+def _written(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:.15g}"
+
+
+def _at(into: type, fields: Any, path: str) -> tuple[inspect.Type, ...]:
+    """The types of what can stand there."""
     found: tuple[inspect.Type, ...] = (_of(into),)
     value = fields
     for step in _STEP.finditer(path):
@@ -31,9 +71,7 @@ def alternatives(into: type, fields: Any, path: str) -> tuple[str, ...]:
             found = tuple(_items(found))
             index = step["index"]
             value = value[int(index)] if index and isinstance(value, list) else None
-    values = (one.values for one in _each(found) if isinstance(one, inspect.LiteralType))
-    known = dict.fromkeys(value for some in values for value in some if value is not None)
-    return tuple(map(repr, known))
+    return found
 
 
 @cache

@@ -157,7 +157,10 @@ def parse_object(body: bytes) -> dict[str, Any]:
             parse_constant=numbers.refuse_constant,
         )
     except UnicodeDecodeError:
-        raise InvalidJson("the body is not valid UTF-8") from None
+        raise InvalidJson(
+            "the body is not valid UTF-8: it must be JSON as plain text, neither compressed nor in "
+            "another encoding"
+        ) from None
     except json.JSONDecodeError as error:
         raise InvalidJson(f"the body is not valid JSON: {error}") from None
     except RecursionError:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from hotswap.api.alternatives import alternatives
+from hotswap.api.alternatives import alternatives, number_range
 from hotswap.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -17,7 +17,7 @@ INT32_MAX = 2**31 - 1
 _TEN_YEARS_S = 3.2e8
 
 Count = Annotated[int, Meta(ge=1, le=INT32_MAX)]
-TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX)]
+TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX, title="token id")]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -38,7 +38,7 @@ _NO_CHOICE = re.compile(r"Invalid (?P<literal>enum )?value (?P<value>.*)", re.DO
 _NO_MATCH = re.compile(r"Expected `[^`]*` matching regex '(?P<pattern>.*)'")
 _EXPECTED = re.compile(
     r"Expected `(?P<types>[^`]*)`"
-    r"(?:, got .*|(?P<length> of length)? (?P<side>[<>]=) (?P<limit>\S+))?"
+    r"(?:, got .*|(?P<length> of length)? (?P<side>[<>]=?) (?P<limit>\S+))?"
 )
 _KINDS = {
     "int": "a whole number",
@@ -48,6 +48,11 @@ _KINDS = {
     "array": "a list",
     "object": "an object",
 }
+_NO_TEXT = frozenset(
+    {"audio", "document", "file", "image", "image_url", "input_audio", "input_file"}
+    | {"input_image", "input_video", "video", "video_url"}
+)
+"""What dialects call parts that are something else."""
 _DURATION_UNITS_S = {
     "ns": 1e-9,
     "us": 1e-6,
@@ -82,8 +87,12 @@ def _named(complaint: str, fields: Any, into: type) -> InvalidRequest:
     if unknown := _UNKNOWN.match(what):
         param = ".".join(filter(None, (path, unknown["field"][:200])))
         return InvalidRequest(f"{param}: unknown field", param=param)
-    what = _not_among(choice, alternatives(into, fields, path)) if choice else _in_words(what)
-    if " - at `key` in " in complaint:
+    is_key = " - at `key` in " in complaint
+    if choice:
+        what = _not_among(choice, alternatives(into, fields, path))
+    else:
+        what = _in_words(what, number_range(into, fields, path, key=is_key))
+    if is_key:
         what = f"a key {what}"
     return InvalidRequest(f"{path}: {what}" if path else what, param=path or None)
 
@@ -91,12 +100,18 @@ def _named(complaint: str, fields: Any, into: type) -> InvalidRequest:
 def _not_among(choice: re.Match[str], values: tuple[str, ...]) -> str:
     # Else it is what tells kinds of parts, tools and the like from each other.
     fault = "is not one of its values" if choice["literal"] else "is not supported here"
+    if choice["value"].strip("'") in _NO_TEXT:
+        fault = "is not supported: this model reads text only"
     told = f"; it can be {' or '.join(values)}" if values else ""
     return f"{choice['value'][:200]} {fault}{told}"
 
 
-def _in_words(complaint: str) -> str:
-    """What msgspec complains about, without the names of Python's types."""
+def _in_words(complaint: str, allowed: str) -> str:
+    """What msgspec complains about, without the names of Python's types.
+
+    Args:
+        allowed: which numbers may be there; msgspec tells of the bound that was passed only.
+    """
     if pattern := _NO_MATCH.fullmatch(complaint):
         return f"must be text that matches {pattern['pattern']}"
     expected = _EXPECTED.fullmatch(complaint)
@@ -104,7 +119,9 @@ def _in_words(complaint: str) -> str:
         return complaint[:1].lower() + complaint[1:]
     kinds = [_KINDS.get(kind, kind) for kind in expected["types"].split(" | ") if kind != "null"]
     bound = ""
-    if expected["limit"]:
+    if allowed and kinds in (["a number"], ["a whole number"]):
+        bound = f" {allowed}"
+    elif expected["limit"]:
         bound = f" of {'length ' if expected['length'] else ''}{float(expected['limit']):.15g}"
         bound += " or more" if expected["side"] == ">=" else " or less"
     return f"must be {' or '.join(kinds)}{bound}"

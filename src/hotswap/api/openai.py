@@ -163,6 +163,8 @@ class Completion(Common, kw_only=True):
     """A body of ``/v1/completions``."""
 
     prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
+    max_tokens: Annotated[int, Meta(ge=0, le=INT32_MAX)] | None = None
+    """0 only together with ``echo``."""
     add_special_tokens: bool | None = None
     echo: bool | None = None
     logprobs: TopLogprobs | None = None
@@ -252,6 +254,11 @@ def parse_completion(fields: dict[str, Any]) -> Call:
     completion = decode(fields, Completion)
     if completion.best_of is not None and completion.best_of > (completion.n or 1):
         raise InvalidRequest("best_of: more than n is not supported", param="best_of")
+    if completion.max_tokens == 0 and not completion.echo:
+        raise InvalidRequest(
+            "max_tokens: must be 1 or more; 0 is for scoring a prompt, together with echo",
+            param="max_tokens",
+        )
     request = completion.request(
         _prompts(completion), logprobs=completion.logprobs, echo=bool(completion.echo)
     )

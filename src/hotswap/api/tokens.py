@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
@@ -14,7 +15,7 @@ from hotswap.api.fields import TokenId, decode
 from hotswap.api.openai import parse_chat, parse_completion
 from hotswap.api.openai_messages import Message
 from hotswap.api.tools import MAX_TOOLS, Choice, Tool
-from hotswap.contracts import GenerationRequest, ModelService
+from hotswap.contracts import ChatPrompt, GenerationRequest, ModelService, Prompt
 from hotswap.errors import InvalidRequest
 
 MAX_TOKENS = 1 << 20
@@ -98,5 +99,13 @@ def _parse(fields: dict[str, Any]) -> tuple[GenerationRequest, bool]:
         return parse_completion(fields).request, bool(text.return_token_strs)
     if fields.get("prompt") is not None:
         raise InvalidRequest("messages: not together with prompt", param="messages")
-    call = parse_chat(fields)
-    return call.request, bool(decode(fields, TokenizeChat).return_token_strs)
+    # In a chat this means that the last message is continued; here that nothing follows it.
+    bare = fields.get("add_generation_prompt") is False and not fields.get("continue_final_message")
+    request = parse_chat({**fields, "add_generation_prompt": None} if bare else fields).request
+    if bare:
+        request = replace(request, prompts=tuple(map(_unanswered, request.prompts)))
+    return request, bool(decode(fields, TokenizeChat).return_token_strs)
+
+
+def _unanswered(prompt: Prompt) -> Prompt:
+    return replace(prompt, answered=False) if isinstance(prompt, ChatPrompt) else prompt

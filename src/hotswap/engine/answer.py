@@ -55,18 +55,10 @@ class AnswerText:
         if not may_stop or not self._stop:
             self._release(text, held="")
             return False
-        found = self._stop.find(text)
-        if found is None:
-            keep = self._stop.partial(text)
-            self._release(text[: len(text) - keep], held=text[len(text) - keep :])
-            return False
-        at, self.stop_sequence = found
-        self._release(text[:at], held="")
-        self._logprobs = [(c, entry) for c, entry in self._logprobs if c < self._released_chars]
-        return True
+        return self._stops_in(text)
 
-    def finish(self) -> None:
-        """No token follows: nothing needs to be held back."""
+    def finish(self, *, cut: bool = False) -> None:  # noqa: ARG002
+        """No token follows: nothing needs to be held back. ``cut``: the model had not ended."""
         if self.stop_sequence is None:
             self._release(self._held + self._decoder.finish(), held="")
             self._released_chars += 1  # also tokens after the last character are given out
@@ -87,6 +79,28 @@ class AnswerText:
         """What became ready since the last call, as it is told."""
         delta = self.take()
         return () if delta is None else (delta,)
+
+    @property
+    def _heeds_stops(self) -> bool:
+        """A stop string that begins where the text has been given out to ends the answer."""
+        return True
+
+    def _stops_in(self, text: str) -> bool:
+        """Give ``text`` out, up to a stop string or to where one may have begun."""
+        while True:
+            found = self._stop.find(text)
+            at = len(text) - self._stop.partial(text) if found is None else found[0]
+            self._release(text[:at], held=text[at:])
+            if at == len(text):
+                return False
+            if self._heeds_stops:
+                break
+            self._release(text[at], held="")
+            text = text[at + 1 :]
+        if found is not None:
+            self._held, self.stop_sequence = "", found[1]
+            self._logprobs = [(c, entry) for c, entry in self._logprobs if c < self._released_chars]
+        return found is not None
 
     def _release(self, text: str, *, held: str) -> None:
         self._ready += text

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,8 @@ def write_out(model: str, front: Front, prompt: ChatPrompt, guide: Guide | None)
     tools = _tools(front.speech, prompt)
     text = _text(model, front, template, prompt)
     demanded = _demanded(front.speech, prompt, tools)
-    hearing = _hearing(front.speech, prompt, text, tools if demanded or not guide else Tools())
+    tools = tools if demanded or not guide else Tools()
+    hearing = _hearing(front.speech, prompt, text, tools, demanded=demanded is not None)
     return Conversation(text, hearing, demanded or guide)
 
 
@@ -94,13 +95,24 @@ def _demanded(speech: Speech, prompt: ChatPrompt, tools: Tools) -> Guide | None:
         return None
     grammar = CallGrammar(speech.ids, several=choice.parallel and choice.name is None)
     start = speech.family.write(grammar, tools)
-    return Guide("grammar", grammar.source(start), "tool_choice")
+    return Guide(
+        "grammar", grammar.source(start), "tool_choice", "grammar of the required tool call"
+    )
+
+
+def schema_guides(tools: Tools) -> Iterator[Guide]:
+    """What the arguments of each tool must be, to find the one that no call can be required of."""
+    for tool in tools:
+        schema = json.dumps(_plain(tool.parameters), ensure_ascii=False)
+        yield Guide("json_schema", schema, "tools", f"schema of the tool {tool.name!r}")
 
 
 # -- listening -------------------------------------------------------------------------------
 
 
-def _hearing(speech: Speech, prompt: ChatPrompt, text: str, tools: Tools) -> Hearing | None:
+def _hearing(
+    speech: Speech, prompt: ChatPrompt, text: str, tools: Tools, *, demanded: bool
+) -> Hearing | None:
     marks, opened = _reasoning(speech.marks, prompt, text)
     if marks is None and not tools:
         return None
@@ -111,6 +123,7 @@ def _hearing(speech: Speech, prompt: ChatPrompt, text: str, tools: Tools) -> Hea
         opened=opened,
         read_calls=family.read if family else None,
         tools=tools,
+        demanded=demanded,
         parallel=prompt.tool_choice.parallel,
         shown=frozenset(speech.special[text] for text in markers if text in speech.special),
         ids=family.ids if family else "long",
@@ -153,7 +166,7 @@ def _text(model: str, front: Front, template: ChatTemplate, prompt: ChatPrompt) 
         **_plain(prompt.template_kwargs),
         "messages": messages,
         "tools": tools or None,
-        "add_generation_prompt": not prompt.continue_final_message,
+        "add_generation_prompt": prompt.answered and not prompt.continue_final_message,
         "continue_final_message": prompt.continue_final_message,
     }
     try:

@@ -374,7 +374,7 @@ class TorchEngine:
     def _report(self, sequence: Sequence, post: Post) -> None:
         text, finished = sequence.text, sequence.finished
         if finished is not None:
-            text.finish()
+            text.finish(cut=finished == "length")
         number = self._tickets[sequence.id].number
         for event in text.events():
             post.add(number, event)

@@ -70,10 +70,10 @@ def grammar_of(guide: Guide, preamble: Preamble | None, markers: Mapping[str, in
         InvalidRequest
     """
     try:
-        size = len(guide.source.encode())
+        guide.source.encode()
     except UnicodeEncodeError:
         refuse(guide, "it has half a character.")
-    if size > _MOST_BYTES[guide.kind]:
+    if is_too_large(guide):
         refuse(guide, f"it is larger than {_MOST_BYTES[guide.kind]} bytes.")
     parts = [
         {"lark_grammar": _beginning(preamble, markers)},
@@ -87,11 +87,14 @@ def grammar_of(guide: Guide, preamble: Preamble | None, markers: Mapping[str, in
     return text
 
 
+def is_too_large(guide: Guide) -> bool:
+    return len(guide.source.encode(errors="replace")) > _MOST_BYTES[guide.kind]
+
+
 def refuse(guide: Guide, reason: str) -> NoReturn:
     """Raises: InvalidRequest."""
-    raise InvalidRequest(
-        f"The {_NAMES[guide.kind]} cannot be used: {reason}", param=guide.param
-    ) from None
+    subject = guide.subject or _NAMES[guide.kind]
+    raise InvalidRequest(f"The {subject} cannot be used: {reason}", param=guide.param) from None
 
 
 def _beginning(preamble: Preamble | None, markers: Mapping[str, int]) -> str:

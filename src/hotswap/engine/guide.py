@@ -8,6 +8,7 @@ the device thread moves on.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -40,6 +41,7 @@ _SLOWEST_MASK_S = 1.0
 """All answers stand still meanwhile; one that took longer is not moved on again."""
 _MOST_LEXER_STATES = 50_000
 """Of one sequence; one takes 1 to 2 kB."""
+_UNKNOWN_WORDS = re.compile(r"Unimplemented keys: \[([^\]]*)\]")
 _NO_ANSWER = "it allows no answer, or only an empty one."
 _NO_TEXTS = (
     "The tokens of this model do not stand for texts of their own, so its answers cannot be guided."
@@ -138,10 +140,10 @@ class Guides:
             refuse(guide, f"compiling it takes longer than {_COMPILE_TIME_S:g} s.")
         if failure is not None:
             _log.warning("A %s cannot be compiled", guide.kind, exc_info=failure)
-            refuse(guide, f"it cannot be compiled: {_reason(str(failure))}")
+            refuse(guide, f"it cannot be compiled: {_reason(str(failure), guide)}")
         matcher = compiled.result()
         if matcher.is_error():
-            refuse(guide, _reason(matcher.get_error()))
+            refuse(guide, _reason(matcher.get_error(), guide))
         grammar = CompiledGuide(matcher, self._vocab_size, guide.param)
         beginning = grammar.matcher()
         if beginning.failed or beginning.complete:
@@ -204,11 +206,13 @@ class _Pieces:
         return []
 
 
-def _reason(error: str) -> str:
-    """Why a guide did not compile, in one line."""
+def _reason(error: str, guide: Guide | None = None) -> str:
+    """Why a guide did not compile, in one line; without its source where that is not the
+    client's."""
     if error.startswith("NoExtension"):
         return _NO_ANSWER
-    line = " ".join(error.split())
+    told = error.partition("\n")[0] if guide is not None and guide.subject else error
+    line = _UNKNOWN_WORDS.sub(r"the keywords \1 are not supported.", " ".join(told.split()))
     return line.partition(" Enable 'coerce_one_of'")[0][:300]  # nobody can, here
 
 

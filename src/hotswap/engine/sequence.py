@@ -23,7 +23,7 @@ class Sequence:
     """The prompt, then the answer."""
     prompt_tokens: int
     max_tokens: int
-    """Of the answer."""
+    """Of the answer; 0: a token that is drawn after the prompt is thrown away."""
     row: SamplingRow
     text: AnswerText
     end_ids: frozenset[int] = frozenset()
@@ -101,10 +101,15 @@ class Sequence:
     def accept(self, draw: Draw) -> None:
         """Take the next token, and notice whether it is the last one."""
         self.pending -= 1
+        if self.answer_tokens == self.max_tokens:
+            self.finished = "length"
+            return
         self.tokens.append(draw.token)
         if self.answer_tokens <= 0:
             self.row.see_prompt((draw.token,))
             self.text.push(draw, may_stop=False)
+            if self.answer_tokens == self.max_tokens:
+                self.finished = "length"
             return
         self.row.see(draw.token)
         count = self.answer_tokens

@@ -24,9 +24,9 @@ _LETTERS = string.ascii_letters + string.digits
 
 
 class SpokenText(AnswerText):
-    """Stop strings are looked for in all that the model writes, reasoning and calls included, as
-    vLLM does; so they come before the parts are told from each other. Log-probabilities go with
-    text and reasoning; those of calls and of marks are not given out."""
+    """Stop strings are looked for in all that the model writes, reasoning and marks included, as
+    vLLM does; but none begins within a call, which would be cut in the middle of its arguments.
+    Log-probabilities go with text and reasoning; those of calls and of marks are not given out."""
 
     def __init__(
         self,
@@ -57,9 +57,9 @@ class SpokenText(AnswerText):
         self.reasoning_tokens += thought and self._listener.thinking
         return stopped or (may_stop and self._listener.over)
 
-    def finish(self) -> None:
-        super().finish()
-        self._listener.finish()
+    def finish(self, *, cut: bool = False) -> None:
+        super().finish(cut=cut)
+        self._listener.finish(cut=cut)
         self._gather()
         last = self._last
         # Tokens after the last character belong to what they follow.
@@ -71,6 +71,10 @@ class SpokenText(AnswerText):
     def events(self) -> Iterable[GenerationEvent]:
         events, self._events = self._events, []
         return events
+
+    @property
+    def _heeds_stops(self) -> bool:
+        return not self._listener.calling
 
     def _release(self, text: str, *, held: str) -> None:
         self._released_chars += len(text)

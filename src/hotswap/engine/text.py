@@ -9,15 +9,16 @@ from typing import Any
 from hotswap.contracts import (
     ChatPrompt,
     GenerationRequest,
+    Guide,
     Prompt,
     SamplingParams,
     TextPrompt,
 )
-from hotswap.engine.chat import write_out
+from hotswap.engine.chat import schema_guides, write_out
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.drawing import DrawParams
 from hotswap.engine.front import Front
-from hotswap.engine.grammar import Preamble
+from hotswap.engine.grammar import Preamble, is_too_large
 from hotswap.engine.guide import CompiledGuide
 from hotswap.engine.speech.listener import Hearing
 from hotswap.errors import ContextLengthExceeded, InvalidRequest
@@ -67,6 +68,10 @@ _SURELY_CHARS_PER_TOKEN = 8
 """Text in any language has fewer on average; runs of spaces may have more."""
 
 
+MAX_COUNTED_CHARS = 2 << 20
+"""Of a prompt whose tokens are only to be counted, also where no model could take it."""
+
+
 class PromptRenderer:
     """Renders requests for one model. Stateless; call it from a worker thread."""
 
@@ -87,7 +92,8 @@ class PromptRenderer:
         """Raises: InvalidRequest, ContextLengthExceeded, Overloaded."""
         prompts = tuple(self._prompt(prompt, request) for prompt in request.prompts)
         for prompt, source in zip(prompts, request.prompts, strict=True):
-            answer_room(len(prompt.ids), request, self._max_model_len, prompt_name(source))
+            if not request.counted:
+                answer_room(len(prompt.ids), request, self._max_model_len, prompt_name(source))
         asked, default = request.sampling.seed, self._defaults.seed
         end_ids = frozenset(request.stop_token_ids)
         _check_ids(tuple(end_ids), self._front.vocab_size, "stop_token_ids")
@@ -109,31 +115,47 @@ class PromptRenderer:
         if isinstance(prompt, ChatPrompt):
             written = write_out(self._model, self._front, prompt, guide)
             text, hearing, guide = written.text, written.hearing, written.guide
-            ids = self._encode(text, prompt, special=False)
+            ids = self._encode(text, prompt, special=False, counted=request.counted)
         elif isinstance(prompt, TextPrompt):
             text = prompt.text
-            ids = self._encode(text, prompt, special=prompt.special)
+            ids = self._encode(text, prompt, special=prompt.special, counted=request.counted)
         else:
             ids = prompt.ids
             _check_ids(ids, self._front.vocab_size, prompt_name(prompt))
             text = self._front.vocabulary.text(list(ids)) if echo else ""
-        if not ids:
+        if not ids and not request.counted:
             ids = self._bos(prompt)
-        grammar = self._front.guides.compile(guide, _preamble(hearing)) if guide else None
+        grammar = self._compiled(guide, hearing) if guide else None
         return RenderedPrompt(ids, text if echo else "", hearing, grammar)
 
-    def _encode(self, text: str, prompt: Prompt, *, special: bool) -> tuple[int, ...]:
+    def _compiled(self, guide: Guide, hearing: Hearing | None) -> CompiledGuide:
+        guides = self._front.guides
+        try:
+            return guides.compile(guide, _preamble(hearing))
+        except InvalidRequest:
+            # A grammar of ours says nothing to whoever wrote the tools.
+            if hearing is not None and hearing.demanded and not is_too_large(guide):
+                for schema in schema_guides(hearing.tools):
+                    guides.compile(schema)
+            raise
+
+    def _encode(
+        self, text: str, prompt: Prompt, *, special: bool, counted: bool
+    ) -> tuple[int, ...]:
         tokenizer = self._front.tokenizer
         # Four prompts of 4 MB took 81 s to tokenise, on the cores that others' answers are computed
         # on: that they are hopelessly long can be seen from their beginning.
-        beginning = text[: _SURELY_CHARS_PER_TOKEN * self._max_model_len]
+        chars = max(_SURELY_CHARS_PER_TOKEN * self._max_model_len, MAX_COUNTED_CHARS * counted)
+        beginning = text[:chars]
         if len(beginning) < len(text):
             tokens = len(tokenizer.encode(beginning, add_special_tokens=special, verbose=False))
             if tokens > self._max_model_len + 1:  # the last one may be half a token
+                name = prompt_name(prompt)
                 raise ContextLengthExceeded(
                     f"This model's maximum context length is {self._max_model_len} tokens. "
-                    f"However, your {prompt_name(prompt)} have far more than {tokens} tokens.",
-                    param=prompt_name(prompt),
+                    f"However, of the {len(text)} characters of your {name} the first {chars} are "
+                    f"{tokens} tokens already.",
+                    param=name,
                 )
         ids = tuple(tokenizer.encode(text, add_special_tokens=special, verbose=False))
         _check_ids(ids, self._front.vocab_size, prompt_name(prompt))
@@ -207,9 +229,11 @@ def answer_room(prompt_tokens: int, request: GenerationRequest, limit: int, name
         ContextLengthExceeded: the prompt leaves no room, or less than was asked for.
     """
     room, asked = limit - prompt_tokens, request.max_tokens
+    if asked == 0 <= room:
+        return 0
     if room >= 1 and (asked is None or asked <= room or request.cut_to_context):
         return room if asked is None else min(asked, room)
-    asked = asked or 1
+    asked = 1 if asked is None else asked
     told = (
         f"This model's maximum context length is {limit} tokens. However, you requested "
         f"{prompt_tokens + asked} tokens ({prompt_tokens} in the {name}, {asked} in the "

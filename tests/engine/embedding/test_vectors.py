@@ -156,6 +156,13 @@ async def test_what_is_too_long_is_refused_or_cut_before_its_end_mark(
             await served.ask([5] * (limit + 1))
 
 
+async def test_a_text_that_is_only_counted_may_be_empty_or_too_long(encoder: Encoders) -> None:
+    async with embedding(encoder(pooling=MEAN)) as served:
+        [some, none] = await served.ids("fox " * 10_000, "", counted=True)
+        assert len(some) > 10_000
+        assert len(none) < 3
+
+
 async def test_a_default_prompt_stands_before_each_text(encoder: Encoders, tmp_path: Path) -> None:
     path = Path(shutil.copytree(encoder(pooling=MEAN), tmp_path / "m"))
     settings = {"prompts": {"query": "the ", "other": "fox "}, "default_prompt_name": "query"}

@@ -45,14 +45,14 @@ def listener(name: str | None, **options: Any) -> Listener:
     return Listener(Hearing(read_calls=read, **given))
 
 
-def hear(name: str | None, *texts: str, **options: Any) -> Heard:
+def hear(name: str | None, *texts: str, cut: bool = False, **options: Any) -> Heard:
     """The pieces of an answer that comes as ``texts``, those that go on with one another as one."""
     ear = listener(name, **options)
     pieces: list[Piece] = []
     for text in texts:
         ear.push(text)
         pieces += ear.take()
-    ear.finish()
+    ear.finish(cut=cut)
     return joined([*pieces, *ear.take()])
 
 

@@ -185,6 +185,34 @@ def test_an_answer_may_end_anywhere(name: str, text: str) -> None:
                 assert whole_said.startswith(said)
 
 
+@pytest.mark.parametrize(("name", "text"), ALL)
+def test_nothing_of_a_call_that_is_cut_is_text(name: str, text: str) -> None:
+    """What is told up to there is the beginning of what the whole would have told."""
+    whole = hear(name, text)
+    for end in range(len(text)):
+        heard = hear(name, *text[:end], cut=True)
+        for (kind, said), (whole_kind, whole_said) in zip(heard, whole, strict=False):
+            assert kind == whole_kind
+            assert whole_said.startswith(said)
+        assert len(heard) <= len(whole)
+
+
+def test_a_call_that_is_cut_before_its_first_argument_is_not_one_without_any() -> None:
+    assert hear("qwen-coder", "<function=weather>\n<para", cut=True) == call("weather", "{")
+
+
+def test_reasoning_that_is_cut_within_its_mark_does_not_show_it() -> None:
+    assert hear(None, "<think>Hm.</thi", cut=True) == [("reasoning", "Hm.")]
+    assert hear(None, "<thi", cut=True) == []
+
+
+@pytest.mark.parametrize("name", [*SPEECH, "qwen-coder"])
+def test_where_a_call_is_demanded_nothing_else_is_said(name: str) -> None:
+    assert hear(name, " \n", demanded=True) == []
+    assert hear(name, '<tool_call>{"na', demanded=True) == []
+    assert hear(name, "<think>Hm.</think>x", demanded=True) == [("reasoning", "Hm.")]
+
+
 @pytest.mark.parametrize("name", [*SPEECH, "qwen-coder"])
 @given(data=st.data())
 def test_nothing_is_lost_and_nothing_told_twice(name: str, data: st.DataObject) -> None:

@@ -10,7 +10,7 @@ from hotswap.contracts import EmbeddingRequest, TextPrompt, TokenPrompt
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.embedding.recipe import Recipe
 from hotswap.engine.front import Front
-from hotswap.engine.text import token_texts
+from hotswap.engine.text import MAX_COUNTED_CHARS, token_texts
 from hotswap.errors import ContextLengthExceeded, InvalidRequest
 
 _SURELY_CHARS_PER_TOKEN = 8
@@ -55,23 +55,25 @@ class EmbeddingRenderer:
             )
         return RenderedEmbedding(
             model=self._model,
-            token_ids=tuple(self._ids(one, request.truncate) for one in request.prompts),
+            token_ids=tuple(self._ids(one, request) for one in request.prompts),
             dimensions=wanted,
             vocabulary=self._front.vocabulary,
         )
 
-    def _ids(self, prompt: TextPrompt | TokenPrompt, truncate: bool) -> tuple[int, ...]:
-        limit = self._front.max_model_len
+    def _ids(self, prompt: TextPrompt | TokenPrompt, request: EmbeddingRequest) -> tuple[int, ...]:
+        limit, truncate = self._front.max_model_len, request.truncate
         if isinstance(prompt, TextPrompt):
-            ids, ends = self._encoded(prompt, truncate)
+            ids, ends = self._encoded(prompt, truncate, counted=request.counted)
         else:
             ids, ends = prompt.ids, 0
+        if request.counted:
+            return ids
         if not ids:
             raise InvalidRequest("A text has no tokens.", param=_FIELD)
         self._refuse_strangers(ids)
         if len(ids) > limit:
             if not truncate:
-                self._refuse_length(f"{len(ids)}")
+                self._refuse_length(f"{len(ids)} tokens")
             ids = (*ids[: max(0, limit - ends)], *ids[len(ids) - ends :])[-limit:]
         return ids
 
@@ -79,11 +81,13 @@ class EmbeddingRenderer:
         text = self._recipe.prefix + text
         return text.lower() if self._recipe.lower_case else text
 
-    def _encoded(self, prompt: TextPrompt, truncate: bool) -> tuple[tuple[int, ...], int]:
+    def _encoded(
+        self, prompt: TextPrompt, truncate: bool, *, counted: bool
+    ) -> tuple[tuple[int, ...], int]:
         """The tokens of a text, or of a beginning of it that is too long anyway; and how many at
         the end belong to no text, but mark the end."""
         text, limit = self._written(prompt.text), self._front.max_model_len
-        chars = _SURELY_CHARS_PER_TOKEN * limit
+        chars = max(_SURELY_CHARS_PER_TOKEN * limit, MAX_COUNTED_CHARS * counted)
         while True:
             # See `hotswap.engine.text`: tokenising megabytes takes minutes.
             encoded = self._front.tokenizer(
@@ -97,7 +101,8 @@ class EmbeddingRenderer:
                 return ids, _marks_at_the_end(special)
             if len(ids) > limit + _SPARE:
                 if not truncate:
-                    self._refuse_length(f"far more than {len(ids)}")
+                    size = f"{len(text)} characters, and the first {chars} are {len(ids)} tokens"
+                    self._refuse_length(size)
                 return ids, _marks_at_the_end(special)
             chars *= 4
 
@@ -110,10 +115,10 @@ class EmbeddingRenderer:
                 f"Token id {stranger} is outside the vocabulary of {vocab} tokens.", param=_FIELD
             )
 
-    def _refuse_length(self, tokens: str) -> NoReturn:
+    def _refuse_length(self, size: str) -> NoReturn:
         raise ContextLengthExceeded(
             f"This model's maximum context length is {self._front.max_model_len} tokens. "
-            f"However, a text of your {_FIELD} has {tokens} tokens.",
+            f"However, a text of your {_FIELD} has {size}.",
             param=_FIELD,
         )
 

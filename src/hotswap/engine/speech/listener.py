@@ -26,6 +26,8 @@ class Hearing:
     """The answer begins within the reasoning."""
     read_calls: ReadCalls | None = None
     tools: Tools = field(default_factory=Tools)
+    demanded: bool = False
+    """Beside reasoning and calls nothing is said."""
     parallel: bool = True
     """Several calls in one answer are taken; else it ends with the first one."""
     shown: frozenset[int] = frozenset()
@@ -41,7 +43,9 @@ class Listener:
     def __init__(self, hearing: Hearing) -> None:
         self._hearing = hearing
         self._reader = Reader()
-        self._pieces = Pieces(self._reader, hearing.tools, parallel=hearing.parallel)
+        self._pieces = Pieces(
+            self._reader, hearing.tools, parallel=hearing.parallel, silent=hearing.demanded
+        )
         self._reading = self._read()
         next(self._reading, None)
 
@@ -53,6 +57,13 @@ class Listener:
     def calls(self) -> int:
         """That have begun."""
         return self._pieces.calls
+
+    @property
+    def calling(self) -> bool:
+        """What comes next belongs to a call, or to what may become one."""
+        if self.thinking or self._hearing.read_calls is None:
+            return False
+        return self._hearing.demanded or self._pieces.calling or self._reader.notes
 
     @property
     def over(self) -> bool:
@@ -68,9 +79,12 @@ class Listener:
         self._reader.add(text)
         next(self._reading, None)
 
-    def finish(self) -> None:
-        """The answer has ended."""
+    def finish(self, *, cut: bool = False) -> None:
+        """The answer has ended; ``cut``: not by itself. Then what is still undecided is the
+        beginning of a mark or of a call, and no text."""
         self._reader.ended = True
+        if cut:
+            self._reader.drop()
         next(self._reading, None)
         self._pieces.finish()
 

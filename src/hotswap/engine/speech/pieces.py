@@ -29,16 +29,25 @@ class Pieces:
     """Gathers pieces. Spaces and line breaks that only stand between the parts of an answer belong
     to none of them."""
 
-    def __init__(self, reader: Reader, tools: Tools, *, parallel: bool = True) -> None:
-        """``tools``: those that may be called. A call of another one is no call but text: who sent
-        the request could do nothing with it."""
+    def __init__(
+        self, reader: Reader, tools: Tools, *, parallel: bool = True, silent: bool = False
+    ) -> None:
+        """
+        Args:
+            tools: those that may be called. A call of another one is no call but text: who sent
+                the request could do nothing with it.
+            silent: there is no text.
+        """
         self.tools = tools
         self.calls = 0
         """That have begun."""
         self.over = False
         """The one call there may be is complete. What else is said is not taken any more."""
         self.thinking = False
+        self.calling = False
+        """From where a call has begun to where text may follow."""
         self._reader = reader
+        self._silent = silent
         self._parallel = parallel
         self._pieces: list[Piece] = []
         self._gap: list[str] | None = []
@@ -58,6 +67,9 @@ class Pieces:
 
     def text(self, text: str) -> None:
         """The text ``text``, which was read last, is said."""
+        self.calling = False
+        if self._silent:
+            return
         if self._gap is not None and text:
             if text.isspace():
                 self._gap.append(text)
@@ -92,6 +104,7 @@ class Pieces:
     def begin_call(self, name: str) -> None:
         """From here on what is read is no text any more, whatever follows."""
         self._reader.forget()
+        self.calling = True
         self._gap = []
         offset = self._reader.offset
         if not self.over:

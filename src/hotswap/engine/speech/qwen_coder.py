@@ -35,7 +35,8 @@ def read(reader: Reader, pieces: Pieces) -> Reading[None]:
 
 def _function(reader: Reader, pieces: Pieces, tool: Tool) -> Reading[None]:
     pieces.begin_call(tool.name)
-    before = "{"
+    pieces.arguments("{")
+    before = ""
     while True:
         yield from reader.spaces()
         reader.note()
@@ -54,7 +55,7 @@ def _function(reader: Reader, pieces: Pieces, tool: Tool) -> Reading[None]:
         yield from reader.rest(drop)
         return
     # Also where something strange follows: what there is, is whole.
-    pieces.arguments("{}" if before == "{" else "}")
+    pieces.arguments("}")
     pieces.end_call()
     if not closed:
         pieces.text(reader.noted())

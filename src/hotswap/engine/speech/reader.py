@@ -69,6 +69,17 @@ class Reader:
     def forget(self) -> None:
         self._noted = None
 
+    @property
+    def notes(self) -> bool:
+        """It keeps what is read, and that is more than spaces."""
+        return any(not part.isspace() for part in self._noted or ())
+
+    def drop(self) -> None:
+        """Read what there is, and give up what was noted unless it is spaces."""
+        self._read(len(self._text))
+        if self.notes:
+            self._noted = None
+
     def peek(self) -> Reading[str]:
         """The next character, which is not read; none at the end."""
         while self._at == len(self._text):
