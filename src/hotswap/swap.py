@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import anyio
 from anyio import create_task_group
@@ -252,6 +254,15 @@ class SwapController:
 
     # -- requests
 
+    @contextmanager
+    def arriving(self, target: Target) -> Iterator[None]:
+        """Have a request that was accepted seen while its prompt is read, which takes seconds where
+        the engines are being imported. It has no claim yet: nothing is loaded for it."""
+        with self.desk.seen(target):
+            if not self._has_come(target):
+                self.desk.ring()
+            yield
+
     @asynccontextmanager
     async def lease(
         self, target: Target, keep_alive_s: float | None = None, *, request_id: str = ""
@@ -360,6 +371,11 @@ class SwapController:
         stay.leases -= 1
         stay.idle_since = anyio.current_time()
         self.desk.ring()
+
+    def _has_come(self, target: Target) -> bool:
+        """Such a request would be let in at once."""
+        stay = self._residency
+        return stay is not None and self._is_open(stay) and target.takes(stay.spec)
 
     def _is_open(self, stay: Residency) -> bool:
         return self._phase is SwapPhase.READY and not self._must_leave(stay)
@@ -489,10 +505,6 @@ class SwapController:
     def snapshot(self) -> SwapSnapshot:
         """The state at this moment."""
         stay = self._residency
-        waiting: dict[str, int] = {}
-        for waiter in self.desk.queue:
-            model = waiter.model or "current"
-            waiting[model] = waiting.get(model, 0) + 1
         reason = self._unserviceable_reason()
         engine = stay.engine.stats() if stay else None
         timings = self._shown_timings(stay)
@@ -501,7 +513,7 @@ class SwapController:
             phase=self._phase,
             resident=self.resident,
             progress=self._shown_progress(),
-            waiting=waiting,
+            waiting=self._waiting(),
             leases=stay.leases if stay else 0,
             parked=tuple(self._registry.parked()),
             failures=self.desk.failures.readings(),
@@ -518,6 +530,18 @@ class SwapController:
             unserviceable_reason=reason,
             expires_in_s=stay.expires_in_s(anyio.current_time()) if stay else None,
         )
+
+    def _waiting(self) -> dict[str, int]:
+        """See `SwapSnapshot.waiting`."""
+        arriving = (one.model for one in self.desk.arriving if not self._has_come(one))
+        queued = (one.model for one in self.desk.queue)
+        coming = self.coming
+        loads = (
+            wish.model
+            for wish in self.desk.load_wishes
+            if coming is None or not is_same_load(wish.spec, coming)
+        )
+        return dict(Counter(model or "current" for model in chain(arriving, queued, loads)))
 
     def _shown_timings(self, stay: Residency | None) -> dict[str, float]:
         """The first token comes when the load has been told already."""

@@ -640,7 +640,7 @@ def test_what_is_given_up_ends_its_answers_and_refuses_all_others() -> None:
             nursery.start_soon(house.ask, "A", 100)
             await house.until(lambda: house.controller.snapshot().leases == 1)
             nursery.start_soon(house.ask, "B")
-            await house.until(lambda: bool(house.controller.snapshot().waiting))
+            await house.until(lambda: bool(house.controller.desk.queue))
             began = trio.current_time()
             house.controller.give_up(DeviceLost("it hangs"))
         assert trio.current_time() - began < 0.1
@@ -726,7 +726,7 @@ def test_shutting_down_refuses_the_queue_and_lets_the_running_answers_end() -> N
             nursery.start_soon(house.ask, "A", 20)
             await house.until(lambda: house.controller.snapshot().leases == 1)
             nursery.start_soon(house.ask, "B")
-            await house.until(lambda: bool(house.controller.snapshot().waiting))
+            await house.until(lambda: bool(house.controller.desk.queue))
             house.controller.stop_admitting()
         _, running, queued = house.answers
         assert running.text == text("A", 20)

@@ -53,7 +53,7 @@ def _requests(snapshot: SwapSnapshot) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily(
         "hotswap:num_requests_waiting",
-        "Requests that wait for their model or for a place in its engine.",
+        "Requests, and loads by hand, that wait for their model or for a place in its engine.",
         queued + (engine.waiting if engine else 0),
     )
     yield CounterMetricFamily(
