@@ -643,6 +643,9 @@ class SwapSnapshot:
     phase_seconds: Mapping[str, float]
     """``timings`` added up over all loads so far that brought a model."""
     memory: MemoryReport | None
+    """Around the last teardown."""
+    leaked_bytes: int = 0
+    """That all teardowns so far together left behind."""
     unserviceable_reason: str | None = None
     """Why not ``serviceable``, in a short sentence; None where it is."""
     expires_in_s: float | None = None

@@ -65,6 +65,8 @@ class Script:
     """What an estimate says is free."""
     room_tokens: dict[str, int] = field(default_factory=dict)
     """By model: tokens of prompt and answer that there is memory for."""
+    leaked_bytes: dict[str, int] = field(default_factory=dict)
+    """By model: what it leaves behind on the device each time."""
     render_errors: dict[str, HotswapError] = field(default_factory=dict)
     prepare_errors: dict[str, HotswapError] = field(default_factory=dict)
     start_errors: dict[str, HotswapError] = field(default_factory=dict)
@@ -282,8 +284,12 @@ class ScriptedRegistry:
         finally:
             engine.abort(ModelUnloaded("The model was unloaded."))
             self._current = None
+            leaked = self.script.leaked_bytes.get(engine.model, 0)
             self._memory = MemoryReport(
-                before_bytes=MODEL_BYTES, after_bytes=0, baseline_bytes=0, leaked_bytes=0
+                before_bytes=MODEL_BYTES,
+                after_bytes=leaked,
+                baseline_bytes=0,
+                leaked_bytes=leaked,
             )
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(self.script.stop_s)

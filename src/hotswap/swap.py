@@ -156,6 +156,8 @@ class SwapController:
         # Of the stays that have ended; what the resident model has so far comes on top.
         self._past_tokens = 0
         self._past_seconds: Mapping[str, float] = {}
+        self._leaked_bytes = 0
+        self._last_memory: MemoryReport | None = None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -527,6 +529,7 @@ class SwapController:
             timings=timings,
             phase_seconds=_added(self._past_seconds, timings) if stay else self._past_seconds,
             memory=self._registry.memory,
+            leaked_bytes=self._leaked_bytes,
             unserviceable_reason=reason,
             expires_in_s=stay.expires_in_s(anyio.current_time()) if stay else None,
         )
@@ -644,6 +647,7 @@ class SwapController:
         finally:
             if stay is not None:
                 self._add_up(stay)
+            self._add_up_leaks()
             self._residency = None
         if stay is None:
             self._tell(load, "called off")
@@ -655,6 +659,13 @@ class SwapController:
         self._timings = self._shown_timings(stay)
         self._past_seconds = _added(self._past_seconds, self._timings)
         self._past_tokens += stay.engine.stats().tokens
+
+    def _add_up_leaks(self) -> None:
+        """Of each teardown once, that of a model which did not get as far as to serve too."""
+        memory = self._registry.memory
+        if memory is not None and memory is not self._last_memory:
+            self._leaked_bytes += memory.leaked_bytes
+        self._last_memory = memory
 
     def _back(self, load: _Load) -> _Load | None:
         """The load of the model before this one."""

@@ -113,6 +113,11 @@ def _bytes(snapshot: SwapSnapshot) -> Iterator[Metric]:
         "Memory that the last model to leave the device did not give back.",
         snapshot.memory.leaked_bytes if snapshot.memory else None,
     )
+    yield CounterMetricFamily(
+        "hotswap:leaked_bytes",
+        "Memory that models did not give back when they left the device, all of them so far.",
+        snapshot.leaked_bytes,
+    )
 
 
 def _model(snapshot: SwapSnapshot) -> Metric:
