@@ -646,6 +646,10 @@ class SwapSnapshot:
     """Around the last teardown."""
     leaked_bytes: int = 0
     """That all teardowns so far together left behind."""
+    rebuilds: int = 0
+    """Engines that failed and were built again."""
+    restarts: int = 0
+    """Times that this process has begun again, because of a fault that it could not mend."""
     unserviceable_reason: str | None = None
     """Why not ``serviceable``, in a short sentence; None where it is."""
     expires_in_s: float | None = None

@@ -111,6 +111,8 @@ class _Load:
     """When the model before it gave its last token; infinite: there is none before it."""
     was_parked: bool = False
     """Its weights were in host memory when it was begun."""
+    after_failure: bool = False
+    """It was there, and its engine failed."""
     _cancelled: bool = False
 
     def cancel(self) -> None:
@@ -127,7 +129,13 @@ class SwapController:
     answers, unloads the model and ends the owner task.
     """
 
-    def __init__(self, registry: EngineRegistry, fetch: Fetch, rules: SwapRules) -> None:
+    def __init__(
+        self, registry: EngineRegistry, fetch: Fetch, rules: SwapRules, *, restarts: int = 0
+    ) -> None:
+        """
+        Args:
+            restarts: How often this process has begun again after a fault.
+        """
         self.swap_lock = anyio.Lock()
         self.desk = Desk()
         self._registry = registry
@@ -151,7 +159,8 @@ class SwapController:
         self._last_good: ModelSpec | None = None
         self._last_error: str | None = None
         self._timings: Mapping[str, float] = {}
-        self._loads = self._swaps = 0
+        self._loads = self._swaps = self._rebuilds = 0
+        self._restarts = restarts
         self._unloads = dict.fromkeys(UnloadReason, 0)
         # Of the stays that have ended; what the resident model has so far comes on top.
         self._past_tokens = 0
@@ -530,6 +539,8 @@ class SwapController:
             phase_seconds=_added(self._past_seconds, timings) if stay else self._past_seconds,
             memory=self._registry.memory,
             leaked_bytes=self._leaked_bytes,
+            rebuilds=self._rebuilds,
+            restarts=self._restarts,
             unserviceable_reason=reason,
             expires_in_s=stay.expires_in_s(anyio.current_time()) if stay else None,
         )
@@ -698,6 +709,7 @@ class SwapController:
         previous = load.fallback.spec.id if load.fallback is not None else None
         self._loads += 1
         self._swaps += self._last_resident not in (None, spec.id)
+        self._rebuilds += load.after_failure
         self._last_resident = self._last_for[spec.task] = spec.id
         self._last_good = spec
         self._asleep = None
@@ -959,7 +971,14 @@ class SwapController:
         self._last_error = failure.message
         recent = [crash for crash in self._crashes if now - crash < CRASH_WINDOW_S]
         self._crashes = [*recent, now]
-        load = _Load(spec, self._new_meter(spec), cause, prepared=prepared, was_parked=True)
+        load = _Load(
+            spec,
+            self._new_meter(spec),
+            cause,
+            prepared=prepared,
+            was_parked=True,
+            after_failure=True,
+        )
         if len(self._crashes) > CRASHES_TOLERATED:
             self._worn_out = True
             self._load_failed(load, EngineFailed(f"{_WORN_OUT.capitalize()}."))

@@ -27,6 +27,8 @@ FAMILIES = {
     "hotswap:loads_total": "counter",
     "hotswap:swaps_total": "counter",
     "hotswap:unloads_total": "counter",
+    "hotswap:engine_rebuilds_total": "counter",
+    "hotswap:self_restarts_total": "counter",
     "hotswap:load_seconds_total": "counter",
     "hotswap:gap_seconds_total": "counter",
     "hotswap:parked_bytes": "gauge",
@@ -92,6 +94,8 @@ def test_the_metrics_are_the_snapshot_s() -> None:
         phase_seconds={"prepare": 1.5, "start": 0.25, "gap": 0.75},
         memory=MemoryReport(before_bytes=9, after_bytes=3, baseline_bytes=1, leaked_bytes=2),
         leaked_bytes=40,
+        rebuilds=3,
+        restarts=2,
     )
     assert samples(service) == {
         ("hotswap:num_requests_running",): 4,
@@ -104,6 +108,8 @@ def test_the_metrics_are_the_snapshot_s() -> None:
         ("hotswap:unloads_total", "idle"): 2,
         ("hotswap:unloads_total", "failure"): 0,
         ("hotswap:unloads_total", "shutdown"): 0,
+        ("hotswap:engine_rebuilds_total",): 3,
+        ("hotswap:self_restarts_total",): 2,
         ("hotswap:load_seconds_total", "prepare"): 1.5,
         ("hotswap:load_seconds_total", "start"): 0.25,
         ("hotswap:gap_seconds_total",): 0.75,

@@ -106,6 +106,7 @@ def counters(snapshot: SwapSnapshot) -> dict[str, float]:
         "swaps": snapshot.swaps,
         "tokens": snapshot.tokens,
         "leaked_bytes": snapshot.leaked_bytes,
+        "rebuilds": snapshot.rebuilds,
     }
     unloads = {reason.value: count for reason, count in snapshot.unloads_by_reason.items()}
     return {**counts, **unloads, **snapshot.phase_seconds}

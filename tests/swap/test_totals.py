@@ -7,7 +7,8 @@ import trio
 
 from hotswap.config import SwapRules
 from hotswap.errors import DeviceLost, EngineFailed, InsufficientMemory
-from hotswap.scripted import Script
+from hotswap.scripted import Script, ScriptedCatalog, ScriptedRegistry
+from hotswap.swap import SwapController
 from tests.swap.house import ON_DEMAND, House, drawn, play, spec, watch_counters
 
 
@@ -35,7 +36,7 @@ def test_no_counter_goes_back_whatever_becomes_of_the_engines() -> None:
 
     house = play(scenario, SwapRules(on_demand=True, patience_s=0.0, idle_timeout_s=50.0))
     snapshot = house.controller.snapshot()
-    assert (snapshot.loads, snapshot.swaps) == (5, 3)
+    assert (snapshot.loads, snapshot.swaps, snapshot.rebuilds) == (5, 3, 1)
     assert unloads(house) == {"failure": 1, "request": 1, "idle": 1, "shutdown": 1}
     assert snapshot.unloads == 4
     assert snapshot.tokens == drawn(house)
@@ -132,3 +133,20 @@ def test_what_a_called_off_load_leaves_behind_counts_too() -> None:
         assert (house.registry.started, house.controller.snapshot().leaked_bytes) == (["A"], 5)
 
     play(scenario, script=Script(leaked_bytes={"A": 5}))
+
+
+def test_an_engine_that_is_not_built_again_is_no_rebuild() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        house.registry.script.start_errors["A"] = InsufficientMemory("no room any more")
+        house.registry.engines[-1].fail(EngineFailed("a step raised"))
+        await house.until(lambda: house.phase == "empty")
+        assert (unloads(house), house.controller.snapshot().rebuilds) == ({"failure": 1}, 0)
+
+    play(scenario)
+
+
+def test_what_the_images_before_this_one_began_again_is_told() -> None:
+    registry, catalog = ScriptedRegistry(), ScriptedCatalog()
+    controller = SwapController(registry, catalog.fetch, ON_DEMAND, restarts=2)
+    assert controller.snapshot().restarts == 2

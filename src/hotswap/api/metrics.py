@@ -87,6 +87,14 @@ def _changes(snapshot: SwapSnapshot) -> Iterator[Metric]:
     for reason, count in snapshot.unloads_by_reason.items():
         unloads.add_metric((reason,), count)
     yield unloads
+    yield CounterMetricFamily(
+        "hotswap:engine_rebuilds", "Engines that failed and were built again.", snapshot.rebuilds
+    )
+    yield CounterMetricFamily(
+        "hotswap:self_restarts",
+        "Times that the process started itself again after a fault; all else is counted anew then.",
+        snapshot.restarts,
+    )
     seconds = CounterMetricFamily(
         "hotswap:load_seconds", "Seconds that loads spent, by phase.", labels=("phase",)
     )

@@ -141,6 +141,8 @@ def describe(snapshot: SwapSnapshot, now: float) -> dict[str, Any]:
         "swaps": snapshot.swaps,
         "unloads": snapshot.unloads,
         "unloads_by_reason": snapshot.unloads_by_reason,
+        "rebuilds": snapshot.rebuilds,
+        "restarts": snapshot.restarts,
         "tokens": snapshot.tokens,
         "timings": snapshot.timings,
         "phase_seconds": snapshot.phase_seconds,
