@@ -650,10 +650,18 @@ class SwapSnapshot:
     """Engines that failed and were built again."""
     restarts: int = 0
     """Times that this process has begun again, because of a fault that it could not mend."""
+    asleep: str | None = None
+    """The model that was put to sleep, until one is on the device again."""
     unserviceable_reason: str | None = None
     """Why not ``serviceable``, in a short sentence; None where it is."""
     expires_in_s: float | None = None
     """Until the resident model is let go, if nobody uses it from now on; None: never."""
+
+    @property
+    def is_sleeping(self) -> bool:
+        """No model is on the device nor on its way there, and there is one to wake up: it was put
+        to sleep, or left and is parked. A server that has not loaded anything does not sleep."""
+        return self.phase is SwapPhase.EMPTY and (self.asleep is not None or bool(self.parked))
 
     @property
     def unloads(self) -> int:

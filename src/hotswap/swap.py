@@ -541,6 +541,7 @@ class SwapController:
             leaked_bytes=self._leaked_bytes,
             rebuilds=self._rebuilds,
             restarts=self._restarts,
+            asleep=None if self._asleep is None else self._asleep.id,
             unserviceable_reason=reason,
             expires_in_s=stay.expires_in_s(anyio.current_time()) if stay else None,
         )

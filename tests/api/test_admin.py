@@ -16,6 +16,7 @@ from hotswap.contracts import (
     Estimate,
     LoadForecast,
     MemoryReport,
+    ParkedModel,
     Progress,
     SwapPhase,
     UnloadReport,
@@ -342,9 +343,20 @@ def test_sleep_and_wake_up_fail_as_unload_and_load_do() -> None:
 
 
 @pytest.mark.parametrize("phase", list(SwapPhase))
-def test_it_sleeps_while_no_model_is_there_or_on_its_way(phase: SwapPhase) -> None:
-    answer = ask(app_of(service_with(phase=phase)), "GET", "/is_sleeping")
-    assert (answer.status, answer.json) == (200, {"is_sleeping": phase is SwapPhase.EMPTY})
+@pytest.mark.parametrize(
+    ("fields", "there_is_one"),
+    [
+        ({}, False),
+        ({"asleep": "m"}, True),
+        ({"parked": (ParkedModel(model="m", bytes=1),)}, True),
+    ],
+)
+def test_it_sleeps_while_there_is_a_model_to_wake_up_and_none_on_its_way(
+    fields: dict[str, Any], there_is_one: bool, phase: SwapPhase
+) -> None:
+    answer = ask(app_of(service_with(phase=phase, **fields)), "GET", "/is_sleeping")
+    sleeps = there_is_one and phase is SwapPhase.EMPTY
+    assert (answer.status, answer.json) == (200, {"is_sleeping": sleeps})
 
 
 @pytest.mark.parametrize("route", [LOAD, UNLOAD])

@@ -139,9 +139,9 @@ class ManagementRoutes:
         return Response()
 
     async def is_sleeping(self, request: Request) -> Response:
-        """``/is_sleeping``: whether no model is on the device, nor on its way there."""
+        """``/is_sleeping``: whether there is a model to wake up, and none on its way."""
         _check_query(request, elsewhere="")
-        return json_response({"is_sleeping": self._service.snapshot().phase is SwapPhase.EMPTY})
+        return json_response({"is_sleeping": self._service.snapshot().is_sleeping})
 
 
 class ModelEvents:

@@ -292,5 +292,5 @@ def _management(service: ModelService, server: ServerConfig) -> Rows:
             query={"level": tuple(SLEEP_LEVELS), "mode": tuple(SLEEP_MODES)},
         ),
         operation("POST", "/wake_up", management.wake_up, "Bring it back.", answer=None),
-        operation("GET", "/is_sleeping", management.is_sleeping, "Say whether no model is there."),
+        operation("GET", "/is_sleeping", management.is_sleeping, "Say whether a model sleeps."),
     ]

@@ -131,6 +131,7 @@ def describe(snapshot: SwapSnapshot, now: float) -> dict[str, Any]:
         "progress": snapshot.progress,
         "waiting": snapshot.waiting,
         "leases": snapshot.leases,
+        "asleep": snapshot.asleep,
         "parked": snapshot.parked,
         "failures": {
             model: _describe_failure(failure, now) for model, failure in snapshot.failures.items()
