@@ -868,7 +868,8 @@ class ModelService(Protocol):
         `wake_up` right behind it, the model leaves and comes back.
 
         Returns:
-            Once nothing is on the device. Where nothing was there or on its way, at once.
+            Once nothing is on the device, of the model that sleeps. Where nothing was there or on
+            its way, at once.
 
         Raises:
             SwapInProgress: the running answers did not end in time; the resident model is awake

@@ -435,7 +435,7 @@ class SwapController:
             self._unloaded_by_hand = True
             report = UnloadReport(model=None)
             if load is not None:
-                report = await self._fall_asleep_on_the_way(load)
+                report = await self._fall_asleep_on_the_way(load, park=park)
         else:
             told = "The model was put to sleep; POST /wake_up wakes it."
             report = await self.unload(None, None, mode, park=park, told=told)
@@ -446,6 +446,13 @@ class SwapController:
             for spec in (self._asleep, load.spec if load is not None else None):
                 if spec is not None:
                     self._registry.forget(spec.id)
+        elif report.model is not None and not report.parked:
+            logger.warning(
+                "%r was put to sleep and let go of, not kept in host memory (--park-memory says "
+                "how much may be): waking it up reads its files",
+                report.model,
+            )
+        self.desk.ring()
         return report
 
     def _call_off_all_loads(self) -> None:
@@ -458,17 +465,18 @@ class SwapController:
         )
         self.desk.refuse(_anything, error)
 
-    async def _fall_asleep_on_the_way(self, load: _Load) -> UnloadReport:
+    async def _fall_asleep_on_the_way(self, load: _Load, *, park: bool) -> UnloadReport:
         """What sleeps is the model that was there last, though it had left for another one."""
         if load.fallback is not None:
             self._asleep = load.fallback.spec
         elif self._asleep is None:
             self._asleep = load.spec
+        sleeper = self._asleep.id
         load.fallback = None
         await self.desk.until(lambda: self._load is not load)
         if self._phase is SwapPhase.FAILED:
             self.check_open()
-        return UnloadReport(model=load.spec.id)
+        return UnloadReport(model=sleeper, parked=park and self._is_parked(sleeper))
 
     async def unload(
         self,

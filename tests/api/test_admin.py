@@ -305,8 +305,33 @@ def test_a_dry_run_fails_as_the_load_would() -> None:
 def test_sleep_answers_as_vllms_does(query: str, order: tuple[bool, str]) -> None:
     service = ScriptedService()
     exchange = ask(app_of(service), "POST", f"/sleep{query}")
-    assert (exchange.status, exchange.body) == (200, b"")
+    assert exchange.status == 200
     assert service.orders == [("sleep", *order)]
+
+
+@pytest.mark.parametrize(
+    ("query", "parked", "let_go"),
+    [("", True, False), ("", False, True), ("?level=2", False, False)],
+)
+def test_sleep_answers_as_an_unload_does_and_says_where_a_model_was_not_parked(
+    query: str, parked: bool, let_go: bool
+) -> None:
+    report = UnloadReport(model="m", total_time_s=1.284, parked=parked)
+    service = ScriptedService(unload_result=report)
+    unloaded = ask(app_of(service), "POST", UNLOAD).json
+    slept = ask(app_of(service), "POST", f"/sleep{query}").json
+    assert slept["parked"] is parked
+    assert ("let go of" in slept["message"]) is let_go
+    assert slept["message"].startswith(unloaded["message"])
+    assert {**slept, "message": unloaded["message"]} == unloaded
+
+
+def test_where_nothing_is_there_to_sleep_that_is_said() -> None:
+    service = ScriptedService(unload_result=UnloadReport(model=None))
+    assert ask(app_of(service), "POST", "/sleep").json == {
+        "status": "info",
+        "message": "No model is loaded.",
+    }
 
 
 def test_wake_up_answers_when_the_model_serves() -> None:

@@ -81,6 +81,12 @@ SLEEP_LEVELS = {"1": True, "2": False}
 SLEEP_MODES: Mapping[str, UnloadMode] = {"wait": "drain", "abort": "abort"}
 
 
+_NOT_PARKED = (
+    "It was let go of, not kept in host memory (--park-memory says how much may be): "
+    "waking it up reads its files."
+)
+
+
 class ManagementRoutes:
     def __init__(self, service: ModelService) -> None:
         self._service = service
@@ -122,14 +128,18 @@ class ManagementRoutes:
         return json_response({"success": True})
 
     async def sleep(self, request: Request) -> Response:
-        """``/sleep``: 200 without a body, as vLLM's. Running answers end first, unless
-        ``mode=abort``."""
+        """``/sleep``: answers as an unload does, where vLLM's has no body. Running answers end
+        first, unless ``mode=abort``."""
         _check_query(request, "level", "mode", elsewhere="")
         park = _choice(request, "level", SLEEP_LEVELS)
         mode = _choice(request, "mode", SLEEP_MODES)
         await read_body(request.receive, request.scope)
-        await self._service.sleep(park=park, mode=mode)
-        return Response()
+        device = _device(self._service)
+        report = await self._service.sleep(park=park, mode=mode)
+        answer = _unload_answer(report, device)
+        if report.model is not None and park and not report.parked:
+            answer["message"] += f" {_NOT_PARKED}"
+        return json_response(answer)
 
     async def wake_up(self, request: Request) -> Response:
         """``/wake_up``: 200 without a body once the model serves."""

@@ -288,7 +288,6 @@ def _management(service: ModelService, server: ServerConfig) -> Rows:
             "/sleep",
             management.sleep,
             "Take the model off the device for a while.",
-            answer=None,
             query={"level": tuple(SLEEP_LEVELS), "mode": tuple(SLEEP_MODES)},
         ),
         operation("POST", "/wake_up", management.wake_up, "Bring it back.", answer=None),
