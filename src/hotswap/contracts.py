@@ -676,6 +676,8 @@ class LoadReport:
     already_loaded: bool
     timings: Mapping[str, float]
     config_applied: Mapping[str, Mapping[str, Any]]
+    memory: MemoryReport | None = None
+    """Around the teardown of the model that made way for it; None: there was none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

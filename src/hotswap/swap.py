@@ -730,7 +730,8 @@ class SwapController:
         self._load = None
         self.desk.failures.forgive(spec.id)
         self._set_phase(SwapPhase.READY)
-        self.desk.grant_loads(spec, _load_report(spec, previous, seconds, load.timings))
+        report = _load_report(spec, previous, seconds, load.timings, memory=load.memory)
+        self.desk.grant_loads(spec, report)
         if not self._rules.on_demand:
             error = ModelUnloaded(f"{spec.id!r} was loaded in place of this model.")
             for model in {waiter.model for waiter in self.desk.queue} - {spec.id, None}:
@@ -1106,6 +1107,7 @@ def _load_report(
     load_time_s: float,
     timings: Mapping[str, float],
     *,
+    memory: MemoryReport | None = None,
     already_loaded: bool = False,
 ) -> LoadReport:
     return LoadReport(
@@ -1114,6 +1116,7 @@ def _load_report(
         load_time_s=load_time_s,
         already_loaded=already_loaded,
         timings=dict(timings),
+        memory=memory,
         config_applied={
             key: {"value": setting.value, "source": setting.source}
             for key, setting in spec.applied.items()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 import anyio
@@ -15,6 +15,7 @@ from hotswap.contracts import (
     EngineStats,
     Estimate,
     LoadForecast,
+    LoadReport,
     MemoryReport,
     ParkedModel,
     Progress,
@@ -119,7 +120,24 @@ def test_load_model_answers_as_its_clients_expect() -> None:
         "config_applied": {"max_model_len": {"value": 64, "source": "request"}},
         "previous_model": "hotswap/tales",
         "timings": {"prepare": 44.0},
+        "memory": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("leaked_bytes", "told"),
+    [(0, ""), (5, " 5 bytes of the memory of the model before it are still held.")],
+)
+def test_load_model_tells_what_the_model_before_it_gave_back(leaked_bytes: int, told: str) -> None:
+    service = ScriptedService()
+    assert isinstance(service.load_result, LoadReport)
+    memory = MemoryReport(
+        before_bytes=100, after_bytes=leaked_bytes, baseline_bytes=0, leaked_bytes=leaked_bytes
+    )
+    service.load_result = replace(service.load_result, memory=memory)
+    answer = ask(app_of(service), "POST", LOAD).json
+    assert answer["message"] == f"Model loaded successfully in 44.03s.{told}"
+    assert answer["memory"] == asdict(memory)
 
 
 @pytest.mark.parametrize(

@@ -150,3 +150,17 @@ def test_what_the_images_before_this_one_began_again_is_told() -> None:
     registry, catalog = ScriptedRegistry(), ScriptedCatalog()
     controller = SwapController(registry, catalog.fetch, ON_DEMAND, restarts=2)
     assert controller.snapshot().restarts == 2
+
+
+def test_a_load_tells_what_the_model_that_made_way_gave_back() -> None:
+    async def scenario(house: House) -> None:
+        assert (await house.service.load("A", {}, "request")).memory is None
+        report = await house.service.load("B", {}, "request")
+        assert report.memory is not None
+        assert (report.previous_model, report.memory.leaked_bytes) == ("A", 5)
+        again = await house.service.load("B", {}, "request")
+        assert (again.already_loaded, again.memory) == (True, None)
+        await house.service.unload()
+        assert (await house.service.load("A", {}, "request")).memory is None
+
+    play(scenario, script=Script(leaked_bytes={"A": 5}))

@@ -258,6 +258,9 @@ def _load_answer(report: LoadReport) -> dict[str, Any]:
         message = "Model is already loaded."
     else:
         message = f"Model loaded successfully in {report.load_time_s:.2f}s."
+    if report.memory is not None and report.memory.leaked_bytes > 0:
+        held = f"{report.memory.leaked_bytes} bytes of the memory of the model before it"
+        message = f"{message} {held} are still held."
     return {
         "status": "success",
         "message": message,
@@ -267,6 +270,7 @@ def _load_answer(report: LoadReport) -> dict[str, Any]:
         "config_applied": report.config_applied,
         "previous_model": report.previous_model,
         "timings": report.timings,
+        "memory": report.memory,
     }
 
 
