@@ -352,9 +352,12 @@ def test_where_nothing_is_there_to_sleep_that_is_said() -> None:
     }
 
 
-def test_wake_up_answers_when_the_model_serves() -> None:
+@pytest.mark.parametrize(
+    "query", ["", "?tags=weights", "?tags=kv_cache", "?tags=weights&tags=kv_cache"]
+)
+def test_wake_up_answers_when_the_model_serves_whatever_part_is_asked_for(query: str) -> None:
     service = ScriptedService()
-    exchange = ask(app_of(service), "POST", "/wake_up")
+    exchange = ask(app_of(service), "POST", f"/wake_up{query}")
     assert (exchange.status, exchange.body) == (200, b"")
     assert service.orders == [("wake_up",)]
 
@@ -367,7 +370,9 @@ def test_wake_up_answers_when_the_model_serves() -> None:
         ("/sleep?level=", "level"),
         ("/sleep?mode=keep", "mode"),
         ("/sleep?model=m", "model"),
-        ("/wake_up?tags=weights", "tags"),
+        ("/wake_up?tags=lora", "tags"),
+        ("/wake_up?tags=weights&tags=lora", "tags"),
+        ("/wake_up?level=1", "level"),
     ],
 )
 def test_what_they_cannot_do_is_refused_by_name(target: str, param: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -78,6 +78,8 @@ class UnloadOrder(Struct, forbid_unknown_fields=True):
 TRUTH = {"false": False, "true": True, "0": False, "1": True}
 SLEEP_LEVELS = {"1": True, "2": False}
 """Whether a model that sleeps so is kept in host memory."""
+WAKE_TAGS = ("weights", "kv_cache")
+"""The parts that vLLM wakes one after the other."""
 SLEEP_MODES: Mapping[str, UnloadMode] = {"wait": "drain", "abort": "abort"}
 
 
@@ -142,8 +144,11 @@ class ManagementRoutes:
         return json_response(answer)
 
     async def wake_up(self, request: Request) -> Response:
-        """``/wake_up``: 200 without a body once the model serves."""
-        _check_query(request, elsewhere="")
+        """``/wake_up``: 200 without a body once the model serves. Whatever ``tags`` name, all of it
+        is woken: weights and room for keys and values come together."""
+        _check_query(request, "tags", elsewhere="")
+        for tag in request.query_params.getlist("tags"):
+            _one_of(WAKE_TAGS, tag, "tags")
         await read_body(request.receive, request.scope)
         await self._service.wake_up()
         return Response()
@@ -226,10 +231,14 @@ def _check_query(request: Request, *known: str, elsewhere: str = ", put it in th
 def _choice(request: Request, name: str, meanings: Mapping[str, Choice]) -> Choice:
     """What a query parameter means; where it is not given, the first of ``meanings``."""
     written = request.query_params.get(name, next(iter(meanings))).lower()
-    if written not in meanings:
-        known = ", ".join(meanings)
-        raise InvalidRequest(f"{name}: must be one of {known}", param=name)
+    _one_of(meanings, written, name)
     return meanings[written]
+
+
+def _one_of(known: Collection[str], written: str, name: str) -> None:
+    """Raises: InvalidRequest: it is none of those that a query parameter can be."""
+    if written not in known:
+        raise InvalidRequest(f"{name}: must be one of {', '.join(known)}", param=name)
 
 
 async def _read_load(request: Request) -> LoadOrder:

@@ -17,6 +17,7 @@ from hotswap.api.admin import (
     SLEEP_LEVELS,
     SLEEP_MODES,
     TRUTH,
+    WAKE_TAGS,
     LoadBody,
     ManagementRoutes,
     ModelEvents,
@@ -290,6 +291,13 @@ def _management(service: ModelService, server: ServerConfig) -> Rows:
             "Take the model off the device for a while.",
             query={"level": tuple(SLEEP_LEVELS), "mode": tuple(SLEEP_MODES)},
         ),
-        operation("POST", "/wake_up", management.wake_up, "Bring it back.", answer=None),
+        operation(
+            "POST",
+            "/wake_up",
+            management.wake_up,
+            "Bring it back.",
+            answer=None,
+            query={"tags": WAKE_TAGS},
+        ),
         operation("GET", "/is_sleeping", management.is_sleeping, "Say whether a model sleeps."),
     ]
