@@ -85,6 +85,23 @@ class TestFlags:
             ),
         )
 
+    def test_the_demo_begins_with_any_model_that_is_on_the_disk(self, tmp_path: Path) -> None:
+        own = tmp_path / "org" / "own"
+        own.mkdir(parents=True)
+        (own / "config.json").touch()
+        for model in ("hotswap/tales", str(own)):
+            assert load("demo", "--model", model).catalog.model == model
+        beside = load("demo", "--models-dir", str(tmp_path), "--model", "org/own").catalog
+        assert (beside.model, beside.models_dirs) == ("org/own", (tmp_path, demo.MODELS_DIR))
+
+    @pytest.mark.parametrize("model", ["tales", "hotswap", "hotswap/talse", "Qwen/Qwen3-0.6B"])
+    def test_the_demo_looks_for_no_model_on_the_hub(self, model: str) -> None:
+        told = refusal("demo", "--model", model)
+        assert told.startswith(f"the demo has no model {model!r}: it serves hotswap/sums and")
+        assert f"`hotswap --model {model}`" in told
+        with pytest.raises(ConfigError, match="the demo has no model"):
+            load("demo", HOTSWAP_MODEL=model)
+
     def test_the_command_may_come_after_flags(self) -> None:
         assert load("--port", "1", "demo") == load("demo", "--port", "1")
         served = load("serve", "a/b", "--port", "1", "--api-key", "k")

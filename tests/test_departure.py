@@ -111,7 +111,7 @@ def test_restarts_are_counted_from_image_to_image_until_there_are_too_many() -> 
         left = leaving(note)
         assert isinstance(left, Again), f"restart {number}"
         note = left.note
-        assert len(note.restarts) == number
+        assert len(note.restarts) == note.restarted == number
     last = leaving(note)
     assert isinstance(last, Exit)
     assert last.code == Fault.HANG
@@ -119,9 +119,10 @@ def test_restarts_are_counted_from_image_to_image_until_there_are_too_many() -> 
 
 def test_restarts_that_are_long_past_do_not_count() -> None:
     past = time.monotonic() - 2 * RESTART_WINDOW_S
-    left = leaving(Note(restarts=(past,) * RESTARTS_TOLERATED))
+    left = leaving(Note(restarts=(past,) * RESTARTS_TOLERATED, restarted=9))
     assert isinstance(left, Again)
     assert len(left.note.restarts) == RESTARTS_TOLERATED
+    assert left.note.restarted == 10, "all of them are counted"
 
 
 @pytest.mark.parametrize(

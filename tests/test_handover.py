@@ -27,7 +27,7 @@ if image.note is None:
     client = socket.create_connection(listener.getsockname())
     os.kill(os.getpid(), signal.SIGCONT)
     note = Note(reason="test", model="A", settings={"request": {"max_model_len": 7}},
-                device="cuda:0", restarts=(1.5, 2.5))
+                device="cuda:0", restarts=(1.5, 2.5), restarted=7)
     hand_over(listener, note, image.environment)
 else:
     peer, _ = image.listener.accept()
@@ -36,7 +36,7 @@ else:
         "pid": os.getpid(),
         "argv": sys.argv[1:],
         "note": [image.note.reason, image.note.model, image.note.settings, image.note.device,
-                 image.note.restarts],
+                 image.note.restarts, image.note.restarted],
         "open": sorted(int(fd) for fd in os.listdir("/proc/self/fd")
                        if os.path.exists(f"/proc/self/fd/{fd}")),
         "own": [image.listener.fileno(), peer.fileno()],
@@ -59,7 +59,8 @@ def test_the_next_image_has_the_socket_the_note_and_nothing_else() -> None:
     told: dict[str, Any] = json.loads(output)
     assert told["pid"] == process.pid
     assert told["argv"] == ["an argument"]
-    assert told["note"] == ["test", "A", {"request": {"max_model_len": 7}}, "cuda:0", [1.5, 2.5]]
+    settings = {"request": {"max_model_len": 7}}
+    assert told["note"] == ["test", "A", settings, "cuda:0", [1.5, 2.5], 7]
     assert [fd for fd in told["open"] if fd not in (0, 1, 2, *told["own"])] == []
     assert not told["inheritable"], "its own children are not to have it"
     assert told["blocked"], "signals wait until they are heeded"

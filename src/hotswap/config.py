@@ -130,6 +130,7 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ) 
     if command == "demo":  # whoever shows it other models still wants its own
         bundled = str(demo.MODELS_DIR)
         values["catalog.models_dirs"] = (*values.get("catalog.models_dirs", ()), bundled)
+        _check_demo(values["catalog.model"], values["catalog.models_dirs"])
     settings = _assemble(values, models)
     check(settings)
     return settings
@@ -221,6 +222,17 @@ _DEMO: Mapping[str, Any] = {
     "swap.on_demand": True,
     "server.dev_mode": True,
 }
+
+
+def _check_demo(model: str, folders: Sequence[str]) -> None:
+    """Raises: ConfigError: the model to begin with is not on the disk. A demo needs no network, and
+    a slip in a name is not to become a search on the Hub."""
+    places = [model, *(os.path.join(folder, model, "config.json") for folder in folders)]
+    if not any(os.path.exists(os.path.expanduser(place)) for place in places):
+        raise ConfigError(
+            f"the demo has no model {model!r}: it serves {' and '.join(demo.NAMES)}, and what is "
+            f"in --models-dir; `hotswap --model {model}` serves any other"
+        )
 
 
 _COMMANDS = ("serve", "demo")

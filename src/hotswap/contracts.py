@@ -629,6 +629,8 @@ class SwapSnapshot:
     progress: Progress | None
     """Of the model being brought in, also while another one still serves."""
     waiting: Mapping[str, int]
+    """By model ("current": any): requests that wait for it, those included whose prompts are being
+    read, and loads whose turn has not come."""
     leases: int
     parked: tuple[ParkedModel, ...]
     failures: Mapping[str, LoadFailure]
@@ -650,10 +652,25 @@ class SwapSnapshot:
     phase_seconds: Mapping[str, float]
     """``timings`` added up over all loads so far that brought a model."""
     memory: MemoryReport | None
+    """Around the last teardown."""
+    leaked_bytes: int = 0
+    """That all teardowns so far together left behind."""
+    rebuilds: int = 0
+    """Engines that failed and were built again."""
+    restarts: int = 0
+    """Times that this process has begun again, because of a fault that it could not mend."""
+    asleep: str | None = None
+    """The model that was put to sleep, until one is on the device again."""
     unserviceable_reason: str | None = None
     """Why not ``serviceable``, in a short sentence; None where it is."""
     expires_in_s: float | None = None
     """Until the resident model is let go, if nobody uses it from now on; None: never."""
+
+    @property
+    def is_sleeping(self) -> bool:
+        """No model is on the device nor on its way there, and there is one to wake up: it was put
+        to sleep, or left and is parked. A server that has not loaded anything does not sleep."""
+        return self.phase is SwapPhase.EMPTY and (self.asleep is not None or bool(self.parked))
 
     @property
     def unloads(self) -> int:
@@ -668,6 +685,8 @@ class LoadReport:
     already_loaded: bool
     timings: Mapping[str, float]
     config_applied: Mapping[str, Mapping[str, Any]]
+    memory: MemoryReport | None = None
+    """Around the teardown of the model that made way for it; None: there was none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -860,7 +879,8 @@ class ModelService(Protocol):
         `wake_up` right behind it, the model leaves and comes back.
 
         Returns:
-            Once nothing is on the device. Where nothing was there or on its way, at once.
+            Once nothing is on the device, of the model that sleeps. Where nothing was there or on
+            its way, at once.
 
         Raises:
             SwapInProgress: the running answers did not end in time; the resident model is awake

@@ -93,6 +93,7 @@ class Departure:
             settings={} if spec is None else overrides_of(spec, *_A_LOADS_OWN),
             device=before if engine is None else engine.stats().details.get("device"),
             restarts=(*self._restarts, now)[-RESTARTS_TOLERATED:],
+            restarted=1 + (0 if self.image.note is None else self.image.note.restarted),
         )
 
 

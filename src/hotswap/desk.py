@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -102,6 +103,11 @@ class Target:
     is_any: bool = False
     """Any for the same task."""
 
+    @property
+    def model(self) -> str | None:
+        """None: any will do."""
+        return None if self.is_any else self.spec.id
+
     def takes(self, spec: ModelSpec) -> bool:
         return _takes(self.spec, spec, is_any=self.is_any)
 
@@ -154,6 +160,8 @@ class Desk:
     changed."""
 
     def __init__(self) -> None:
+        self.arriving: list[Target] = []
+        """Of requests that were accepted, and whose prompts are being read before they queue."""
         self.queue: list[Waiter] = []
         self.load_wishes: list[LoadWish] = []
         self.unload_wish: UnloadWish | None = None
@@ -219,6 +227,15 @@ class Desk:
         return report
 
     # -- requests
+
+    @contextmanager
+    def seen(self, target: Target) -> Iterator[None]:
+        """Have a request counted that does not queue yet."""
+        self.arriving.append(target)
+        try:
+            yield
+        finally:
+            self.arriving.remove(target)
 
     def join(self, target: Target, cause: Cause) -> Waiter:
         waiter = Waiter(target.spec, anyio.current_time(), cause, target.is_any)

@@ -40,7 +40,10 @@ class Note:
     device: str | None = None
     """Where it was: "cuda:0"."""
     restarts: tuple[float, ...] = ()
-    """Monotonic times at which images before this one ended, that of the writer included."""
+    """Monotonic times at which images before this one ended, that of the writer included; the last
+    few of them."""
+    restarted: int = 0
+    """How often the process has begun again, this time included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -267,7 +267,7 @@ OPTIONS: tuple[Option, ...] = (
         "the model's own",
     ),
     _engine("max-num-seqs", "answers that run at the same time"),
-    _engine("kv-cache-memory", "bytes for keys and values", "a share of what is free"),
+    _engine("kv-cache-memory", "bytes for keys and values at most", "a share of what is free"),
     _engine(
         "chat-template",
         "chat template of --model, as a Jinja file or text",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -95,14 +96,20 @@ class FailureLedger:
         self._entries.pop(model, None)
 
     def check(self, model: str, now: float) -> None:
-        """Raises: the kind of error that was noted, while the model cools down."""
+        """Raises: the kind of error that was noted, while the model cools down; it says for how
+        long that will be."""
         if model not in self._entries:
             return
         cooldown, error = self._entries[model]
         if now < cooldown.until:
             # The files may have been mended when the client tries again: not a final refusal.
             kind = ModelLoadFailed if isinstance(error, ModelLoadFailed) else type(error)
-            raise kind(error.message, retry_after_s=cooldown.until - now)
+            left_s = cooldown.until - now
+            raise kind(
+                f"{model[:200]!r} failed to load and is not tried again before "
+                f"{math.ceil(left_s)} s have passed: {error.message}",
+                retry_after_s=left_s,
+            )
 
     def cooling(self, model: str | None, now: float) -> bool:
         return model in self._entries and now < self._entries[model][0].until

@@ -63,8 +63,12 @@ class Script:
     last event must be a `Finished`."""
     device_bytes: int = 10 * MODEL_BYTES
     """What an estimate says is free."""
+    parks: bool = True
+    """Host memory has room for what leaves the device."""
     room_tokens: dict[str, int] = field(default_factory=dict)
     """By model: tokens of prompt and answer that there is memory for."""
+    leaked_bytes: dict[str, int] = field(default_factory=dict)
+    """By model: what it leaves behind on the device each time."""
     render_errors: dict[str, HotswapError] = field(default_factory=dict)
     prepare_errors: dict[str, HotswapError] = field(default_factory=dict)
     start_errors: dict[str, HotswapError] = field(default_factory=dict)
@@ -282,18 +286,24 @@ class ScriptedRegistry:
         finally:
             engine.abort(ModelUnloaded("The model was unloaded."))
             self._current = None
+            leaked = self.script.leaked_bytes.get(engine.model, 0)
             self._memory = MemoryReport(
-                before_bytes=MODEL_BYTES, after_bytes=0, baseline_bytes=0, leaked_bytes=0
+                before_bytes=MODEL_BYTES,
+                after_bytes=leaked,
+                baseline_bytes=0,
+                leaked_bytes=leaked,
             )
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(self.script.stop_s)
             engine.alive = False
-            self._parked[engine.model] = ParkedModel(model=engine.model, bytes=MODEL_BYTES)
+            if self.script.parks:
+                self._parked[engine.model] = ParkedModel(model=engine.model, bytes=MODEL_BYTES)
             if error := self.script.stop_errors.get(prepared.spec.id):
                 raise error
 
     def parked(self) -> tuple[ParkedModel, ...]:
-        """Every model that left the device, until it comes back or is forgotten."""
+        """Every model that left the device while `Script.parks`, until it comes back or is
+        forgotten."""
         return tuple(self._parked.values())
 
     def forget(self, model: str) -> None:

@@ -189,7 +189,12 @@ class _Server:
         self._read_settings = read_settings
         self._note = image.note
         registry = self._registry = LateRegistry()
-        self._controller = SwapController(registry, self._fetch, settings.swap)
+        self._controller = SwapController(
+            registry,
+            self._fetch,
+            settings.swap,
+            restarts=0 if image.note is None else image.note.restarted,
+        )
         self._service = SwapService(self._controller, registry, catalog, settings.swap)
         self._first = first
         self._watchdog = Watchdog(

@@ -108,8 +108,10 @@ class SwapService:
         self._controller.check_admittance(target)
         # Before the queue: a request that must fail never costs a swap. A model that is still to
         # be downloaded has no tokenizer yet; there, after it.
-        spec = self._expected_for(target)
-        rendered = await self._render(spec, request) if spec.path is not None else None
+        spec, rendered = self._expected_for(target), None
+        if spec.path is not None:
+            with self._controller.arriving(target):
+                rendered = await self._render(spec, request)
         async with self._controller.lease(
             target, request.keep_alive_s, request_id=request.request_id
         ) as stay:

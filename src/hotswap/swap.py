@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import anyio
 from anyio import create_task_group
@@ -109,6 +111,8 @@ class _Load:
     """When the model before it gave its last token; infinite: there is none before it."""
     was_parked: bool = False
     """Its weights were in host memory when it was begun."""
+    after_failure: bool = False
+    """It was there, and its engine failed."""
     _cancelled: bool = False
 
     def cancel(self) -> None:
@@ -125,7 +129,13 @@ class SwapController:
     answers, unloads the model and ends the owner task.
     """
 
-    def __init__(self, registry: EngineRegistry, fetch: Fetch, rules: SwapRules) -> None:
+    def __init__(
+        self, registry: EngineRegistry, fetch: Fetch, rules: SwapRules, *, restarts: int = 0
+    ) -> None:
+        """
+        Args:
+            restarts: How often this process has begun again after a fault.
+        """
         self.swap_lock = anyio.Lock()
         self.desk = Desk()
         self._registry = registry
@@ -149,11 +159,14 @@ class SwapController:
         self._last_good: ModelSpec | None = None
         self._last_error: str | None = None
         self._timings: Mapping[str, float] = {}
-        self._loads = self._swaps = 0
+        self._loads = self._swaps = self._rebuilds = 0
+        self._restarts = restarts
         self._unloads = dict.fromkeys(UnloadReason, 0)
         # Of the stays that have ended; what the resident model has so far comes on top.
         self._past_tokens = 0
         self._past_seconds: Mapping[str, float] = {}
+        self._leaked_bytes = 0
+        self._last_memory: MemoryReport | None = None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -251,6 +264,15 @@ class SwapController:
         return meter.reading(anyio.current_time()) if meter is not None else None
 
     # -- requests
+
+    @contextmanager
+    def arriving(self, target: Target) -> Iterator[None]:
+        """Have a request that was accepted seen while its prompt is read, which takes seconds where
+        the engines are being imported. It has no claim yet: nothing is loaded for it."""
+        with self.desk.seen(target):
+            if not self._has_come(target):
+                self.desk.ring()
+            yield
 
     @asynccontextmanager
     async def lease(
@@ -361,6 +383,11 @@ class SwapController:
         stay.idle_since = anyio.current_time()
         self.desk.ring()
 
+    def _has_come(self, target: Target) -> bool:
+        """Such a request would be let in at once."""
+        stay = self._residency
+        return stay is not None and self._is_open(stay) and target.takes(stay.spec)
+
     def _is_open(self, stay: Residency) -> bool:
         return self._phase is SwapPhase.READY and not self._must_leave(stay)
 
@@ -408,7 +435,7 @@ class SwapController:
             self._unloaded_by_hand = True
             report = UnloadReport(model=None)
             if load is not None:
-                report = await self._fall_asleep_on_the_way(load)
+                report = await self._fall_asleep_on_the_way(load, park=park)
         else:
             told = "The model was put to sleep; POST /wake_up wakes it."
             report = await self.unload(None, None, mode, park=park, told=told)
@@ -419,6 +446,13 @@ class SwapController:
             for spec in (self._asleep, load.spec if load is not None else None):
                 if spec is not None:
                     self._registry.forget(spec.id)
+        elif report.model is not None and not report.parked:
+            logger.warning(
+                "%r was put to sleep and let go of, not kept in host memory (--park-memory says "
+                "how much may be): waking it up reads its files",
+                report.model,
+            )
+        self.desk.ring()
         return report
 
     def _call_off_all_loads(self) -> None:
@@ -431,17 +465,18 @@ class SwapController:
         )
         self.desk.refuse(_anything, error)
 
-    async def _fall_asleep_on_the_way(self, load: _Load) -> UnloadReport:
+    async def _fall_asleep_on_the_way(self, load: _Load, *, park: bool) -> UnloadReport:
         """What sleeps is the model that was there last, though it had left for another one."""
         if load.fallback is not None:
             self._asleep = load.fallback.spec
         elif self._asleep is None:
             self._asleep = load.spec
+        sleeper = self._asleep.id
         load.fallback = None
         await self.desk.until(lambda: self._load is not load)
         if self._phase is SwapPhase.FAILED:
             self.check_open()
-        return UnloadReport(model=load.spec.id)
+        return UnloadReport(model=sleeper, parked=park and self._is_parked(sleeper))
 
     async def unload(
         self,
@@ -489,10 +524,6 @@ class SwapController:
     def snapshot(self) -> SwapSnapshot:
         """The state at this moment."""
         stay = self._residency
-        waiting: dict[str, int] = {}
-        for waiter in self.desk.queue:
-            model = waiter.model or "current"
-            waiting[model] = waiting.get(model, 0) + 1
         reason = self._unserviceable_reason()
         engine = stay.engine.stats() if stay else None
         timings = self._shown_timings(stay)
@@ -501,7 +532,7 @@ class SwapController:
             phase=self._phase,
             resident=self.resident,
             progress=self._shown_progress(),
-            waiting=waiting,
+            waiting=self._waiting(),
             leases=stay.leases if stay else 0,
             parked=tuple(self._registry.parked()),
             failures=self.desk.failures.readings(),
@@ -515,9 +546,25 @@ class SwapController:
             timings=timings,
             phase_seconds=_added(self._past_seconds, timings) if stay else self._past_seconds,
             memory=self._registry.memory,
+            leaked_bytes=self._leaked_bytes,
+            rebuilds=self._rebuilds,
+            restarts=self._restarts,
+            asleep=None if self._asleep is None else self._asleep.id,
             unserviceable_reason=reason,
             expires_in_s=stay.expires_in_s(anyio.current_time()) if stay else None,
         )
+
+    def _waiting(self) -> dict[str, int]:
+        """See `SwapSnapshot.waiting`."""
+        arriving = (one.model for one in self.desk.arriving if not self._has_come(one))
+        queued = (one.model for one in self.desk.queue)
+        coming = self.coming
+        loads = (
+            wish.model
+            for wish in self.desk.load_wishes
+            if coming is None or not is_same_load(wish.spec, coming)
+        )
+        return dict(Counter(model or "current" for model in chain(arriving, queued, loads)))
 
     def _shown_timings(self, stay: Residency | None) -> dict[str, float]:
         """The first token comes when the load has been told already."""
@@ -620,6 +667,7 @@ class SwapController:
         finally:
             if stay is not None:
                 self._add_up(stay)
+            self._add_up_leaks()
             self._residency = None
         if stay is None:
             self._tell(load, "called off")
@@ -631,6 +679,13 @@ class SwapController:
         self._timings = self._shown_timings(stay)
         self._past_seconds = _added(self._past_seconds, self._timings)
         self._past_tokens += stay.engine.stats().tokens
+
+    def _add_up_leaks(self) -> None:
+        """Of each teardown once, that of a model which did not get as far as to serve too."""
+        memory = self._registry.memory
+        if memory is not None and memory is not self._last_memory:
+            self._leaked_bytes += memory.leaked_bytes
+        self._last_memory = memory
 
     def _back(self, load: _Load) -> _Load | None:
         """The load of the model before this one."""
@@ -663,6 +718,7 @@ class SwapController:
         previous = load.fallback.spec.id if load.fallback is not None else None
         self._loads += 1
         self._swaps += self._last_resident not in (None, spec.id)
+        self._rebuilds += load.after_failure
         self._last_resident = self._last_for[spec.task] = spec.id
         self._last_good = spec
         self._asleep = None
@@ -674,7 +730,8 @@ class SwapController:
         self._load = None
         self.desk.failures.forgive(spec.id)
         self._set_phase(SwapPhase.READY)
-        self.desk.grant_loads(spec, _load_report(spec, previous, seconds, load.timings))
+        report = _load_report(spec, previous, seconds, load.timings, memory=load.memory)
+        self.desk.grant_loads(spec, report)
         if not self._rules.on_demand:
             error = ModelUnloaded(f"{spec.id!r} was loaded in place of this model.")
             for model in {waiter.model for waiter in self.desk.queue} - {spec.id, None}:
@@ -924,7 +981,14 @@ class SwapController:
         self._last_error = failure.message
         recent = [crash for crash in self._crashes if now - crash < CRASH_WINDOW_S]
         self._crashes = [*recent, now]
-        load = _Load(spec, self._new_meter(spec), cause, prepared=prepared, was_parked=True)
+        load = _Load(
+            spec,
+            self._new_meter(spec),
+            cause,
+            prepared=prepared,
+            was_parked=True,
+            after_failure=True,
+        )
         if len(self._crashes) > CRASHES_TOLERATED:
             self._worn_out = True
             self._load_failed(load, EngineFailed(f"{_WORN_OUT.capitalize()}."))
@@ -1043,6 +1107,7 @@ def _load_report(
     load_time_s: float,
     timings: Mapping[str, float],
     *,
+    memory: MemoryReport | None = None,
     already_loaded: bool = False,
 ) -> LoadReport:
     return LoadReport(
@@ -1051,6 +1116,7 @@ def _load_report(
         load_time_s=load_time_s,
         already_loaded=already_loaded,
         timings=dict(timings),
+        memory=memory,
         config_applied={
             key: {"value": setting.value, "source": setting.source}
             for key, setting in spec.applied.items()

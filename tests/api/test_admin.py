@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 import anyio
@@ -15,7 +15,9 @@ from hotswap.contracts import (
     EngineStats,
     Estimate,
     LoadForecast,
+    LoadReport,
     MemoryReport,
+    ParkedModel,
     Progress,
     SwapPhase,
     UnloadReport,
@@ -118,7 +120,24 @@ def test_load_model_answers_as_its_clients_expect() -> None:
         "config_applied": {"max_model_len": {"value": 64, "source": "request"}},
         "previous_model": "hotswap/tales",
         "timings": {"prepare": 44.0},
+        "memory": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("leaked_bytes", "told"),
+    [(0, ""), (5, " 5 bytes of the memory of the model before it are still held.")],
+)
+def test_load_model_tells_what_the_model_before_it_gave_back(leaked_bytes: int, told: str) -> None:
+    service = ScriptedService()
+    assert isinstance(service.load_result, LoadReport)
+    memory = MemoryReport(
+        before_bytes=100, after_bytes=leaked_bytes, baseline_bytes=0, leaked_bytes=leaked_bytes
+    )
+    service.load_result = replace(service.load_result, memory=memory)
+    answer = ask(app_of(service), "POST", LOAD).json
+    assert answer["message"] == f"Model loaded successfully in 44.03s.{told}"
+    assert answer["memory"] == asdict(memory)
 
 
 @pytest.mark.parametrize(
@@ -304,13 +323,41 @@ def test_a_dry_run_fails_as_the_load_would() -> None:
 def test_sleep_answers_as_vllms_does(query: str, order: tuple[bool, str]) -> None:
     service = ScriptedService()
     exchange = ask(app_of(service), "POST", f"/sleep{query}")
-    assert (exchange.status, exchange.body) == (200, b"")
+    assert exchange.status == 200
     assert service.orders == [("sleep", *order)]
 
 
-def test_wake_up_answers_when_the_model_serves() -> None:
+@pytest.mark.parametrize(
+    ("query", "parked", "let_go"),
+    [("", True, False), ("", False, True), ("?level=2", False, False)],
+)
+def test_sleep_answers_as_an_unload_does_and_says_where_a_model_was_not_parked(
+    query: str, parked: bool, let_go: bool
+) -> None:
+    report = UnloadReport(model="m", total_time_s=1.284, parked=parked)
+    service = ScriptedService(unload_result=report)
+    unloaded = ask(app_of(service), "POST", UNLOAD).json
+    slept = ask(app_of(service), "POST", f"/sleep{query}").json
+    assert slept["parked"] is parked
+    assert ("let go of" in slept["message"]) is let_go
+    assert slept["message"].startswith(unloaded["message"])
+    assert {**slept, "message": unloaded["message"]} == unloaded
+
+
+def test_where_nothing_is_there_to_sleep_that_is_said() -> None:
+    service = ScriptedService(unload_result=UnloadReport(model=None))
+    assert ask(app_of(service), "POST", "/sleep").json == {
+        "status": "info",
+        "message": "No model is loaded.",
+    }
+
+
+@pytest.mark.parametrize(
+    "query", ["", "?tags=weights", "?tags=kv_cache", "?tags=weights&tags=kv_cache"]
+)
+def test_wake_up_answers_when_the_model_serves_whatever_part_is_asked_for(query: str) -> None:
     service = ScriptedService()
-    exchange = ask(app_of(service), "POST", "/wake_up")
+    exchange = ask(app_of(service), "POST", f"/wake_up{query}")
     assert (exchange.status, exchange.body) == (200, b"")
     assert service.orders == [("wake_up",)]
 
@@ -323,7 +370,9 @@ def test_wake_up_answers_when_the_model_serves() -> None:
         ("/sleep?level=", "level"),
         ("/sleep?mode=keep", "mode"),
         ("/sleep?model=m", "model"),
-        ("/wake_up?tags=weights", "tags"),
+        ("/wake_up?tags=lora", "tags"),
+        ("/wake_up?tags=weights&tags=lora", "tags"),
+        ("/wake_up?level=1", "level"),
     ],
 )
 def test_what_they_cannot_do_is_refused_by_name(target: str, param: str) -> None:
@@ -342,9 +391,20 @@ def test_sleep_and_wake_up_fail_as_unload_and_load_do() -> None:
 
 
 @pytest.mark.parametrize("phase", list(SwapPhase))
-def test_it_sleeps_while_no_model_is_there_or_on_its_way(phase: SwapPhase) -> None:
-    answer = ask(app_of(service_with(phase=phase)), "GET", "/is_sleeping")
-    assert (answer.status, answer.json) == (200, {"is_sleeping": phase is SwapPhase.EMPTY})
+@pytest.mark.parametrize(
+    ("fields", "there_is_one"),
+    [
+        ({}, False),
+        ({"asleep": "m"}, True),
+        ({"parked": (ParkedModel(model="m", bytes=1),)}, True),
+    ],
+)
+def test_it_sleeps_while_there_is_a_model_to_wake_up_and_none_on_its_way(
+    fields: dict[str, Any], there_is_one: bool, phase: SwapPhase
+) -> None:
+    answer = ask(app_of(service_with(phase=phase, **fields)), "GET", "/is_sleeping")
+    sleeps = there_is_one and phase is SwapPhase.EMPTY
+    assert (answer.status, answer.json) == (200, {"is_sleeping": sleeps})
 
 
 @pytest.mark.parametrize("route", [LOAD, UNLOAD])

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hotswap.demo import MODELS_DIR
+from hotswap.demo import MODELS_DIR, NAMES
 
-NAMES = ("hotswap/sums", "hotswap/tales")
 FILES = {
     "README.md",
     "chat_template.jinja",
@@ -23,6 +22,11 @@ MOST_BYTES = 4_000_000
 @pytest.fixture(params=NAMES)
 def folder(request: pytest.FixtureRequest) -> Path:
     return MODELS_DIR / str(request.param)
+
+
+def test_each_folder_has_its_name() -> None:
+    folders = [str(path.relative_to(MODELS_DIR)) for path in MODELS_DIR.glob("*/*")]
+    assert sorted(folders) == list(NAMES)
 
 
 def test_folder_is_complete(folder: Path) -> None:

@@ -231,7 +231,9 @@ def test_under_load_the_server_starts_itself_again_and_refuses_nobody(
         if fault == "hang":
             not_ready = [ended for _, ended, status in clients.probed if status == 503]
             assert not_ready[0] - began < notice_s
-        resident = server.status()["resident"]
+        status = server.status()
+        assert (status["restarts"], status["rebuilds"]) == (1, 0)
+        resident = status["resident"]
         assert resident["id"] == TALES
         assert resident["engine"]["max_model_len"] == 500
         assert resident["applied"]["max_model_len"]["source"] == "request"
@@ -291,6 +293,7 @@ def test_a_step_that_raises_costs_its_answers_and_no_restart(tmp_path: Path) -> 
         answer = http_client.post("/v1/chat/completions", json={**QUESTION, "model": SUMS})
         assert answer.status_code == 200
         assert sum("starting hotswap" in line for line in broken.server.lines) == 1
+        assert broken.server.status()["restarts"] == 0
 
 
 def test_told_to_stop_while_a_step_hangs_it_does_not_start_again(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def test_sleeping_and_waking_up(http: httpx2.Client) -> None:
     http.post("/v1/load_model", json={"model": TALES, "max_model_len": 128})
     for level, status in ((1, "sleeping"), (2, "unloaded")):
         slept = http.post(f"/sleep?level={level}")
-        assert (slept.status_code, slept.content) == (200, b"")
+        assert (slept.status_code, slept.json()["parked"]) == (200, level == 1)
         assert http.get("/is_sleeping").json() == {"is_sleeping": True}
         listed = {
             model["id"]: model["status"]["value"] for model in http.get("/v1/models").json()["data"]

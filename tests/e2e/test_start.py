@@ -41,12 +41,12 @@ class Starting:
         """Let torch be imported, or fail to be."""
         self.verdict.write_text(error)
 
-    def ask(self) -> HTTPConnection:
+    def ask(self, **fields: str) -> HTTPConnection:
         """A request that the server has got; its answer is still to be read."""
         address = self.server.url.removeprefix("http://")
         connection = HTTPConnection(address, timeout=120)
-        headers = {"Content-Type": "application/json"}
-        connection.request("POST", "/v1/chat/completions", json.dumps(QUESTION), headers)
+        headers, body = {"Content-Type": "application/json"}, json.dumps({**QUESTION, **fields})
+        connection.request("POST", "/v1/chat/completions", body, headers)
         with self.server.http() as http:
             for _ in range(3):  # what came before these has been read when they are answered
                 assert http.get("/livez").status_code == 200
@@ -112,7 +112,10 @@ def test_without_a_model_it_says_that_it_is_ready_once_torch_is_there(tmp_path: 
     with starting(tmp_path, *arguments) as start, start.server.http() as http:
         assert len(http.get("/v1/models").json()["data"]) == 2
         assert not any("ready at" in line for line in start.server.lines)
-        start.import_ends()
+        with closing(start.ask(model="hotswap/sums")) as asked:
+            start.server.wait_until(lambda: start.server.status()["waiting"] == {"hotswap/sums": 1})
+            start.import_ends()
+            assert asked.getresponse().status == 200
         start.server.wait_for_line("ready at")
 
 

@@ -101,7 +101,13 @@ def drawn(house: House) -> int:
 
 def counters(snapshot: SwapSnapshot) -> dict[str, float]:
     """What may only grow."""
-    counts = {"loads": snapshot.loads, "swaps": snapshot.swaps, "tokens": snapshot.tokens}
+    counts = {
+        "loads": snapshot.loads,
+        "swaps": snapshot.swaps,
+        "tokens": snapshot.tokens,
+        "leaked_bytes": snapshot.leaked_bytes,
+        "rebuilds": snapshot.rebuilds,
+    }
     unloads = {reason.value: count for reason, count in snapshot.unloads_by_reason.items()}
     return {**counts, **unloads, **snapshot.phase_seconds}
 

@@ -87,9 +87,12 @@ def test_the_ledger_refuses_during_the_cooldown_and_only_then() -> None:
     ledger = FailureLedger()
     ledger.check("A", 0.0)
     ledger.note("A", ModelLoadFailed("broken"), 100.0)
-    with pytest.raises(ModelLoadFailed, match="broken") as caught:
-        ledger.check("A", 104.0)
-    assert caught.value.retry_after_s == 6.0
+    with pytest.raises(ModelLoadFailed) as caught:
+        ledger.check("A", 104.5)
+    assert caught.value.retry_after_s == 5.5
+    assert caught.value.message == (
+        "'A' failed to load and is not tried again before 6 s have passed: broken"
+    )
     ledger.check("A", 110.0)
     ledger.check("B", 104.0)
 

@@ -356,3 +356,69 @@ def test_a_download_is_called_off_too() -> None:
         assert (house.phase, house.catalog.fetched) == ("empty", [])
 
     play(scenario, models=(ModelSpec(id="remote", path=None),))
+
+
+def sleeps(house: House) -> bool:
+    return house.controller.snapshot().is_sleeping
+
+
+@pytest.mark.parametrize("park", [True, False])
+def test_it_sleeps_from_when_it_is_put_to_sleep_until_a_model_comes(park: bool) -> None:
+    async def scenario(house: House) -> None:
+        assert not sleeps(house), "nothing has been loaded"
+        await house.service.sleep(park=park)
+        assert not sleeps(house), "there is nothing to wake up"
+        await house.ask("A")
+        assert not sleeps(house)
+        await house.service.sleep(park=park)
+        assert (sleeps(house), house.controller.snapshot().asleep) == (True, "A")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.service.wake_up)
+            await house.until(lambda: house.phase == "loading")
+            assert not sleeps(house)
+        assert (house.resident, house.controller.snapshot().asleep) == ("A", None)
+
+    play(scenario)
+
+
+def test_what_left_sleeps_as_long_as_it_is_parked() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        await house.service.unload()
+        assert sleeps(house)
+        await house.service.unload("A")
+        assert not sleeps(house), "it was let go of"
+        await house.ask("A")
+        await house.service.unload(park=False)
+        assert not sleeps(house)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("park", [True, False])
+def test_a_sleep_without_room_in_host_memory_says_so(
+    park: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        report = await house.service.sleep(park=park)
+        assert (report.model, report.parked, parked(house)) == ("A", False, [])
+        assert (await house.service.wake_up()).model == "A"
+
+    play(scenario, script=Script(parks=False))
+    told = [one.getMessage() for one in caplog.records if "--park-memory" in one.getMessage()]
+    assert len(told) == park, "who did not want it kept need not be told"
+    assert all("'A' was put to sleep and let go of" in line for line in told)
+
+
+@pytest.mark.parametrize("parks", [True, False])
+def test_a_sleep_on_the_way_to_another_model_tells_of_the_one_that_sleeps(parks: bool) -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "B")
+            await house.until(lambda: house.phase == "loading")
+            report = await house.service.sleep(park=True)
+        assert (report.model, report.parked) == ("A", parks)
+
+    play(scenario, script=Script(start_s=1.0, parks=parks))

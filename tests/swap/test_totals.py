@@ -7,7 +7,8 @@ import trio
 
 from hotswap.config import SwapRules
 from hotswap.errors import DeviceLost, EngineFailed, InsufficientMemory
-from hotswap.scripted import Script
+from hotswap.scripted import Script, ScriptedCatalog, ScriptedRegistry
+from hotswap.swap import SwapController
 from tests.swap.house import ON_DEMAND, House, drawn, play, spec, watch_counters
 
 
@@ -35,7 +36,7 @@ def test_no_counter_goes_back_whatever_becomes_of_the_engines() -> None:
 
     house = play(scenario, SwapRules(on_demand=True, patience_s=0.0, idle_timeout_s=50.0))
     snapshot = house.controller.snapshot()
-    assert (snapshot.loads, snapshot.swaps) == (5, 3)
+    assert (snapshot.loads, snapshot.swaps, snapshot.rebuilds) == (5, 3, 1)
     assert unloads(house) == {"failure": 1, "request": 1, "idle": 1, "shutdown": 1}
     assert snapshot.unloads == 4
     assert snapshot.tokens == drawn(house)
@@ -105,3 +106,61 @@ def test_the_tokens_of_an_engine_that_could_not_be_taken_down_are_kept() -> None
         assert house.controller.snapshot().tokens == 5
 
     play(scenario)
+
+
+def test_what_models_leave_behind_is_added_up() -> None:
+    async def scenario(house: House) -> None:
+        for model, leaked_bytes in (("A", 0), ("B", 5), ("C", 5), ("A", 12), ("C", 17)):
+            await house.ask(model)
+            assert house.controller.snapshot().leaked_bytes == leaked_bytes
+        memory = house.controller.snapshot().memory
+        assert memory is not None
+        assert memory.leaked_bytes == 5, "of the last one"
+        house.registry.script.start_errors["B"] = InsufficientMemory("too big")
+        assert (await house.ask("B")).error is not None
+        assert house.controller.snapshot().leaked_bytes == 24
+
+    assert play(scenario, script=Script(leaked_bytes={"A": 5, "C": 7})).registry.started[-1] == "C"
+
+
+def test_what_a_called_off_load_leaves_behind_counts_too() -> None:
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "A")
+            await trio.sleep(1.05)
+            assert house.phase == "loading"
+            await house.service.sleep(park=True)
+        assert (house.registry.started, house.controller.snapshot().leaked_bytes) == (["A"], 5)
+
+    play(scenario, script=Script(leaked_bytes={"A": 5}))
+
+
+def test_an_engine_that_is_not_built_again_is_no_rebuild() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        house.registry.script.start_errors["A"] = InsufficientMemory("no room any more")
+        house.registry.engines[-1].fail(EngineFailed("a step raised"))
+        await house.until(lambda: house.phase == "empty")
+        assert (unloads(house), house.controller.snapshot().rebuilds) == ({"failure": 1}, 0)
+
+    play(scenario)
+
+
+def test_what_the_images_before_this_one_began_again_is_told() -> None:
+    registry, catalog = ScriptedRegistry(), ScriptedCatalog()
+    controller = SwapController(registry, catalog.fetch, ON_DEMAND, restarts=2)
+    assert controller.snapshot().restarts == 2
+
+
+def test_a_load_tells_what_the_model_that_made_way_gave_back() -> None:
+    async def scenario(house: House) -> None:
+        assert (await house.service.load("A", {}, "request")).memory is None
+        report = await house.service.load("B", {}, "request")
+        assert report.memory is not None
+        assert (report.previous_model, report.memory.leaked_bytes) == ("A", 5)
+        again = await house.service.load("B", {}, "request")
+        assert (again.already_loaded, again.memory) == (True, None)
+        await house.service.unload()
+        assert (await house.service.load("A", {}, "request")).memory is None
+
+    play(scenario, script=Script(leaked_bytes={"A": 5}))

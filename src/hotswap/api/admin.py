@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -78,7 +78,15 @@ class UnloadOrder(Struct, forbid_unknown_fields=True):
 TRUTH = {"false": False, "true": True, "0": False, "1": True}
 SLEEP_LEVELS = {"1": True, "2": False}
 """Whether a model that sleeps so is kept in host memory."""
+WAKE_TAGS = ("weights", "kv_cache")
+"""The parts that vLLM wakes one after the other."""
 SLEEP_MODES: Mapping[str, UnloadMode] = {"wait": "drain", "abort": "abort"}
+
+
+_NOT_PARKED = (
+    "It was let go of, not kept in host memory (--park-memory says how much may be): "
+    "waking it up reads its files."
+)
 
 
 class ManagementRoutes:
@@ -122,26 +130,33 @@ class ManagementRoutes:
         return json_response({"success": True})
 
     async def sleep(self, request: Request) -> Response:
-        """``/sleep``: 200 without a body, as vLLM's. Running answers end first, unless
-        ``mode=abort``."""
+        """``/sleep``: answers as an unload does, where vLLM's has no body. Running answers end
+        first, unless ``mode=abort``."""
         _check_query(request, "level", "mode", elsewhere="")
         park = _choice(request, "level", SLEEP_LEVELS)
         mode = _choice(request, "mode", SLEEP_MODES)
         await read_body(request.receive, request.scope)
-        await self._service.sleep(park=park, mode=mode)
-        return Response()
+        device = _device(self._service)
+        report = await self._service.sleep(park=park, mode=mode)
+        answer = _unload_answer(report, device)
+        if report.model is not None and park and not report.parked:
+            answer["message"] += f" {_NOT_PARKED}"
+        return json_response(answer)
 
     async def wake_up(self, request: Request) -> Response:
-        """``/wake_up``: 200 without a body once the model serves."""
-        _check_query(request, elsewhere="")
+        """``/wake_up``: 200 without a body once the model serves. Whatever ``tags`` name, all of it
+        is woken: weights and room for keys and values come together."""
+        _check_query(request, "tags", elsewhere="")
+        for tag in request.query_params.getlist("tags"):
+            _one_of(WAKE_TAGS, tag, "tags")
         await read_body(request.receive, request.scope)
         await self._service.wake_up()
         return Response()
 
     async def is_sleeping(self, request: Request) -> Response:
-        """``/is_sleeping``: whether no model is on the device, nor on its way there."""
+        """``/is_sleeping``: whether there is a model to wake up, and none on its way."""
         _check_query(request, elsewhere="")
-        return json_response({"is_sleeping": self._service.snapshot().phase is SwapPhase.EMPTY})
+        return json_response({"is_sleeping": self._service.snapshot().is_sleeping})
 
 
 class ModelEvents:
@@ -216,10 +231,14 @@ def _check_query(request: Request, *known: str, elsewhere: str = ", put it in th
 def _choice(request: Request, name: str, meanings: Mapping[str, Choice]) -> Choice:
     """What a query parameter means; where it is not given, the first of ``meanings``."""
     written = request.query_params.get(name, next(iter(meanings))).lower()
-    if written not in meanings:
-        known = ", ".join(meanings)
-        raise InvalidRequest(f"{name}: must be one of {known}", param=name)
+    _one_of(meanings, written, name)
     return meanings[written]
+
+
+def _one_of(known: Collection[str], written: str, name: str) -> None:
+    """Raises: InvalidRequest: it is none of those that a query parameter can be."""
+    if written not in known:
+        raise InvalidRequest(f"{name}: must be one of {', '.join(known)}", param=name)
 
 
 async def _read_load(request: Request) -> LoadOrder:
@@ -248,6 +267,9 @@ def _load_answer(report: LoadReport) -> dict[str, Any]:
         message = "Model is already loaded."
     else:
         message = f"Model loaded successfully in {report.load_time_s:.2f}s."
+    if report.memory is not None and report.memory.leaked_bytes > 0:
+        held = f"{report.memory.leaked_bytes} bytes of the memory of the model before it"
+        message = f"{message} {held} are still held."
     return {
         "status": "success",
         "message": message,
@@ -257,6 +279,7 @@ def _load_answer(report: LoadReport) -> dict[str, Any]:
         "config_applied": report.config_applied,
         "previous_model": report.previous_model,
         "timings": report.timings,
+        "memory": report.memory,
     }
 
 

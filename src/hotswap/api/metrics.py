@@ -53,7 +53,7 @@ def _requests(snapshot: SwapSnapshot) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily(
         "hotswap:num_requests_waiting",
-        "Requests that wait for their model or for a place in its engine.",
+        "Requests, and loads by hand, that wait for their model or for a place in its engine.",
         queued + (engine.waiting if engine else 0),
     )
     yield CounterMetricFamily(
@@ -87,6 +87,14 @@ def _changes(snapshot: SwapSnapshot) -> Iterator[Metric]:
     for reason, count in snapshot.unloads_by_reason.items():
         unloads.add_metric((reason,), count)
     yield unloads
+    yield CounterMetricFamily(
+        "hotswap:engine_rebuilds", "Engines that failed and were built again.", snapshot.rebuilds
+    )
+    yield CounterMetricFamily(
+        "hotswap:self_restarts",
+        "Times that the process started itself again after a fault; all else is counted anew then.",
+        snapshot.restarts,
+    )
     seconds = CounterMetricFamily(
         "hotswap:load_seconds", "Seconds that loads spent, by phase.", labels=("phase",)
     )
@@ -112,6 +120,11 @@ def _bytes(snapshot: SwapSnapshot) -> Iterator[Metric]:
         "hotswap:leaked_bytes",
         "Memory that the last model to leave the device did not give back.",
         snapshot.memory.leaked_bytes if snapshot.memory else None,
+    )
+    yield CounterMetricFamily(
+        "hotswap:leaked_bytes",
+        "Memory that models did not give back when they left the device, all of them so far.",
+        snapshot.leaked_bytes,
     )
 
 

@@ -131,6 +131,7 @@ def describe(snapshot: SwapSnapshot, now: float) -> dict[str, Any]:
         "progress": snapshot.progress,
         "waiting": snapshot.waiting,
         "leases": snapshot.leases,
+        "asleep": snapshot.asleep,
         "parked": snapshot.parked,
         "failures": {
             model: _describe_failure(failure, now) for model, failure in snapshot.failures.items()
@@ -141,10 +142,13 @@ def describe(snapshot: SwapSnapshot, now: float) -> dict[str, Any]:
         "swaps": snapshot.swaps,
         "unloads": snapshot.unloads,
         "unloads_by_reason": snapshot.unloads_by_reason,
+        "rebuilds": snapshot.rebuilds,
+        "restarts": snapshot.restarts,
         "tokens": snapshot.tokens,
         "timings": snapshot.timings,
         "phase_seconds": snapshot.phase_seconds,
         "memory": snapshot.memory,
+        "leaked_bytes": snapshot.leaked_bytes,
         "expires_in_s": snapshot.expires_in_s,
     }
 

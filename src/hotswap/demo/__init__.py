@@ -8,5 +8,6 @@ folder can be scanned like any other folder of models.
 from pathlib import Path
 
 MODELS_DIR: Path = Path(__file__).parent / "models"
+NAMES = ("hotswap/sums", "hotswap/tales")
 
-__all__ = ["MODELS_DIR"]
+__all__ = ["MODELS_DIR", "NAMES"]

@@ -1,0 +1,115 @@
+"""Who is seen to wait, and for which model, in virtual time."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import trio
+
+from hotswap.contracts import EmbeddingRequest, TextPrompt
+from hotswap.errors import CheckpointRefused, ModelUnloaded
+from hotswap.scripted import Script
+from tests.swap.house import House, play, spec
+
+SLOW_TO_READ = Script(render_s=3.0)
+"""As where the engines are still being imported."""
+
+
+def waiting(house: House) -> dict[str, int]:
+    return dict(house.controller.snapshot().waiting)
+
+
+@pytest.mark.parametrize(("name", "shown"), [("A", "A"), ("B", "B"), (None, "current")])
+def test_a_request_is_seen_from_the_moment_it_is_accepted(name: str | None, shown: str) -> None:
+    async def scenario(house: House) -> None:
+        await trio.sleep(1.0)  # whatever the house itself has to tell has been told
+        asked = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, name)
+            await house.until(lambda: waiting(house) == {shown: 1})
+            assert (house.phase, trio.current_time() - asked < 0.1) == ("empty", True)
+            await trio.sleep(2.5)
+            assert (house.phase, waiting(house)) == ("empty", {shown: 1})
+            await house.until(lambda: house.phase == "loading")
+            assert waiting(house) == {shown: 1}, "once, though it queues now"
+        assert house.answers[0].finished
+
+    play(scenario, script=SLOW_TO_READ, startup="A")
+
+
+def test_texts_to_be_embedded_are_seen_too() -> None:
+    async def scenario(house: House) -> None:
+        request = EmbeddingRequest(prompts=(TextPrompt("a"),), model="E")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.service.embed, request)
+            await trio.sleep(1.0)
+            assert (house.phase, waiting(house)) == ("empty", {"E": 1})
+
+    play(scenario, script=SLOW_TO_READ, models=(spec("E", task="embed"),))
+
+
+def test_who_is_read_beside_its_resident_model_waits_for_no_model() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        async with trio.open_nursery() as nursery:
+            for name in ("A", None, "B"):
+                nursery.start_soon(house.ask, name)
+            await trio.sleep(1.0)
+            assert (house.resident, waiting(house)) == ("A", {"B": 1})
+
+    play(scenario, script=SLOW_TO_READ)
+
+
+def test_who_leaves_or_is_refused_while_it_is_read_waits_no_more() -> None:
+    async def scenario(house: House) -> None:
+        house.registry.script.render_errors["B"] = CheckpointRefused("no tokenizer")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "A")
+            nursery.start_soon(house.ask, "B")
+            await trio.sleep(1.0)
+            assert waiting(house) == {"A": 1, "B": 1}
+            nursery.cancel_scope.cancel()
+        assert waiting(house) == {}
+        assert isinstance((await house.ask("B")).error, CheckpointRefused)
+        assert waiting(house) == {}
+
+    assert play(scenario, script=SLOW_TO_READ).registry.prepared == []
+
+
+def test_a_load_by_hand_is_seen_to_wait_until_its_turn_comes() -> None:
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            for model in ("A", "B", "B", "C"):
+                nursery.start_soon(partial(house.service.load, model, {}, "request"))
+                await trio.sleep(0.1)
+            nursery.start_soon(house.ask, "C")
+            await trio.sleep(0.1)
+            snapshot = house.controller.snapshot()
+            assert snapshot.progress is not None
+            assert snapshot.progress.model == "A"
+            assert snapshot.waiting == {"B": 2, "C": 2}
+            await house.until(lambda: house.resident == "B")
+            assert waiting(house) == {"C": 1}, "the request: the load's turn has come"
+        assert waiting(house) == {}
+
+    play(scenario)
+
+
+def test_a_load_by_hand_that_is_called_off_waits_no_more() -> None:
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def load(model: str) -> None:
+                with pytest.raises(ModelUnloaded):
+                    await house.service.load(model, {}, "request")
+
+            nursery.start_soon(load, "A")
+            await trio.sleep(0.1)
+            nursery.start_soon(load, "B")
+            await trio.sleep(0.1)
+            assert waiting(house) == {"B": 1}
+            await house.service.sleep(park=True)
+            assert waiting(house) == {}
+
+    play(scenario)
