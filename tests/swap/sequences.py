@@ -66,7 +66,7 @@ from tests.swap.house import House, counters, drawn, spec, text
 from tests.swap.virtual import MOMENT_S, VirtualLoop
 
 STEPS = 50
-PORTION = 500
+PORTION = 200
 """Sequences that hypothesis is asked for at a time. It remembers all of them until it has ended."""
 RULES = SwapRules(
     on_demand=True, patience_s=1.0, max_wait_s=5.0, drain_timeout_s=30.0, swap_timeout_s=60.0,
