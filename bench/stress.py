@@ -40,7 +40,7 @@ _REFUSALS = (range(400, 500), range(503, 504))
 
 SLOPE, LOST, CHANGED = "resident memory per 100 swaps", "requests lost", "answers that changed"
 UNTOLD, THREADS, DESCRIPTORS = "faults not told", "threads more", "file descriptors more"
-LEAKED = "bytes left behind by a teardown"
+LEAKED, ALARMS = "bytes left behind by a teardown", "false alarms of the watchdog"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,8 @@ class Outcome:
     """Faults that were answered as if there were none, or not as the caller's or the model's."""
     leaked_bytes: int = 0
     """The most that the server reported."""
+    alarms: list[str] = field(default_factory=list)
+    """What the watchdog found: all of them false, because no fault is one of an engine."""
     samples: list[Sample] = field(default_factory=list)
 
 
@@ -189,6 +191,7 @@ class Stress:
     async def _look(self) -> None:
         """Note what the server has become with its last swaps."""
         status = await self._status()
+        self._outcome.alarms += status["problems"]
         memory = status["memory"]
         if memory is not None and self._swaps >= SETTLED_AFTER_SWAPS:
             self._outcome.leaked_bytes = max(self._outcome.leaked_bytes, memory["leaked_bytes"])
@@ -315,6 +318,7 @@ def figures(outcome: Outcome, contender: str) -> list[Figure]:
         figure(CHANGED, "answers", len(outcome.changed)),
         figure(UNTOLD, "faults", len(outcome.untold)),
         figure(LEAKED, "B", outcome.leaked_bytes),
+        figure(ALARMS, "alarms", len(outcome.alarms)),
         figure(THREADS, "threads", last.threads - first.threads),
         figure(DESCRIPTORS, "descriptors", last.descriptors - first.descriptors),
     ]
@@ -328,7 +332,7 @@ def figures(outcome: Outcome, contender: str) -> list[Figure]:
 
 def checks(contender: str) -> Iterator[Wanted]:
     """What must hold after any number of swaps."""
-    for name in (LOST, CHANGED, UNTOLD, LEAKED, THREADS, DESCRIPTORS):
+    for name in (LOST, CHANGED, UNTOLD, LEAKED, ALARMS, THREADS, DESCRIPTORS):
         yield Wanted(figure=(name, contender), bound=0)
     yield Wanted(figure=(SLOPE, contender), bound=SLOPE_BOUND_MB)
 

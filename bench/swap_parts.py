@@ -286,7 +286,9 @@ class Bench:
         with serving(kind, served / names[0], self._home) as server, server.awake():
             outcome = asyncio.run(stress.Stress(server, load).run())
         self.findings.figures += stress.figures(outcome, OURS)
-        self.findings.complaints += [*outcome.lost, *outcome.changed, *outcome.untold]
+        self.findings.complaints += [
+            *(*outcome.lost, *outcome.changed, *outcome.untold, *outcome.alarms),
+        ]
 
     def _kinds(self, ours: tuple[str, ...]) -> dict[str, ServerKind]:
         settings = self._settings

@@ -23,7 +23,8 @@ class FakeHub:
     Faults: ``status`` is the answer to every request (404, 401, 403, 500); ``error_code`` goes
     with it as the Hub's ``X-Error-Code``; ``silent`` gives no answer at all until ``release`` is
     set. The next safetensors file breaks off after ``cut_at`` bytes, or stops there for as long
-    as it takes until ``release`` is set if ``stalls``.
+    as it takes until ``release`` is set if ``stalls``. ``corrupts``: it comes with another last
+    byte. ``elsewhere``: files are to be had at that address, as from a CDN.
     """
 
     folder: Path
@@ -33,6 +34,8 @@ class FakeHub:
     silent: bool = False
     cut_at: int | None = None
     stalls: bool = False
+    corrupts: bool = False
+    elsewhere: str | None = None
     release: threading.Event = field(default_factory=threading.Event)
     requests: list[str] = field(default_factory=list)
     """Method and path of each request, and the token it came with, if any."""
@@ -51,7 +54,12 @@ class FakeHub:
 
     def described(self) -> dict[str, Any]:
         siblings = [
-            {"rfilename": name, "size": len(content), "blobId": _etag(content)}
+            {
+                "rfilename": name,
+                "size": len(content),
+                "blobId": _etag(content),
+                **({"lfs": _pointer(content)} if name.endswith(".safetensors") else {}),
+            }
             for name, content in self.files().items()
         ]
         return {"id": self.repo_id, "modelId": self.repo_id, "sha": COMMIT, "siblings": siblings}
@@ -65,6 +73,12 @@ class FakeHub:
 
 def _etag(content: bytes) -> str:
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
+
+
+def _pointer(content: bytes) -> dict[str, Any]:
+    """What the Hub says of a file that is too large for git."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    return {"sha256": sha256, "size": len(content), "pointerSize": 130}
 
 
 @contextmanager
@@ -139,6 +153,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
         headers = {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if self.served.elsewhere is not None:
+            self._send(302, b"", {**headers, "Location": self.served.elsewhere + self.path})
+            return
         start = 0
         if (asked := self.headers.get("Range", "")).startswith("bytes="):
             start = int(asked.removeprefix("bytes=").partition("-")[0])
@@ -153,6 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         hub = self.served
+        if name.endswith(".safetensors") and hub.corrupts:
+            body = body[:-1] + bytes([body[-1] ^ 1])
         if name.endswith(".safetensors") and hub.cut_at is not None:
             body, hub.cut_at = body[: hub.cut_at], None
             self.close_connection = True

@@ -226,6 +226,7 @@ def test_few_swaps_say_nothing_of_memory() -> None:
         ({"changed": ["a: other text"]}, "answers that changed"),
         ({"untold": ["broken-0: 200"]}, "faults not told"),
         ({"leaked_bytes": 1}, "bytes left behind by a teardown"),
+        ({"alarms": ["the engine hangs"]}, "false alarms of the watchdog"),
     ],
 )
 def test_whatever_goes_wrong_fails_its_check(wrong: dict[str, Any], check: str) -> None:

@@ -116,7 +116,7 @@ class TestFlags:
             --cors-origins http://a http://b --keepalive-s 5 --drain-timeout-s 1m
             --swap-timeout-s 20 --max-queue 7 --patience-s 0 --max-wait-s 9
             --idle-timeout-s 1h --park-memory 8GiB --device cuda:1 --dtype bfloat16
-            --max-model-len 4096 --max-num-seqs 8 --kv-cache-memory 500MB
+            --max-model-len 4096 --max-num-seqs 8 --kv-cache-memory 500MB --no-mmap
             --chat-template {template} --trust-remote-code --log-level debug
             --log-format json"""
         assert load(*command.split()) == Settings(
@@ -150,6 +150,7 @@ class TestFlags:
             engine=EngineConfig(
                 device="cuda:1",
                 dtype="bfloat16",
+                no_mmap=True,
                 max_model_len=4096,
                 max_num_seqs=8,
                 kv_cache_memory=500 * 10**6,

@@ -3,6 +3,7 @@ library reads its environment when it is imported."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -26,12 +27,17 @@ from tests.model_files import write_model
 pytestmark = pytest.mark.e2e
 
 DOWNLOADER = """
-import json, sys, threading
+import json, shutil, sys, threading
 from pathlib import Path
+from types import SimpleNamespace
 from hotswap.hub import Hub
 
+usage = shutil.disk_usage
+
 for line in sys.stdin:
-    cache, revision, cancel_at = json.loads(line)
+    cache, revision, cancel_at, free_bytes = json.loads(line)
+    disk = SimpleNamespace(free=free_bytes)
+    shutil.disk_usage = usage if free_bytes is None else lambda path: disk
     hub = Hub(Path(cache))
     readings, cancelled = [], threading.Event()
 
@@ -57,11 +63,16 @@ class Downloader:
     cache: Path
 
     def download(
-        self, revision: str | None = None, *, cancel_at: float | None = None
+        self,
+        revision: str | None = None,
+        *,
+        cancel_at: float | None = None,
+        free_bytes: int | None = None,
     ) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps([str(self.cache), revision, cancel_at]) + "\n")
+        order = [str(self.cache), revision, cancel_at, free_bytes]
+        self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return answer
@@ -111,7 +122,8 @@ def process(
 def hub(served: FakeHub) -> FakeHub:
     """Without faults."""
     served.status = served.error_code = served.cut_at = None
-    served.stalls = served.silent = False
+    served.stalls = served.silent = served.corrupts = False
+    served.elsewhere = None
     served.requests.clear()
     return served
 
@@ -172,7 +184,8 @@ def test_a_revision_is_asked_for_by_name(downloader: Downloader) -> None:
         (401, None, "NotPermitted: The Hub does not let us have Qwen/Qwen3-0.6B: check HF_TOKEN"),
         (403, "GatedRepo", "NotPermitted: Qwen/Qwen3-0.6B is gated: accept its terms"),
         (403, None, "NotPermitted: The Hub does not let us have Qwen/Qwen3-0.6B: check HF_TOKEN"),
-        (500, None, "DownloadFailed: The Hub answered 500"),
+        (500, None, "HubUnavailable: The Hub answered 500"),
+        (418, None, "DownloadFailed: The Hub answered 418"),
     ],
 )
 def test_a_refusal_is_one_clear_line(
@@ -187,31 +200,33 @@ def test_a_refusal_is_one_clear_line(
 
 
 @pytest.mark.parametrize(
-    ("environ", "message"),
+    ("environ", "error", "message"),
     [
         (
             {"HF_ENDPOINT": "http://127.0.0.1:9"},
+            "HubUnavailable",
             "Cannot reach the Hub, and Qwen/Qwen3-0.6B is not in the local cache.",
         ),
         (
             {"HF_HUB_OFFLINE": "1"},
+            "DownloadFailed",
             "HF_HUB_OFFLINE is set, and Qwen/Qwen3-0.6B is not in the local cache.",
         ),
     ],
 )
 def test_without_a_network_the_line_says_so(
-    hub: FakeHub, tmp_path: Path, environ: dict[str, str], message: str
+    hub: FakeHub, tmp_path: Path, environ: dict[str, str], error: str, message: str
 ) -> None:
     with downloading(hub, tmp_path, **environ) as downloader:
         answer = downloader.download()
-    assert answer["error"] == "DownloadFailed"
+    assert answer["error"] == error
     assert answer["message"] == message
 
 
 def test_a_hub_that_does_not_answer_is_given_up(hub: FakeHub, downloader: Downloader) -> None:
     hub.silent = True
     answer = downloader.download()
-    assert answer["error"] == "DownloadFailed"
+    assert answer["error"] == "HubUnavailable"
     assert "did not answer in time" in answer["message"]
 
 
@@ -232,6 +247,39 @@ def test_a_cancelled_download_stops_and_leaves_no_half_file(downloader: Download
     assert answer["error"] == "DownloadFailed"
     assert "cancelled" in answer["message"]
     assert not list(downloader.cache.rglob("*.incomplete"))
+
+
+def test_what_is_not_what_the_hub_says_is_refused_and_fetched_again(
+    hub: FakeHub, downloader: Downloader
+) -> None:
+    hub.corrupts = True
+    answer = downloader.download()
+    assert answer["error"] == "WrongDownload"
+    assert "'model.safetensors' came otherwise" in answer["message"]
+    assert not list(downloader.cache.rglob("model.safetensors"))
+    hub.corrupts = False
+    path = Path(downloader.download()["path"])
+    assert (path / "model.safetensors").read_text() == "w" * 50_000
+
+
+def test_a_token_goes_to_the_hub_alone(hub: FakeHub, tmp_path: Path) -> None:
+    with serve(FakeHub(hub.folder)) as other:
+        # By another name: for the library a host is its name, whatever the port.
+        hub.elsewhere = other.url.replace("127.0.0.1", "localhost")
+        with downloading(hub, tmp_path, HF_TOKEN="hf_secret") as downloader:
+            assert "path" in downloader.download()
+    assert [request for request in other.requests if "model.safetensors" in request]
+    assert not [request for request in other.requests if "hf_secret" in request]
+    assert all("hf_secret" in request for request in hub.requests)
+
+
+def test_nothing_is_fetched_that_the_disk_has_no_room_for(
+    hub: FakeHub, downloader: Downloader
+) -> None:
+    answer = downloader.download(free_bytes=1000)
+    assert answer["error"] == "DiskFull"
+    assert "disk space" in answer["message"]
+    assert not [request for request in hub.requests if "/resolve/" in request]
 
 
 def refused(raised: Exception, cache: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -272,7 +320,7 @@ def test_an_error_nobody_foresaw_names_no_path_but_in_the_log(
     [
         (httpx2.ConnectError("x"), "Cannot reach the Hub, and org/m is not in the local cache."),
         (httpx2.ReadTimeout("x"), "The Hub did not answer in time for org/m."),
-        (OSError(28, "x"), "The disk is full; org/m was not downloaded."),
+        (OSError(errno.ENOSPC, "x"), "The disk is full; org/m was not downloaded."),
     ],
 )
 def test_a_known_cause_is_named(

@@ -1,4 +1,4 @@
-"""What the README promises in tables and paths is so."""
+"""What the README and the table of faults name is there."""
 
 from __future__ import annotations
 
@@ -28,6 +28,14 @@ def test_the_files_that_it_points_to_exist() -> None:
     named += re.findall(r"`((?:src|tools|tests|docs)/[\w./-]+)`", README)
     assert len(named) > 5
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_every_test_that_the_table_of_faults_names_exists() -> None:
+    faults = (ROOT / "docs" / "faults.md").read_text()
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", faults)
+    assert len(named) == faults.count("::") > 50
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
 
 
 def test_its_make_targets_exist() -> None:

@@ -296,6 +296,8 @@ class EngineConfig:
     and, as to the rest, host memory."""
     dtype: str = "auto"
     """auto, float32, bfloat16 or float16; auto: what the checkpoint was saved in."""
+    no_mmap: bool = False
+    """Read the weights into memory of this process's own instead of mapping their files."""
     max_model_len: int | None = None
     """Tokens of prompt and answer together at most; None: what the model was made for."""
     max_num_seqs: int = 64

@@ -27,6 +27,9 @@ HotswapError
 └── ModelLoadFailed
     ├── CheckpointRefused      the files are unusable; trying again cannot help
     └── DownloadFailed
+        ├── HubUnavailable     it does not answer, or only that it cannot
+        ├── WrongDownload      what came is not what the Hub says it is
+        └── DiskFull
 """
 
 from __future__ import annotations
@@ -145,3 +148,15 @@ class CheckpointRefused(ModelLoadFailed):
 
 class DownloadFailed(ModelLoadFailed):
     """The model could not be fetched from the Hub."""
+
+
+class HubUnavailable(DownloadFailed):
+    """The Hub cannot be reached, does not answer in time, or answers that it has failed."""
+
+
+class WrongDownload(DownloadFailed):
+    """What came is not what the Hub says it is."""
+
+
+class DiskFull(DownloadFailed):
+    """The disk has no room for the model."""

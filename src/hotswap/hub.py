@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import importlib
 import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,7 +21,15 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 
 from hotswap.contracts import Report
-from hotswap.errors import DownloadFailed, HotswapError, ModelNotFound, NotPermitted
+from hotswap.errors import (
+    DiskFull,
+    DownloadFailed,
+    HotswapError,
+    HubUnavailable,
+    ModelNotFound,
+    NotPermitted,
+    WrongDownload,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -41,6 +50,8 @@ _UNWANTED_FILES = ("consolidated*.safetensors", "*/*")
 _MODEL_FOLDER = "models--"
 _MIN_HASH = 7
 """Characters of a commit hash that name it, as in git."""
+_HASHED_BYTES = 16 << 20
+"""Read between two looks whether anybody still wants the download."""
 _SPARE_BYTES = 256 * 1024 * 1024
 """Disk space that a download must leave free."""
 
@@ -146,7 +157,7 @@ class Hub:
         Raises:
             ModelNotFound: no such repository or revision, as far as we may see.
             NotPermitted: the Hub does not let us have it.
-            DownloadFailed: unreachable, interrupted, or the disk is full.
+            DownloadFailed: unreachable, interrupted, not what it should be, or the disk is full.
         """
         progress = _Progress(report, cancelled)
         bar: Any = progress.bar
@@ -157,7 +168,8 @@ class Hub:
                 files_metadata=True,
                 timeout=constants.HF_HUB_ETAG_TIMEOUT,
             )
-            progress.total_bytes = self._missing_bytes(repo_id, info)
+            missing = self._missing(repo_id, info)
+            progress.total_bytes = sum(missing.values())
             self._check_disk(repo_id, progress.total_bytes)
             path = huggingface_hub.snapshot_download(
                 repo_id,
@@ -167,6 +179,7 @@ class Hub:
                 ignore_patterns=list(_UNWANTED_FILES),
                 tqdm_class=bar,
             )
+            _check_hashes(Path(path), info, missing, cancelled)
         except _Cancelled:
             raise DownloadFailed(f"The download of {repo_id} was cancelled.") from None
         except HotswapError:
@@ -176,20 +189,21 @@ class Hub:
             raise _explained(error, name) from None
         return Path(path)
 
-    def _missing_bytes(self, repo_id: str, info: ModelInfo) -> int:
+    def _missing(self, repo_id: str, info: ModelInfo) -> Mapping[str, int]:
+        """Bytes of each file that is to be fetched, by its name."""
         snapshot = Path(self.cached(repo_id).folder, "snapshots", info.sha or "")
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        return sum(
-            size
+        return {
+            name: size
             for name, size in sizes.items()
             if _is_wanted(name) and not (snapshot / name).exists()
-        )
+        }
 
     def _check_disk(self, repo_id: str, needed_bytes: int) -> None:
         self.cache_dir.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.cache_dir).free
         if needed_bytes and needed_bytes + _SPARE_BYTES > free:
-            raise DownloadFailed(
+            raise DiskFull(
                 f"{repo_id} needs {needed_bytes / 1e9:.1f} GB of disk space, "
                 f"and {free / 1e9:.1f} GB are free."
             )
@@ -200,6 +214,37 @@ def _is_wanted(name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in patterns)
 
     return matches(_WANTED_FILES) and not matches(_UNWANTED_FILES)
+
+
+def _check_hashes(
+    directory: Path, info: ModelInfo, names: Collection[str], cancelled: threading.Event
+) -> None:
+    """Of the large files among ``names``; the library compares sizes only. One that is wrong is
+    removed, so that the next download fetches it again.
+
+    Raises:
+        WrongDownload
+    """
+    for file in info.siblings or ():
+        if file.rfilename not in names or file.lfs is None:
+            continue
+        here = directory / file.rfilename
+        if _sha256(here, cancelled) != file.lfs.sha256:
+            here.resolve().unlink()
+            here.unlink(missing_ok=True)
+            raise WrongDownload(
+                f"{file.rfilename!r} came otherwise than the Hub says it is, and was removed."
+            )
+
+
+def _sha256(file: Path, cancelled: threading.Event) -> str:
+    found = hashlib.sha256()
+    with file.open("rb") as stream:
+        while part := stream.read(_HASHED_BYTES):
+            if cancelled.is_set():
+                raise _Cancelled
+            found.update(part)
+    return found.hexdigest()
 
 
 class _Cancelled(BaseException):
@@ -327,15 +372,14 @@ def _reading(cause: BaseException) -> tuple[type[HotswapError], str] | None:
             return kind, text
     if isinstance(cause, errors.HfHubHTTPError):
         status = cause.response.status_code
-        return _STATUSES.get(
-            status, (DownloadFailed, f"The Hub answered {status} when asked for {{name}}.")
-        )
+        kind = HubUnavailable if status >= 500 else DownloadFailed
+        return _STATUSES.get(status, (kind, f"The Hub answered {status} when asked for {{name}}."))
     if isinstance(cause, _TRANSPORT_ERRORS):
         if isinstance(cause, _TIMEOUTS):
-            return DownloadFailed, "The Hub did not answer in time for {name}."
-        return DownloadFailed, "Cannot reach the Hub, and {name} is not in the local cache."
+            return HubUnavailable, "The Hub did not answer in time for {name}."
+        return HubUnavailable, "Cannot reach the Hub, and {name} is not in the local cache."
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DownloadFailed, "The disk is full; {name} was not downloaded."
+        return DiskFull, "The disk is full; {name} was not downloaded."
     return None
 
 

@@ -37,6 +37,7 @@ ENGINE_KINDS: Mapping[str, Kind] = {
     ),
     "device_map": values.choice("none", "auto"),
     "dtype": values.choice("auto", "float32", "bfloat16", "float16"),
+    "no_mmap": values.boolean(),
     "max_model_len": values.optional(values.whole(1, metavar="TOKENS")),
     "max_num_seqs": values.whole(1, 4096),
     "kv_cache_memory": values.optional(values.size_bytes(low=1)),
@@ -261,6 +262,10 @@ OPTIONS: tuple[Option, ...] = (
         "auto: spread a model that has no room on the device over all CUDA devices and host memory",
     ),
     _engine("dtype", "number format of the weights; auto is the checkpoint's own"),
+    _engine(
+        "no-mmap",
+        "read weights into memory instead of mapping their files, which may then be cut or go away",
+    ),
     _engine(
         "max-model-len",
         "tokens of prompt and answer of --model together; other models: their own if that is less",

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from hotswap.demo import MODELS_DIR
+from hotswap.server import FORCED_EXIT
 from tests.e2e.served import command, environment, serving
 from tests.fake_hub import FakeHub, serve
 
@@ -200,6 +201,30 @@ def test_a_stream_ends_whole_when_the_server_is_told_to_stop(
         assert text == whole["choices"][0]["message"]["content"]
         assert (reason, done) == ("stop", True)
         assert server.process.wait(30) == 0
+
+
+def test_told_to_stop_it_takes_nobody_in_and_told_twice_it_leaves_at_once(tmp_path: Path) -> None:
+    with serving("demo", home=tmp_path) as server, server.http() as http:
+        ask = {
+            "model": TALES,
+            "messages": [{"role": "user", "content": "Tell me a story about a boat."}],
+            "ignore_eos": True,
+            "stream": True,
+        }
+        with http.stream("POST", "/v1/chat/completions", json=ask) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for_line("1 running answers end first")
+            port = int(server.url.rpartition(":")[2])
+            with (
+                pytest.raises(ConnectionRefusedError),
+                socket.create_connection(("127.0.0.1", port)),
+            ):
+                pass
+            assert next(lines) is not None, "what runs goes on"
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(5) == FORCED_EXIT
 
 
 def test_stopping_an_idle_server_is_quick_and_quiet(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import shutil
 import signal
 import sys
 import threading
@@ -18,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
+from hotswap.demo import MODELS_DIR
 from hotswap.departure import RESTARTS_TOLERATED
 from tests.e2e.served import Server, serving
 
@@ -294,6 +297,39 @@ def test_a_step_that_raises_costs_its_answers_and_no_restart(tmp_path: Path) -> 
         assert answer.status_code == 200
         assert sum("starting hotswap" in line for line in broken.server.lines) == 1
         assert broken.server.status()["restarts"] == 0
+
+
+def test_files_that_are_cut_do_not_end_a_server_that_has_read_them(tmp_path: Path) -> None:
+    """Where they were mapped, the next look at them would (SIGBUS)."""
+    models = tmp_path / "models"
+    shutil.copytree(MODELS_DIR, models)
+    asked = [{**QUESTION, "model": model, "max_tokens": 16} for model in (SUMS, TALES)]
+    with (
+        serving(
+            *("--models-dir", str(models), "--enable-on-demand-loading", "--no-mmap"), home=tmp_path
+        ) as server,
+        server.http() as http_client,
+    ):
+
+        def answers() -> list[str]:
+            found = [http_client.post("/v1/chat/completions", json=body).json() for body in asked]
+            assert server.status()["engine"]["details"]["weights"] == "read"
+            return [answer["choices"][0]["message"]["content"] for answer in found]
+
+        before = answers()
+        for file in models.rglob("model.safetensors"):
+            os.truncate(file, 0)
+        tale = {**asked[1], "messages": [{"role": "user", "content": "Another one, please."}]}
+        assert http_client.post("/v1/chat/completions", json=tale).status_code == 200
+        refused = http_client.post("/v1/chat/completions", json=asked[0])
+        assert refused.status_code == 422, "what is to be read again is looked at again"
+        assert (
+            http_client.post("/v1/chat/completions", json=asked[1]).json()["choices"][0]["message"][
+                "content"
+            ]
+            == before[1]
+        )
+        assert server.terminate() == 0
 
 
 def test_told_to_stop_while_a_step_hangs_it_does_not_start_again(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -229,7 +230,10 @@ def test_keys_open_what_they_are_for(tmp_path: Path) -> None:
 
     arguments = ("--model", SUMS, "--models-dir", str(MODELS_DIR))
     env = {"HOTSWAP_API_KEY": "user-key", "HOTSWAP_ADMIN_KEY": "admin-key"}
-    with serving(*arguments, home=tmp_path, env=env) as server, server.http() as http:
+    with (
+        serving(*arguments, "--log-level", "debug", home=tmp_path, env=env) as server,
+        server.http() as http,
+    ):
         user = {"authorization": "Bearer user-key"}
         admin = {"authorization": "Bearer admin-key"}
         assert http.get("/livez").status_code == 200
@@ -239,8 +243,14 @@ def test_keys_open_what_they_are_for(tmp_path: Path) -> None:
         assert http.get("/nothing/here", headers=user).status_code == 404
         assert http.post("/v1/unload_model", headers=user).status_code == 403
         assert http.post("/v1/unload_model").status_code == 401
+        secret = {"model": SUMS, "messages": [{"role": "user", "content": "xyzzy"}]}
+        for fields, status in (({}, 200), ({"max_tokens": 0}, 400), ({"model": "none"}, 404)):
+            answer = http.post("/v1/chat/completions", headers=user, json={**secret, **fields})
+            assert answer.status_code == status
         assert http.post("/v1/unload_model", headers=admin).status_code == 200
-        assert all("-key" not in line for line in server.lines)
+        assert server.terminate() == 0
+    assert any("POST '/v1/chat/completions' 400" in line for line in server.lines)
+    assert not [line for line in server.lines if re.search("(user|admin)-key|xyzzy", line)]
 
 
 def test_a_dry_run_says_what_would_go_and_changes_nothing(http: httpx2.Client) -> None:

@@ -602,10 +602,11 @@ async def test_a_skeleton_is_put_together_again_as_it_was(
 
     async with new_registry(park_bytes=0) as registry:
         prepared, skeleton = await discovered(registry, spec_of(checkpoint(architecture)))
-        blueprint = Blueprint.of(skeleton, prepared.files)
+        blueprint = Blueprint.of(skeleton, prepared.weights.files)
         assert blueprint is not None
-        arenas = map_files(prepared.files)
-        assert sum(map(len, stretches(arenas))) == sum(f.stat().st_size for f in prepared.files)
+        file = checkpoint(architecture) / "model.safetensors"
+        arenas = map_files([file])
+        assert sum(map(len, stretches(arenas))) == file.stat().st_size
         again = tensors_of(blueprint.bind(arenas))
     wanted = tensors_of(skeleton)
     assert len(again) == len(wanted) > 10
@@ -638,7 +639,7 @@ async def test_weights_that_were_converted_are_read_again(checkpoint: Checkpoint
     spec = spec_of(checkpoint(), dtype="bfloat16")
     async with new_registry(park_bytes=0) as registry:
         prepared, skeleton = await discovered(registry, spec)
-        assert Blueprint.of(skeleton, prepared.files) is None
+        assert Blueprint.of(skeleton, prepared.weights.files) is None
         first = await play(registry, spec, PROMPT)
         assert await play(registry, spec, PROMPT) == first
 

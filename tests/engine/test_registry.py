@@ -446,6 +446,24 @@ async def test_the_model_on_the_device_answers_when_its_files_have_changed_or_go
             await served.registry.render(other, request("The quick"))
 
 
+async def test_prompts_are_rendered_beside_the_event_loop(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine.text import PromptRenderer
+
+    render, threads = PromptRenderer.render, set[int]()
+
+    def noted(*arguments: Any) -> Any:
+        threads.add(threading.get_ident())
+        return render(*arguments)
+
+    monkeypatch.setattr(PromptRenderer, "render", noted)
+    async with serving(checkpoint()) as served:
+        await served.ask("x" * 100, max_tokens=1)
+    assert threads
+    assert threading.get_ident() not in threads
+
+
 async def test_the_model_on_the_device_does_not_wait_for_cold_ones(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import itertools
 import logging
+import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Set
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import anyio
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -65,6 +66,8 @@ from tests.swap.house import House, counters, drawn, spec, text
 from tests.swap.virtual import MOMENT_S, VirtualLoop
 
 STEPS = 50
+PORTION = 200
+"""Sequences that hypothesis is asked for at a time. It remembers all of them until it has ended."""
 RULES = SwapRules(
     on_demand=True, patience_s=1.0, max_wait_s=5.0, drain_timeout_s=30.0, swap_timeout_s=60.0,
     max_queue=12, idle_timeout_s=20.0,
@@ -549,18 +552,19 @@ def run(
     """
     Sequences.happened.clear()
     Sequences.late = 0.8 * steps
-    how = settings(
-        max_examples=count,
-        stateful_step_count=steps,
-        derandomize=derandomize,
-        database=None,
-        deadline=None,
-        print_blob=not derandomize,
-        report_multiple_bugs=False,
-        phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
-        suppress_health_check=[HealthCheck.too_slow],
-    )
-    run_state_machine_as_test(Sequences, settings=how)
+    first = 0 if derandomize else random.getrandbits(32)
+    for done in range(0, count, PORTION):
+        how = settings(
+            max_examples=min(PORTION, count - done),
+            stateful_step_count=steps,
+            database=None,
+            deadline=None,
+            print_blob=not derandomize,
+            report_multiple_bugs=False,
+            phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
+            suppress_health_check=[HealthCheck.too_slow],
+        )
+        run_state_machine_as_test(seed(first + done)(Sequences), settings=how)
     return Counter(Sequences.happened)
 
 

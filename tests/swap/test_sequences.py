@@ -13,7 +13,7 @@ def test_five_hundred_random_sequences_keep_every_promise() -> None:
     happened = run(500, 20, derandomize=True)
     assert happened["sequences"] >= 500
     for end in ("finished", "refused", "failed", "left"):
-        assert happened[end] > 100, happened
+        assert happened[end] > 50, happened
     assert happened["loads"] > 500
 
 

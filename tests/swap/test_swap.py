@@ -252,6 +252,37 @@ def test_when_the_old_one_does_not_come_back_either_it_is_tried_again_on_demand(
     play(scenario)
 
 
+def test_when_neither_comes_the_server_is_not_ready_and_a_load_by_hand_ends_that() -> None:
+    """Where no request may load anything."""
+
+    async def scenario(house: House) -> None:
+        script = house.registry.script
+        await house.service.load("A", {}, "request")
+        script.start_errors = {"A": ModelLoadFailed("a"), "B": ModelLoadFailed("b")}
+        with pytest.raises(ModelLoadFailed):
+            await house.service.load("B", {}, "request")
+        await house.until(lambda: house.phase == "empty")
+        snapshot = house.controller.snapshot()
+        assert not snapshot.serviceable
+        assert snapshot.unserviceable_reason == "the model failed to load"
+        script.start_errors.clear()
+        await house.service.load("B", {}, "request")
+        assert house.controller.snapshot().serviceable
+
+    play(scenario, SwapRules())
+
+
+def test_a_load_goes_on_when_the_operator_who_asked_for_it_leaves() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        with trio.move_on_after(0.1) as leaving:
+            await house.service.load("B", {}, "request")
+        assert leaving.cancelled_caught
+        await house.until(lambda: (house.phase, house.resident) == ("ready", "B"))
+
+    play(scenario)
+
+
 def test_an_unexpected_error_of_the_engine_floor_is_a_failed_load() -> None:
     async def scenario(house: House) -> None:
         await house.ask("A")
@@ -748,6 +779,22 @@ def test_answers_longer_than_the_drain_time_are_aborted_at_shutdown() -> None:
             await house.until(lambda: house.controller.snapshot().leases == 1)
             house.controller.stop_admitting()
             begun = trio.current_time()
+        assert isinstance(house.answers[1].error, ShuttingDown)
+        assert trio.current_time() - begun == pytest.approx(5.0, abs=0.2)
+
+    play(scenario, SwapRules(on_demand=True, drain_timeout_s=5.0))
+
+
+def test_the_drain_time_is_counted_from_the_first_time_that_it_is_told_to_stop() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "A", 1000)
+            await house.until(lambda: house.controller.snapshot().leases == 1)
+            begun = trio.current_time()
+            for _ in range(4):
+                house.controller.stop_admitting()
+                await trio.sleep(1.0)
         assert isinstance(house.answers[1].error, ShuttingDown)
         assert trio.current_time() - begun == pytest.approx(5.0, abs=0.2)
 

@@ -17,9 +17,11 @@ from hotswap.errors import (
     CheckpointRefused,
     ContextLengthExceeded,
     DeviceLost,
+    DiskFull,
     DownloadFailed,
     EngineFailed,
     HotswapError,
+    HubUnavailable,
     InsufficientMemory,
     InvalidApiKey,
     InvalidJson,
@@ -37,6 +39,7 @@ from hotswap.errors import (
     ShuttingDown,
     SwapInProgress,
     Unavailable,
+    WrongDownload,
 )
 
 
@@ -87,6 +90,9 @@ STATUS: Mapping[type[HotswapError], int] = {
     InsufficientMemory: 503,
     ModelLoadFailed: 503,
     DownloadFailed: 503,
+    HubUnavailable: 504,
+    WrongDownload: 502,
+    DiskFull: 507,
 }
 
 Envelope = Callable[[HotswapError, Progress | None], dict[str, Any]]

@@ -42,7 +42,10 @@ _REASONS = {
     422: "The model's files are unusable.",
     429: "The queue is full.",
     500: "Nobody foresaw this; the server's log has it.",
+    502: "What came from the Hub is not what it says it is.",
     503: "It may work later.",
+    504: "The Hub does not answer.",
+    507: "The disk has no room for the model.",
 }
 
 

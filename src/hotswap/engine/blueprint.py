@@ -28,6 +28,8 @@ _CHUNK_BYTES = 64 << 20
 _POPULATE_READ = 22
 """Of madvise, since Linux 5.14: read pages in, and have them mapped."""
 
+FileId = tuple[int, int]
+"""Device and inode of a file, which stay when its name becomes another's."""
 Arena = Tensor
 """The bytes of one file, uint8 [size]."""
 Leaf = Linear | Rope | Tensor
@@ -45,14 +47,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    files: tuple[Path, ...]
     skeleton: Skeleton
     """Its tensors have no memory, apart from those that are no part of a file."""
     places: Mapping[int, Place]
     """Of the tensors without memory, by their `id`."""
 
     @classmethod
-    def of(cls, skeleton: Skeleton, files: Sequence[Path]) -> Blueprint | None:
+    def of(cls, skeleton: Skeleton, files: Sequence[FileId]) -> Blueprint | None:
         """None: the skeleton's weights do not lie in ``files`` as they are mapped."""
         mapped = list(_mapped(files))
         starts = [start for start, _, _, _ in mapped]
@@ -76,7 +77,7 @@ class Blueprint:
         made = with_tensors(skeleton, strip)
         if not places or copies > _COPIES_BYTES:
             return None
-        return cls(tuple(files), made, places)
+        return cls(made, places)
 
     def bind(self, arenas: Sequence[Arena]) -> Skeleton:
         """The skeleton with its weights in ``arenas``, one for each of the files."""
@@ -104,6 +105,12 @@ def map_files(files: Sequence[Path]) -> list[Arena]:
             memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         arenas.append(torch.frombuffer(memory, dtype=torch.uint8))
     return arenas
+
+
+def file_ids(files: Sequence[Path]) -> tuple[FileId, ...]:
+    """Raises: OSError."""
+    states = (file.stat() for file in files)
+    return tuple((state.st_dev, state.st_ino) for state in states)
 
 
 def stretches(arenas: Sequence[Arena]) -> Iterator[Arena]:
@@ -180,13 +187,12 @@ def _changed(node: Any, change: Callable[[Leaf], Leaf]) -> Any:
     return node
 
 
-def _mapped(files: Sequence[Path]) -> Iterator[tuple[int, int, int, int]]:
+def _mapped(files: Sequence[FileId]) -> Iterator[tuple[int, int, int, int]]:
     """Start, end, number of the file and offset in it, of what is mapped of ``files``, in order of
     addresses; see proc_pid_maps(5)."""
     if not sys.platform.startswith("linux"):
         return
-    there = [(number, file) for number, file in enumerate(files) if file.exists()]
-    numbers = {_identity(file): number for number, file in there}
+    numbers = {file: number for number, file in enumerate(files)}
     for line in Path("/proc/self/maps").read_text().splitlines():
         span, _, offset, device, inode = line.split(maxsplit=5)[:5]
         major, minor = (int(part, 16) for part in device.split(":"))
@@ -194,8 +200,3 @@ def _mapped(files: Sequence[Path]) -> Iterator[tuple[int, int, int, int]]:
         if number is not None:
             start, end = (int(part, 16) for part in span.split("-"))
             yield start, end, number, int(offset, 16)
-
-
-def _identity(file: Path) -> tuple[int, int]:
-    state = file.stat()
-    return state.st_dev, state.st_ino

@@ -102,9 +102,10 @@ def estimate(need: Need, free: Free, *, is_parked: bool) -> Estimate:
     Args:
         is_parked: The weights are in host memory already.
     """
-    # Mapped weights count as free memory of the host.
-    left = free.device - need.weights if free.is_apart else free.host
-    room = left if free.is_apart else free.host - HOST_RESERVE_BYTES
+    # Mapped weights count as free memory of the host, and parked ones are taken from it already.
+    comes = free.is_apart or (need.engine.no_mmap and not is_parked)
+    left = (free.device if free.is_apart else free.host) - (need.weights if comes else 0)
+    room = left if free.is_apart else left - HOST_RESERVE_BYTES
     refusal = too_large(need, free, is_parked=is_parked)
     return _judged(need, free, (room, kv_room(left, is_apart=free.is_apart)), refusal)
 

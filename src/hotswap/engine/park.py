@@ -28,9 +28,10 @@ class Parked:
 
     @property
     def private_bytes(self) -> int:
-        """What comes back when it goes: mapped weights are the system's to take anyway."""
+        """What comes back when it goes: mapped files are the system's to take anyway."""
         weights = self.prepared.weights
-        return self._rested_bytes + (0 if weights.mapped else weights.bytes)
+        is_shared = weights.mapped and not weights.are_copied
+        return self._rested_bytes + (0 if is_shared else weights.bytes)
 
     @property
     def _rested_bytes(self) -> int:

@@ -26,9 +26,9 @@ class Placement(Protocol):
 
     @property
     def kind(self) -> str:
-        """How the weights are held, for people: "mapped" where the files are the weights,
-        "converted" where they had to be changed, "arena", "modules" where they are
-        transformers' own, or "spread" where these lie on several devices."""
+        """How the weights are held, for people: "mapped" where the files are the weights, "read"
+        where copies of the files are, "converted" where they had to be changed, "arena", "modules"
+        where they are transformers' own, or "spread" where these lie on several devices."""
 
     @property
     def whole(self) -> bool:
@@ -87,7 +87,9 @@ class InPlace:
     def kind(self) -> str:
         if self.skeleton is None:
             return "modules"
-        return "mapped" if self._weights.mapped else "converted"
+        if not self._weights.mapped:
+            return "converted"
+        return "read" if self._weights.are_copied else "mapped"
 
     @property
     def bytes_on(self) -> Mapping[str, int]:

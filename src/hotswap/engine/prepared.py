@@ -29,7 +29,6 @@ class TorchPrepared:
     front: Front
     weights: HostWeights
     key: LoadKey
-    files: tuple[Path, ...]
     ahead: Ahead | None = None
     """Its weights are on their way to the device, or there."""
     rooms: Sequence[Room] = ()
@@ -49,7 +48,8 @@ def load_key(spec: ModelSpec, device: torch.device, path: Path, files: WeightFil
     states = ((file.name, file.stat()) for file in (*files.files, path / "config.json"))
     stamp = tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
     engine = spec.engine
-    return str(path.resolve()), stamp, engine.dtype, engine.trust_remote_code, str(device)
+    made = engine.dtype, engine.trust_remote_code, engine.no_mmap
+    return str(path.resolve()), stamp, *made, str(device)
 
 
 def as_spread(key: LoadKey) -> LoadKey:

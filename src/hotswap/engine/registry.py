@@ -12,12 +12,13 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import anyio
 import torch
-from anyio import to_thread
+from anyio import from_thread, to_thread
 
 from hotswap.contracts import (
     ChatFacts,
@@ -31,7 +32,15 @@ from hotswap.contracts import (
 )
 from hotswap.engine import device as devices
 from hotswap.engine.ahead import Aheads
-from hotswap.engine.blueprint import fill_page_cache, map_files, read_in, stretches
+from hotswap.engine.blueprint import (
+    Arena,
+    file_ids,
+    fill_page_cache,
+    map_files,
+    read_in,
+    stretches,
+)
+from hotswap.engine.copies import copies_of
 from hotswap.engine.device import Device, without_frames
 from hotswap.engine.device_memory import MemoryOf, RoomsOf, memory_of, rooms_of
 from hotswap.engine.embedding.engine import EmbeddingEngine
@@ -48,7 +57,7 @@ from hotswap.engine.rested import Rested
 from hotswap.engine.stage import Stage
 from hotswap.engine.stay import Stay
 from hotswap.engine.text import PromptRenderer, RenderedRequest, text_of
-from hotswap.engine.weights import HostWeights, Known, read_weights
+from hotswap.engine.weights import HostWeights, Known, LoadAbandoned, read_weights
 from hotswap.errors import (
     CheckpointRefused,
     DeviceLost,
@@ -258,7 +267,7 @@ class TorchEngineRegistry:
             await self._make_room(candidate)
         found = await self._plan(candidate)
         self._refuse_misfit(candidate, found)
-        device, front, files = candidate.device, candidate.front, candidate.files
+        device, front = candidate.device, candidate.front
         parked = self._park.find(spec.id, found.key)
         if parked is not None:
             self._next = spec.id
@@ -270,7 +279,7 @@ class TorchEngineRegistry:
         report("checking", 1.0)
         weights = await self._weights(candidate, found.key, report)
         report("reading", 1.0)
-        prepared = TorchPrepared(spec, front, weights, found.key, files.files, rooms=found.rooms)
+        prepared = TorchPrepared(spec, front, weights, found.key, rooms=found.rooms)
         return await self._sent_ahead(prepared, device)
 
     async def _sent_ahead(self, prepared: TorchPrepared, device: torch.device) -> TorchPrepared:
@@ -284,30 +293,13 @@ class TorchEngineRegistry:
         return replace(prepared, ahead=await to_thread.run_sync(begin, abandon_on_cancel=True))
 
     async def _weights(self, candidate: Candidate, key: LoadKey, report: Report) -> HostWeights:
-        """First into the page cache, which can be given up at any time; then what is made of it.
-
-        Raises:
-            CheckpointRefused, InsufficientMemory
-        """
-        spec, front, files = candidate.spec, candidate.front, candidate.files
-        path, known = local_path(spec), None
+        """Raises: CheckpointRefused, InsufficientMemory."""
+        spec, known = candidate.spec, self._known.get(key)
         abandoned = threading.Event()
+        bring = _copied if spec.engine.no_mmap else _mapped
         try:
-            arenas = await to_thread.run_sync(map_files, files.files, abandon_on_cancel=True)
-            known = self._known.get(key)
-            stays = known is not None and known.blueprint is not None
-            done, total = 0, sum(map(len, arenas))
-            for stretch in stretches(arenas):
-                report("reading", done / total)
-                bring = read_in if stays else fill_page_cache
-                await to_thread.run_sync(bring, stretch, abandon_on_cancel=True)
-                done += len(stretch)
-            if known is not None and stays:
-                read: Callable[[], HostWeights] = partial(known.rebuilt, arenas)
-            else:
-                read = partial(read_weights, path, front, spec.engine, abandoned)
-            weights = await to_thread.run_sync(read, abandon_on_cancel=True)
-            stamped = partial(load_key, spec, candidate.device, path, files)
+            weights = await bring(_Reading(candidate, known, abandoned), report)
+            stamped = partial(load_key, spec, candidate.device, local_path(spec), candidate.files)
             now = await to_thread.run_sync(stamped, abandon_on_cancel=True)
         except OSError as error:  # also that a file is gone
             if devices.is_out_of_memory(error):
@@ -535,6 +527,67 @@ class TorchEngineRegistry:
         free = devices.free_host_bytes()
         if missing_bytes(candidate.need, free):
             raise InsufficientMemory(no_host_memory(candidate.need, free))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """Of a model that is not in host memory."""
+
+    candidate: Candidate
+    known: Known | None
+    abandoned: threading.Event
+
+    @property
+    def is_known(self) -> bool:
+        """Where its tensors lie in its files."""
+        return self.known is not None and self.known.blueprint is not None
+
+    def read(self, directory: Path, files: Sequence[Path], arenas: Sequence[Arena]) -> HostWeights:
+        """
+        Args:
+            arenas: ``files``, mapped.
+
+        Raises:
+            CheckpointRefused, InsufficientMemory, LoadAbandoned, OSError
+        """
+        spec, front = self.candidate.spec, self.candidate.front
+        if self.known is not None and self.is_known:
+            weights = self.known.rebuilt(arenas)
+        else:
+            weights = read_weights(directory, front, spec.engine, self.abandoned)
+        weights.files = file_ids(files)
+        return weights
+
+
+async def _mapped(reading: _Reading, report: Report) -> HostWeights:
+    """First into the page cache, which can be given up at any time; then what is made of it."""
+    path, files = local_path(reading.candidate.spec), reading.candidate.files.files
+    arenas = await to_thread.run_sync(map_files, files, abandon_on_cancel=True)
+    done, total = 0, sum(map(len, arenas))
+    for stretch in stretches(arenas):
+        report("reading", done / total)
+        bring = read_in if reading.is_known else fill_page_cache
+        await to_thread.run_sync(bring, stretch, abandon_on_cancel=True)
+        done += len(stretch)
+    return await to_thread.run_sync(reading.read, path, files, arenas, abandon_on_cancel=True)
+
+
+async def _copied(reading: _Reading, report: Report) -> HostWeights:
+    """First into memory of our own, which can be given up from part to part."""
+
+    def copy() -> HostWeights:
+        directory = local_path(reading.candidate.spec)
+        with copies_of(directory, reading.candidate.files.files) as copies:
+            for share in copies.fill():
+                if reading.abandoned.is_set():
+                    raise LoadAbandoned
+                from_thread.run_sync(report, "reading", share)
+            arenas = map_files(copies.files)
+            weights = reading.read(copies.directory, copies.files, arenas)
+        weights.are_copied = True
+        return weights
+
+    return await to_thread.run_sync(copy, abandon_on_cancel=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,7 +182,7 @@ class Stage:
         if isinstance(self._forward, LeanForward):
             placement.take_on(self._forward.skeleton)
             assert isinstance(weights.content, Skeleton)
-            blueprint = Blueprint.of(weights.content, self.prepared.files)
+            blueprint = Blueprint.of(weights.content, weights.files)
         devices.trim_heap()
         bare = None if blueprint is None else replace(weights, content=blueprint.skeleton)
         weights.known = Known(verdict, blueprint, bare)

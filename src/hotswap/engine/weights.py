@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreT
 from transformers.utils import logging as transformers_logging
 
 from hotswap.contracts import EngineConfig
-from hotswap.engine.blueprint import Arena, Blueprint
+from hotswap.engine.blueprint import Arena, Blueprint, FileId
 from hotswap.engine.device import without_frames
 from hotswap.engine.embedding.encoder import Encoder, read_encoder
 from hotswap.engine.forward.skeleton import Skeleton
@@ -63,10 +63,14 @@ class HostWeights:
     """What was found out about them, once they have been on a device."""
     image: HostImage | None = None
     """What they lie in, if they have been brought there."""
+    files: tuple[FileId, ...] = ()
+    """That they may lie in: the checkpoint's, or copies of them."""
+    are_copied: bool = False
+    """From the files into memory that nobody else can change."""
 
     @property
     def mapped(self) -> bool:
-        """They are known to lie in the checkpoint's files, and take no memory of their own."""
+        """They are known to lie in files, which the process shares with whoever else has them."""
         return self.image is None and self.known is not None and self.known.blueprint is not None
 
     def move_into(self, image: HostImage) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -83,7 +83,7 @@ class _Unit(nn.Module):
 
 def _layer(dense: Dense) -> nn.Module:
     linear = nn.Linear(dense.inputs, dense.outputs, bias=dense.bias)
-    tensors = load_file(dense.file)
+    tensors = load(dense.file.read_bytes())  # a few MB, which are copied anyway
     linear.load_state_dict({name.removeprefix("linear."): t for name, t in tensors.items()})
     return nn.Sequential(linear.float().requires_grad_(False), _ACTIVATIONS[dense.activation]())
 
