@@ -12,8 +12,11 @@ from hotswap.config import settle_threads
 # As the command does, before any test imports torch.
 settle_threads()
 
-# A machine that does something else meanwhile is no fault of the tests.
-settings.register_profile("patient", suppress_health_check=[HealthCheck.too_slow])
+# A machine that does something else meanwhile is no fault of the tests. Every run
+# tries a little, each something else; `--hypothesis-profile thorough` a hundred times as much.
+patient = settings(suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("patient", patient, max_examples=25)
+settings.register_profile("thorough", patient, max_examples=2_500, deadline=None)
 settings.load_profile("patient")
 
 
