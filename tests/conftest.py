@@ -26,3 +26,19 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     fast = "not torch" in config.getoption("markexpr")
     module = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
     return (fast and module and "pytest.mark.torch" in collection_path.read_text()) or None
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoints of the benchmarks with a tokenizer that knows the words of prompts and
+    template and no others: to train it takes no time, and the usual one half a minute. "assistant"
+    has three tokens in both."""
+    from bench import checkpoints, prompts
+
+    lines = [f"{word} {word}\n" for word in (*prompts.WORDS, "user", "ass", "ist", "ant")]
+    folder = tmp_path_factory.mktemp("tiny-models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "_standard_library", lambda: lines)
+        for seed in checkpoints.SEEDS:
+            checkpoints.checkpoint(folder, "tiny", seed)
+    return folder

@@ -15,12 +15,6 @@ pytestmark = [pytest.mark.torch, pytest.mark.e2e]
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tiny checkpoint is written, once."""
-    return tmp_path_factory.mktemp("models")
-
-
 def bench(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", f"bench.{module}", *arguments],
@@ -42,8 +36,8 @@ def quick(module: str, models: Path, tmp_path: Path) -> tuple[dict[tuple[str, st
     return {(f["name"], f["contender"]): f["median"] for f in report["figures"]}, report
 
 
-def test_the_engine_is_measured_beside_the_others(models: Path, tmp_path: Path) -> None:
-    figures, report = quick("engine", models, tmp_path)
+def test_the_engine_is_measured_beside_the_others(tiny_models: Path, tmp_path: Path) -> None:
+    figures, report = quick("engine", tiny_models, tmp_path)
     engines = ("hotswap", "generate", "continuous batching")
     expected = {
         (f"{kind}, {count}", engine)
@@ -75,8 +69,8 @@ def test_the_engine_is_measured_beside_the_others(models: Path, tmp_path: Path) 
     }
 
 
-def test_the_server_is_measured_beside_the_engine(models: Path, tmp_path: Path) -> None:
-    figures, report = quick("serve", models, tmp_path)
+def test_the_server_is_measured_beside_the_engine(tiny_models: Path, tmp_path: Path) -> None:
+    figures, report = quick("serve", tiny_models, tmp_path)
     late = "99 % of probes beside 8 streams answered within"
     assert figures.keys() == {
         ("first token, 34-token prompt", "hotswap"),

@@ -353,22 +353,6 @@ def test_an_exchange_brings_status_and_json_of_an_error_too() -> None:
 # -- whole runs
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoints with a tokenizer that knows the words of prompts and template and no
-    others: to train it takes no time, and the usual one half a minute. "assistant" has three
-    tokens in both."""
-    from bench import checkpoints, prompts
-
-    lines = [f"{word} {word}\n" for word in (*prompts.WORDS, "user", "ass", "ist", "ant")]
-    folder = tmp_path_factory.mktemp("models")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "_standard_library", lambda: lines)
-        for seed in checkpoints.SEEDS:
-            checkpoints.checkpoint(folder, "tiny", seed)
-    return folder
-
-
 def test_demo_models_are_swapped_under_load_and_nothing_is_lost(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     done = run("--quick", "--shape", "demo", "--json", str(file))
@@ -389,9 +373,9 @@ def test_demo_models_are_swapped_under_load_and_nothing_is_lost(tmp_path: Path) 
     assert all(goal["met"] for goal in report["goals"])
 
 
-def test_swaps_are_measured_beside_the_others(models: Path, tmp_path: Path) -> None:
+def test_swaps_are_measured_beside_the_others(tiny_models: Path, tmp_path: Path) -> None:
     file, plot = tmp_path / "report.json", tmp_path / "bars.png"
-    words = ("--quick", "--shape", "tiny", "--models", str(models))
+    words = ("--quick", "--shape", "tiny", "--models", str(tiny_models))
     # Not the drain: on a busy machine the long answer may have ended before the other is asked for.
     done = run(*words, "--parts", "swaps", "--json", str(file), "--plot", str(plot))
     assert done.returncode == 0, done.stderr
