@@ -18,6 +18,8 @@ from schemathesis import GenerationMode
 
 from tests.api.stage import ScriptedService, app_of, ask
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "4"))
 HOST = "http://testserver"
 """What the generator calls the app."""
