@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,17 +13,31 @@ from hotswap.config import settle_threads
 # As the command does, before any test imports torch.
 settle_threads()
 
-# A machine that does something else meanwhile is no fault of the tests.
-settings.register_profile("patient", suppress_health_check=[HealthCheck.too_slow])
+# A machine that does something else meanwhile is no fault of the tests. Every run
+# tries a little, each something else; `--hypothesis-profile thorough` a hundred times as much.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("patient", patient, max_examples=25)
+settings.register_profile("thorough", patient, max_examples=2_500)
 settings.load_profile("patient")
 
 
+def without(mark: str, config: pytest.Config) -> bool:
+    """Tests with this mark are left out, as ``make fast`` does."""
+    return f"not {mark}" in config.getoption("markexpr")
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Without the tests of torch (``make fast``), their modules are not imported either: that
-    alone takes seconds."""
-    fast = "not torch" in config.getoption("markexpr")
-    module = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
-    return (fast and module and "pytest.mark.torch" in collection_path.read_text()) or None
+    """Modules of tests that are left out are not imported either: that alone takes seconds."""
+    if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+        return None
+    text = collection_path.read_text()
+    marks = (mark for mark in ("torch", "slow") if without(mark, config))
+    return any(f"pytest.mark.{mark}" in text for mark in marks) or None
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if without("torch", session.config) and "torch" in sys.modules:
+        raise pytest.UsageError("something that the tests without torch import imports torch")
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "hotswap"
 MODULES = sorted(path for path in SOURCE.rglob("*.py"))
@@ -71,12 +69,21 @@ def room(path: Path) -> str:
     return "" if first == "__init__.py" else first.removesuffix(".py")
 
 
+def named(path: Path) -> str:
+    return str(path.relative_to(SOURCE))
+
+
 @cache
 def nodes(path: Path) -> tuple[ast.AST, ...]:
     return tuple(ast.walk(ast.parse(path.read_text())))
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
+    return frozenset(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[str]:
     for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -88,52 +95,81 @@ def imports(path: Path) -> Iterator[str]:
                 yield from (f"hotswap.{alias.name}" for alias in node.names)
 
 
-def own_rooms(path: Path) -> set[str]:
+@cache
+def own_rooms(path: Path) -> frozenset[str]:
     parts = (name.split(".") for name in imports(path) if name.startswith("hotswap."))
-    return {
+    return frozenset(
         part[1]
         for part in parts
         if (SOURCE / part[1]).exists() or (SOURCE / f"{part[1]}.py").exists()
+    )
+
+
+def test_every_module_stands_on_a_floor() -> None:
+    assert {room(path) for path in MODULES} <= FLOORS.keys(), (
+        "a new room: give it a floor, and a line in the architecture"
+    )
+
+
+def test_imports_go_down_only() -> None:
+    up = [
+        f"{named(path)} imports {other}, which is above it"
+        for path in MODULES
+        for other in own_rooms(path) - {room(path)}
+        if FLOORS[other] > FLOORS[room(path)]
+    ]
+    assert not up
+
+
+def test_rooms_of_one_floor_do_not_know_each_other() -> None:
+    apart_from = {
+        here: set().union(*ROOMS_APART) - apart for apart in ROOMS_APART for here in apart
     }
+    met = [
+        f"{named(path)} imports {other}"
+        for path in MODULES
+        for other in own_rooms(path) - {room(path)}
+        if other in apart_from.get(room(path), ())
+        or (other == "engine" and FLOORS[room(path)] == 4)
+    ]
+    assert not met
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
-class TestModule:
-    def test_stands_on_a_floor(self, path: Path) -> None:
-        assert room(path) in FLOORS, "a new room: give it a floor, and a line in the architecture"
+def test_each_library_is_used_only_where_it_belongs() -> None:
+    elsewhere = [
+        f"{named(path)} imports {name}"
+        for path in MODULES
+        for name in imports(path)
+        if room(path) not in ONLY_IN.get(name.partition(".")[0], {room(path)})
+    ]
+    assert not elsewhere
 
-    def test_imports_go_down_only(self, path: Path) -> None:
-        here = room(path)
-        for other in own_rooms(path) - {here}:
-            assert FLOORS[other] <= FLOORS[here], f"{here} imports {other}, which is above it"
 
-    def test_keeps_out_of_the_rooms_beside_it(self, path: Path) -> None:
-        here = room(path)
-        others = own_rooms(path) - {here}
-        if FLOORS[here] == 4:
-            assert "engine" not in others
-        for apart in ROOMS_APART:
-            if here in apart:
-                strangers = set().union(*ROOMS_APART) - apart
-                assert not others & strangers
+def test_only_the_configuration_reads_the_environment() -> None:
+    reading = {
+        named(path)
+        for path in MODULES
+        if room(path) not in ("config", "__main__")
+        for node in nodes(path)
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
+    }
+    assert not reading
 
-    def test_uses_each_library_only_where_it_belongs(self, path: Path) -> None:
-        for name in imports(path):
-            allowed = ONLY_IN.get(name.partition(".")[0])
-            assert allowed is None or room(path) in allowed, f"{name} does not belong here"
 
-    def test_reads_no_environment(self, path: Path) -> None:
-        if room(path) in ("config", "__main__"):
-            return
-        for node in nodes(path):
-            if isinstance(node, ast.Attribute):
-                assert node.attr not in ("environ", "getenv"), "only config.py reads it"
-
-    def test_has_no_global_state_and_no_unowned_task(self, path: Path) -> None:
-        for node in nodes(path):
-            assert not isinstance(node, ast.Global)
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                assert node.func.attr not in ("create_task", "ensure_future"), "a task has an owner"
+def test_there_is_no_global_state_and_no_unowned_task() -> None:
+    unowned = ("create_task", "ensure_future")
+    found = {
+        f"{named(path)}, line {node.lineno}"
+        for path in MODULES
+        for node in nodes(path)
+        if isinstance(node, ast.Global)
+        or (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in unowned
+        )
+    }
+    assert not found
 
 
 def test_every_path_that_the_architecture_names_exists() -> None:

@@ -24,6 +24,8 @@ from hotswap.errors import ContextLengthExceeded, EngineFailed, ModelLoading, Ov
 from tests.api.sdk_server import KEY, serving
 from tests.api.stage import HELLO, ScriptedService
 
+pytestmark = pytest.mark.slow  # to import anthropic takes as long as all the others
+
 USER: list[Any] = [{"role": "user", "content": "hi"}]
 ASK: dict[str, Any] = {"model": "claude-opus-5", "max_tokens": 9, "messages": USER}
 TOOL: Any = {

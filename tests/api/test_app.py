@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.types import Message
@@ -81,7 +81,6 @@ FIELDS = sorted(
 )
 
 
-@settings(max_examples=80, deadline=None)
 @given(
     route=st.sampled_from(JSON_ROUTES),
     fields=st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=4),
@@ -93,7 +92,6 @@ def test_no_object_breaks_a_route(route: str, fields: dict[str, object]) -> None
         assert exchange.error["message"]
 
 
-@settings(max_examples=40, deadline=None)
 @given(route=st.sampled_from(JSON_ROUTES), raw=st.binary(max_size=50))
 def test_no_bytes_break_a_route(route: str, raw: bytes) -> None:
     assert ask(app_of(), "POST", route, raw).status in (200, 400)

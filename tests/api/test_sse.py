@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hotswap.api.sse import comment
@@ -81,7 +81,6 @@ def response(event: Any) -> str:
         ("/v1/responses", {"input": "x"}, response),
     ],
 )
-@settings(deadline=None, max_examples=40)
 @given(said=st.lists(texts, max_size=4))
 def test_what_a_model_says_comes_through_whatever_it_is(
     path: str, body: dict[str, Any], said_in: Any, said: list[str]
@@ -92,7 +91,6 @@ def test_what_a_model_says_comes_through_whatever_it_is(
 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
-@settings(deadline=None, max_examples=40)
 @given(said=st.lists(texts, max_size=4))
 def test_lines_of_json_are_one_line_each(path: str, said: list[str]) -> None:
     body = {"model": "hotswap/sums", "messages": MESSAGES, "prompt": "x"}

@@ -69,7 +69,7 @@ async def mixed(served: Served) -> list[Answer]:
         prompt = PROMPTS[number % len(PROMPTS)]
         got[number] = await served.ask_all(prompt, ignore_eos=True, **fields)
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(600):
         async with anyio.create_task_group() as group:
             for number, fields in enumerate(kinds):
                 group.start_soon(ask, number, fields)

@@ -559,7 +559,7 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = cast(type[TestCase], Histories.TestCase)
 TestHistories.settings = settings(  # type: ignore[attr-defined]
-    max_examples=60, stateful_step_count=40, deadline=None
+    stateful_step_count=40
 )
 
 

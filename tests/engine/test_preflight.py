@@ -209,7 +209,7 @@ def test_a_tokenizer_must_be_there(model: Path) -> None:
 
 # -- files that nobody wrote on purpose
 
-anything = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+anything = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 scalars = st.none() | st.booleans() | st.integers(-3, 2**70) | st.floats() | st.text(max_size=4)
 json_values = st.recursive(
     scalars,
@@ -253,7 +253,7 @@ def test_any_bytes_are_weights_or_refused(model: Path, length: int, rest: bytes)
     checked(model, struct.pack("<Q", length) + rest)
 
 
-@settings(anything, max_examples=30)
+@anything
 @given(raw=st.binary(max_size=40), value=json_values)
 def test_any_configuration_and_index_is_read_or_refused(
     model: Path, raw: bytes, value: Any

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hotswap.engine.blocks import BLOCK_TOKENS, BlockPool
@@ -556,7 +556,6 @@ def test_a_preempted_sequence_draws_the_tokens_on_their_way_again() -> None:
 # -- what lies in the blocks -----------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     prompts=st.lists(
         st.tuples(st.integers(0, 7), st.integers(1, 40), st.integers(1, 60)),
@@ -615,7 +614,6 @@ own, two hybrids, state only."""
 
 
 @pytest.mark.parametrize(("token_bytes", "fixed_bytes", "chunked"), KINDS)
-@settings(max_examples=40, deadline=None)
 @given(
     prompts=st.lists(
         st.tuples(st.integers(1, 90), st.integers(1, 40), st.integers(0, 90)),

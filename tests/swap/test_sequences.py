@@ -8,6 +8,8 @@ from hotswap.desk import Desk, Residency
 from hotswap.swap import SwapController
 from tests.swap.sequences import run
 
+pytestmark = pytest.mark.slow
+
 
 def test_five_hundred_random_sequences_keep_every_promise() -> None:
     happened = run(500, 20, derandomize=True)

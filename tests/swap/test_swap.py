@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from hotswap.config import SwapRules
-from hotswap.contracts import ModelSpec
+from hotswap.contracts import ModelSpec, Report
 from hotswap.errors import (
     CheckpointRefused,
     ContextLengthExceeded,
@@ -154,10 +154,16 @@ def test_a_load_goes_on_for_those_who_still_wait() -> None:
 
 def test_what_was_prepared_for_a_client_that_left_is_let_go_of() -> None:
     """Its weights may be on the device already, beside those of the model that answers."""
+    made: dict[str, weakref.ref[ScriptedModel]] = {}
+
+    class Noting(ScriptedRegistry):
+        async def prepare(self, spec: ModelSpec, report: Report) -> ScriptedModel:
+            prepared = await super().prepare(spec, report)
+            made[spec.id] = weakref.ref(prepared)
+            return prepared
 
     def is_prepared() -> bool:
-        alive = (one for one in gc.get_objects() if type(one) is ScriptedModel)
-        return any(one.spec.id == "left alone" for one in alive)
+        return "left alone" in made and made["left alone"]() is not None
 
     async def scenario(house: House) -> None:
         async with trio.open_nursery() as nursery:
@@ -171,7 +177,7 @@ def test_what_was_prepared_for_a_client_that_left_is_let_go_of() -> None:
             gc.collect()
             assert not is_prepared()
 
-    play(scenario, models=(spec("A"), spec("left alone")))
+    play(scenario, models=(spec("A"), spec("left alone")), registry=Noting())
 
 
 async def _cancel_once(condition: Callable[[], bool], scope: trio.CancelScope) -> None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hotswap.config import SwapRules
@@ -124,10 +124,6 @@ def unhurried() -> Script:
     return Script(prepare_s=1.5, start_s=0.3, stop_s=0.5, render_s=0.05)
 
 
-thorough = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-@thorough
 @given(histories)
 def test_whatever_happens_every_request_ends_once_and_nothing_is_left(
     history: list[tuple[float, Action]],
@@ -151,7 +147,6 @@ def test_whatever_happens_every_request_ends_once_and_nothing_is_left(
     assert house.controller.snapshot().tokens == drawn(house)
 
 
-@thorough
 @given(histories, moments, st.booleans())
 def test_whatever_goes_on_sleep_leaves_the_device_empty(
     history: list[tuple[float, Action]], pause_s: float, park: bool
@@ -176,7 +171,6 @@ takers_of_any = st.builds(
 )
 
 
-@thorough
 @given(st.lists(st.tuples(pauses, takers_of_any | st.builds(Load, models, st.none())), max_size=25))
 def test_whoever_takes_any_model_never_causes_a_swap(history: list[tuple[float, Action]]) -> None:
     async def scenario(house: House) -> None:

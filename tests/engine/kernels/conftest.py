@@ -16,7 +16,7 @@ if not Path("/dev/nvidiactl").exists():
 
 @pytest.fixture(autouse=True)
 def _mended(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """The interpreter computes bfloat16 as the device does."""
+    """The interpreter computes bfloat16 as the device does, and without looking for overflows."""
     if "fused" not in request.fixturenames:
         return
     request.getfixturevalue("fused")
@@ -24,8 +24,10 @@ def _mended(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> 
 
     if triton.knobs.runtime.interpret:
         from tests.engine.kernels.interpreter import mend_bfloat16
+        from tests.engine.quick_interpreter import quicken
 
         mend_bfloat16(monkeypatch)
+        quicken(monkeypatch)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """All samplers draw the same tokens.
 
-``SAMPLER_ROWS`` says of how many random rows each: 300 in every run, which take half a minute in
-Triton's interpreter, and as many as one has time for after a change of the sampler.
+``SAMPLER_ROWS`` says of how many random rows each: 60 in every run, which take seconds in Triton's
+interpreter, and as many as one has time for after a change of the sampler.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.torch
 
-ROWS = int(os.environ.get("SAMPLER_ROWS", "300"))
+ROWS = int(os.environ.get("SAMPLER_ROWS", "60"))
 
 
 def assert_they_agree(sampler: Any, logits: Any, rows: list[Any]) -> None:
@@ -36,7 +36,7 @@ def assert_they_agree_on_random_rows(sampler: Any, count: int, device: Any = "cp
 
 
 def test_loops_draw_what_the_reference_draws(looped: Any) -> None:
-    assert_they_agree_on_random_rows(looped, 3 * ROWS)
+    assert_they_agree_on_random_rows(looped, 15 * ROWS)
 
 
 def test_kernels_draw_what_the_reference_draws(fused: Any, device: Any) -> None:
@@ -52,7 +52,7 @@ def test_loops_draw_what_the_reference_draws_of_large_vocabularies(looped: Any, 
         assert_they_agree(looped, given.logits, given.rows)
 
 
-@pytest.mark.parametrize(("vocab", "count"), [(9001, 8), (40_000, 1)])
+@pytest.mark.parametrize(("vocab", "count"), [(9001, ROWS // 30), (40_000, 1)])
 def test_kernels_that_share_a_row_draw_what_the_reference_draws(
     fused: Any, device: Any, vocab: int, count: int
 ) -> None:

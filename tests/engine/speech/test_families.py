@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from hotswap.engine.speech.families import FAMILIES, PLAIN, family_of, speech_of
 from hotswap.engine.speech.tools import tools_of
 from tests.engine.speech.hearing import TOOLS, Heard, call, family, hear, listener
+from tests.work import LINEAR, growth
 
 PARIS = '{"city": "Paris"}'
 NASTY = json.dumps(
@@ -324,7 +324,7 @@ def test_the_work_grows_with_the_text_and_no_faster(name: str, kind: str) -> Non
     for start in ("", "<think>", unit[: len(unit) // 2]):
         ear = listener(name)
         longest = 0
-        for _ in range(300):
+        for _ in range(120):
             for at in range(0, len(unit), 7):
                 ear.push((start if at == 0 else "") + unit[at : at + 7])
                 ear.take()
@@ -333,18 +333,15 @@ def test_the_work_grows_with_the_text_and_no_faster(name: str, kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_twice_the_text_takes_about_twice_the_time(kind: str) -> None:
-    def seconds(units: int) -> float:
-        text = HOSTILE[kind] * (units // len(HOSTILE[kind]))
-        start = time.thread_time()
+def test_four_times_the_text_is_about_four_times_the_work(kind: str) -> None:
+    def hear_all(text: str) -> None:
         for name in ("hermes", "qwen-coder", "mistral", "llama"):
             hear(name, text)
             hear(name, *(text[at : at + 5] for at in range(0, len(text), 5)))
-        return time.thread_time() - start
 
-    seconds(1000)
-    # Quadratic work would take 64 times as long, linear work 8 times.
-    assert min(seconds(32_000) for _ in range(2)) < 24 * max(seconds(4_000), 1e-3)
+    unit = HOSTILE[kind]
+    small, large = (unit * (length // len(unit)) for length in (3_000, 12_000))
+    assert growth(hear_all, small, large, tries=2) < LINEAR
 
 
 @pytest.mark.parametrize(

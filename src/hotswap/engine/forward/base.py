@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from hotswap.engine.blocks import BlockTable
 from hotswap.engine.drawing import SamplingRow
+
+if TYPE_CHECKING:  # layout.py, which takes segments, does without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
