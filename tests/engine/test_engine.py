@@ -416,6 +416,27 @@ async def test_a_prompt_is_scored_without_an_answer(
         assert (answer.finished.reason, answer.finished.completion_tokens) == ("length", 0)
 
 
+async def test_a_prompt_of_a_step_and_one_token_is_scored_alone_and_beside_an_answer(
+    checkpoint: Checkpoint,
+) -> None:
+    """Its last token is computed by itself, and no token follows it."""
+    async with serving(checkpoint()) as served:
+        scheduler = served.engine._scheduler
+        scheduler.limits = dataclasses.replace(
+            scheduler.limits, token_budget=16, token_budget_beside=8
+        )
+        options: dict[str, Any] = {"max_tokens": 0, "echo": True}
+        with anyio.fail_after(60):
+            alone = await served.ask(LONG[:33], **options)
+            async with anyio.create_task_group() as group:
+                group.start_soon(partial(served.ask, LONG[:5], max_tokens=64, ignore_eos=True))
+                beside = [await served.ask(LONG[:n], **options) for n in (17, 25, 33, 34)]
+        for answer in (alone, *beside):
+            assert answer.finished is not None
+            assert answer.finished.reason == "length"
+        assert served.engine.failure is None
+
+
 async def test_an_echo_with_logprobs_tells_the_token_that_ends_the_answer(
     checkpoint: Checkpoint,
 ) -> None:

@@ -137,17 +137,38 @@ def test_it_is_not_tried_again_before_somebody_has_left() -> None:
     device.pool.release(second)
 
 
-def test_a_device_that_has_no_memory_after_all_is_not_asked_again() -> None:
+def test_weights_that_come_between_looking_and_growing_are_given_up() -> None:
+    device = Device(4, free=50 * BLOCK)
+    growth, grow = growth_of(device), device.grow
+
+    def taken(blocks: int) -> None:
+        if device.ahead == 0 and not device.grown:
+            device.ahead = 50 * BLOCK  # sent by another thread just now
+            device.grow = grow  # type: ignore[method-assign]
+            raise torch.OutOfMemoryError
+
+    import torch
+
+    device.grow = taken  # type: ignore[method-assign]
+    use(device, 4)
+    device.needed = 1
+    growth.provide()
+    assert (device.grown, device.ahead) == ([8], 0)
+
+
+def test_a_device_that_has_no_memory_after_all_is_asked_again_when_somebody_has_left() -> None:
     device = Device(4, free=50 * BLOCK)
     growth, device.fails = growth_of(device), True
-    table = use(device, 4)
+    first, _ = use(device, 2), use(device, 2)
     device.needed = 1
     growth.provide()
     device.fails = False
-    device.pool.release(table)
+    growth.provide()
+    assert device.grown == []
+    device.pool.release(first)
     device.needed = 9
     growth.provide()
-    assert (device.grown, device.pool.count) == ([], 4)
+    assert device.grown == [11]
 
 
 def test_a_pool_at_its_budget_leaves_the_weights_of_others_alone() -> None:

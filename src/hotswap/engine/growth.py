@@ -52,7 +52,6 @@ class Growth:
         self._memory = memory
         self._reserve = reserve
         self._reclaim = reclaim
-        self._most = scheduler.budget.blocks
         self._refused: tuple[bool, int] | None = None
         """Whether somebody had to wait when there was no memory, and how many blocks were used."""
 
@@ -60,20 +59,17 @@ class Growth:
         """To be called before a plan is made."""
         pool = self._scheduler.pool
         missing = self._scheduler.needed - pool.free
-        if missing <= 0 or pool.count >= self._most:
+        if missing <= 0 or pool.count >= self._scheduler.budget.blocks:
             return
         must = missing > pool.remembered
         if self._refused is not None:
             had_to, used = self._refused
             if pool.used >= max(used, 1) and (had_to or not must):
                 return
-        count = self._possible(missing, must=must)
-        if count == pool.count and must and self.relieve():
-            count = self._possible(missing, must=True)
-        if count == pool.count or not self._grow(count):
-            self._refused = must, pool.used
-        else:
-            self._refused = None
+        grown = self._grow(missing, must=must)
+        if not grown and must and self.relieve():
+            grown = self._grow(missing, must=True)
+        self._refused = None if grown else (must, pool.used)
 
     def relieve(self) -> bool:
         """Free what the device holds for models whose turn has not come. False: nothing."""
@@ -90,15 +86,17 @@ class Growth:
             pool.count,
             missing=missing,
             forgettable=pool.remembered,
-            most=min(self._most, pool.count + max(0, free) // block),
+            most=min(self._scheduler.budget.blocks, pool.count + max(0, free) // block),
         )
 
-    def _grow(self, count: int) -> bool:
+    def _grow(self, missing: int, *, must: bool) -> bool:
+        count = self._possible(missing, must=must)
+        if count == self._scheduler.pool.count:
+            return False
         try:
             self._forward.grow(count)
-        except torch.OutOfMemoryError:  # another process was faster
+        except torch.OutOfMemoryError:  # weights ahead, or another process, were faster
             _log.warning("There is no memory for more keys and values")
-            self._most = self._scheduler.pool.count
             return False
         finally:
             devices.release_unused(self._memory.device)

@@ -254,7 +254,8 @@ class TorchEngineRegistry:
         has_run = any(key in self._known for key in candidate.keys)
         certain = has_run or (asked is not None and asked > found.estimate.host_free_bytes)
         if not found.rooms and candidate.device.type == "cuda":
-            certain |= candidate.need.weights > devices.total_bytes(candidate.device)
+            least = candidate.need.weights + (asked or 0)
+            certain |= least > devices.total_bytes(candidate.device)
         if certain and not found.estimate.fits:
             raise InsufficientMemory(found.estimate.reason or "The model does not fit.")
 

@@ -71,8 +71,10 @@ class Sequence:
 
     @property
     def decodes(self) -> bool:
-        """Nothing but the last token is to be computed."""
-        return self.computed > 0 and self.remaining == 1
+        """Nothing but the last token is to be computed, and another one is wanted. (Where none is,
+        it is the end of a prompt.)"""
+        wants = self.max_tokens > 0 or self.answer_tokens < 0
+        return wants and self.computed > 0 and self.remaining == 1
 
     @property
     def wants_more(self) -> bool:

@@ -217,7 +217,7 @@ class Stage:
         self._scheduler = rested.scheduler
         self._scheduler.budget = budget
         self._scheduler.reused_tokens = 0
-        self._max_model_len = rested.max_model_len
+        self._max_model_len = min(rested.max_model_len, longest)
         self._get_ready(self._forward, self._scheduler.pool)
 
     def build(self, generation: int, changed: Callable[[], None]) -> TorchEngine:
@@ -369,8 +369,9 @@ class Stage:
             unasked = kv_room(free, is_apart=self._device.type == "cuda")
             limit = unasked if limit is None else limit
             if self._memory is not None:
-                if limit > free:
+                if limit > _KV_AGAIN * free:
                     raise _more_than_free(limit, free)
+                limit = min(limit, free)
                 self._compute_bytes = min(free - unasked, free - limit)
         return KVBudget(
             limit_bytes=limit,
