@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -173,10 +172,8 @@ def test_help_comes_in_groups_and_needs_no_torch(tmp_path: Path) -> None:
     assert run("--version", home=tmp_path).stdout.strip() == "hotswap 0.1.0"
 
 
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
-def test_a_stream_ends_whole_when_the_server_is_told_to_stop(
-    told: signal.Signals, tmp_path: Path
-) -> None:
+def test_a_stream_ends_whole_when_somebody_presses_ctrl_c(tmp_path: Path) -> None:
+    """As it does at SIGTERM, which is for test_stops.py."""
     with serving("demo", home=tmp_path) as server, server.http() as http:
         ask = {
             "model": TALES,
@@ -194,17 +191,9 @@ def test_a_stream_ends_whole_when_the_server_is_told_to_stop(
                     continue
                 choice = json.loads(line[6:])["choices"][0]
                 if choice["delta"].get("content") and not text:
-                    server.process.send_signal(told)
+                    server.process.send_signal(signal.SIGINT)
                 text += choice["delta"].get("content") or ""
                 reason = choice["finish_reason"] or reason
         assert text == whole["choices"][0]["message"]["content"]
         assert (reason, done) == ("stop", True)
         assert server.process.wait(30) == 0
-
-
-def test_stopping_an_idle_server_is_quick_and_quiet(tmp_path: Path) -> None:
-    with serving("demo", home=tmp_path) as server:
-        begun = time.monotonic()
-        assert server.terminate() == 0
-        assert time.monotonic() - begun < 20.0, "far less than the grace for running answers"
-    assert not any("Traceback" in line or "ERROR" in line for line in server.lines)

@@ -196,9 +196,11 @@ def streaming(faulty: Faulty) -> Iterator[Stream]:
             assert not thread.is_alive()
 
 
-@pytest.mark.parametrize(("fault", "notice_s"), [("hang", HANG_S + 1.0), ("lost", 1.0)])
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("hang", "has not finished a step for"), ("lost", "the device is lost")]
+)
 def test_under_load_the_server_starts_itself_again_and_refuses_nobody(
-    fault: str, notice_s: float, tmp_path: Path
+    fault: str, reason: str, tmp_path: Path
 ) -> None:
     with faulty(tmp_path, "--max-num-seqs", "3") as broken:
         server = broken.server
@@ -219,7 +221,7 @@ def test_under_load_the_server_starts_itself_again_and_refuses_nobody(
             server.wait_until(lambda: len(clients.asked) >= served + 8)
         assert server.process.poll() is None, "the same process"
         assert stream.error is not None, stream.text[-300:]
-        assert stream.ended - began < notice_s
+        assert began < stream.ended < ready, "who was being answered is told before anything else"
         counted = Counter(asked.outcome for asked in clients.asked)
         print(f"{fault}: noticed after {stream.ended - began:.2f} s, serving again after")
         print(f"{ready - began:.2f} s; {dict(counted)}")
@@ -230,7 +232,7 @@ def test_under_load_the_server_starts_itself_again_and_refuses_nobody(
         assert all(status for _, _, status in clients.probed), "no probe was refused"
         if fault == "hang":
             not_ready = [ended for _, ended, status in clients.probed if status == 503]
-            assert not_ready[0] - began < notice_s
+            assert began < not_ready[0] < ready
         resident = server.status()["resident"]
         assert resident["id"] == TALES
         assert resident["engine"]["max_model_len"] == 500
@@ -239,11 +241,11 @@ def test_under_load_the_server_starts_itself_again_and_refuses_nobody(
         server.wait_until(lambda: process.num_fds() <= descriptors + 1)
         assert server.terminate() == 0
     assert any("by watchdog" in line and repr(TALES) in line for line in server.lines)
+    assert any("starting again because" in line and reason in line for line in server.lines)
 
 
-@pytest.mark.parametrize(("fault", "code"), [("lost", 70), ("hang", 71)])
 def test_without_self_restart_it_exits_with_a_code_after_telling_its_clients(
-    fault: str, code: int, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     with faulty(tmp_path, "--no-self-restart") as broken, closing(broken.connection()) as slow:
         # A request whose body does not come to its end holds nobody up for long.
@@ -251,12 +253,14 @@ def test_without_self_restart_it_exits_with_a_code_after_telling_its_clients(
         slow.putheader("Content-Length", "1000")
         slow.endheaders(b"{")
         with streaming(broken) as stream:
-            broken.ask_for(fault)
+            broken.ask_for("lost")
         assert stream.error is not None
-        assert broken.server.process.wait(30) == code
+        assert broken.server.process.wait(30) == 70
 
 
-def test_an_event_loop_that_hangs_is_a_fault_too(tmp_path: Path) -> None:
+def test_an_event_loop_that_hangs_is_a_fault_too_and_too_many_faults_end_the_process(
+    tmp_path: Path,
+) -> None:
     """It can tell nobody: who is connected is cut, who comes later waits."""
     with faulty(tmp_path) as broken:
         broken.ask_for("stuck")
@@ -270,35 +274,32 @@ def test_an_event_loop_that_hangs_is_a_fault_too(tmp_path: Path) -> None:
                 cut.getresponse()
         broken.is_ready_again()
         assert broken.server.resident() == SUMS
-        assert broken.server.terminate() == 0
-
-
-def test_a_fault_that_comes_back_each_time_ends_the_process(tmp_path: Path) -> None:
-    with faulty(tmp_path) as broken:
         broken.ask_for("lost.always")
         clients = Clients(broken)
         with clients.at_work(clients=1):
             assert broken.server.process.wait(120) == 70
-        started = [line for line in broken.server.lines if "starting hotswap" in line]
-        assert len(started) == RESTARTS_TOLERATED + 1
+        assert started(broken.server) == RESTARTS_TOLERATED + 1
 
 
-def test_a_step_that_raises_costs_its_answers_and_no_restart(tmp_path: Path) -> None:
-    with faulty(tmp_path) as broken, broken.server.http() as http_client:
-        with streaming(broken) as stream:
-            broken.ask_for("raise")
-        assert stream.error is not None
-        answer = http_client.post("/v1/chat/completions", json={**QUESTION, "model": SUMS})
-        assert answer.status_code == 200
-        assert sum("starting hotswap" in line for line in broken.server.lines) == 1
-
-
-def test_told_to_stop_while_a_step_hangs_it_does_not_start_again(tmp_path: Path) -> None:
+def test_a_step_that_raises_costs_no_restart_nor_does_one_that_hangs_while_it_is_told_to_stop(
+    tmp_path: Path,
+) -> None:
     with faulty(tmp_path) as broken:
-        with streaming(broken) as stream:
+        with streaming(broken) as raised:
+            broken.ask_for("raise")
+        assert raised.error is not None
+        with broken.server.http() as http_client:
+            answer = http_client.post("/v1/chat/completions", json={**QUESTION, "model": SUMS})
+        assert answer.status_code == 200
+        with streaming(broken) as hung:
             broken.ask_for("hang")
             broken.began("hang")
             broken.server.process.send_signal(signal.SIGTERM)
-        assert stream.error is not None
+        assert hung.error is not None
         assert broken.server.process.wait(30) == 71
-        assert sum("starting hotswap" in line for line in broken.server.lines) == 1
+        assert started(broken.server) == 1
+
+
+def started(server: Server) -> int:
+    """How often it has begun."""
+    return sum("starting hotswap" in line for line in server.lines)

@@ -6,9 +6,8 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import select
 import socket
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -188,36 +187,23 @@ def test_a_connection_that_is_late_with_everything_is_served(
     assert answer.choices[0].message.content == before[SUMS]
 
 
-def rate_beside(demo: Server, others: int) -> float:
-    """Bytes per second of three streams, beside three whose clients come by way of ``others``."""
-    body = endless(max_tokens=200)
-
-    def rate(_: int) -> float:
-        begun = time.perf_counter()
-        received = streamed(port_of(demo), body)
-        assert b"[DONE]" in received
-        return len(received) / (time.perf_counter() - begun)
-
-    with ExitStack() as leaving, ThreadPoolExecutor(6) as clients:
-        if others == port_of(demo):
-            beside = [clients.submit(streamed, others, body) for _ in range(3)]
-        else:
-            beside = []
-            for _ in range(3):
-                slow = leaving.enter_context(socket.create_connection(("127.0.0.1", others), 60))
-                slow.sendall(posted(CHAT, body))
-        rates = list(clients.map(rate, range(3)))
-        assert all(b"[DONE]" in other.result() for other in beside)
-    return statistics.median(rates)
-
-
 def test_slow_readers_do_not_slow_the_others_down(demo: Server) -> None:
-    """Beside clients that read a byte a second they are as fast as beside ones like themselves.
-    The bound is wide because the machine does other things too: docs/performance.md has what it
-    comes to where it does not."""
-    with proxied(port_of(demo), down=Line(bytes_per_s=1.0)) as slow:
-        pairs = [(rate_beside(demo, slow), rate_beside(demo, port_of(demo))) for _ in range(2)]
-    assert max(beside_slow / beside_fast for beside_slow, beside_fast in pairs) > 0.8
+    """Beside clients that read a byte a second, the others have their whole answers, and no step is
+    for the slow ones alone that could be for all. The rates are in docs/performance.md."""
+    said(demo, TALES)
+    tokens = 300
+    body, before = endless(max_tokens=tokens), demo.status()["engine"]["steps"]
+    with proxied(port_of(demo), down=Line(bytes_per_s=1.0)) as slow, ExitStack() as leaving:
+        for _ in range(3):
+            reader = leaving.enter_context(socket.create_connection(("127.0.0.1", slow), 60))
+            reader.sendall(posted(CHAT, body))
+            assert reader.recv(1)
+        with ThreadPoolExecutor(3) as clients:
+            answers = list(clients.map(partial(streamed, port_of(demo)), [body] * 3))
+        demo.wait_until(lambda: not demo.status()["engine"]["running"])
+        steps = demo.status()["engine"]["steps"] - before
+    assert all(b"[DONE]" in answer for answer in answers)
+    assert steps <= 2 * tokens + 20, "those who came first may have ended before the others came"
 
 
 def test_a_slow_reader_keeps_no_model_on_the_device(demo: Server, before: dict[str, str]) -> None:
@@ -246,12 +232,12 @@ def test_a_thousand_idle_connections_keep_nobody_waiting(
         ]
         for connection in idle[::2]:
             connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX: ")
-        begun = time.monotonic()
         with demo.http() as http:
             for path in ("/livez", "/readyz", "/v1/models"):
                 assert http.get(path).status_code == 200
         assert said(demo, SUMS) == before[SUMS]
-        assert time.monotonic() - begun < 5.0
+        ended, _, _ = select.select(idle, [], [], 0)
+        assert len(ended) < len(idle), "the answers came while they were there"
         for connection in idle:
             assert connection.recv(1) == b"", "they are not kept for long either"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 
@@ -18,3 +19,4 @@ def test_nobody_loses_an_answer_by_a_stop() -> None:
     ended = [answer for stop in made if stop.moment == "streaming" for answer in stop.answers]
     assert ended
     assert set(ended) == {"whole"}
+    assert not [stop.log for stop in made if re.search("Traceback|ERROR", stop.log)]
