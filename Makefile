@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ECOSYSTEM := .venv-ecosystem
+# Files of tests go to two processes, in their order: those that wait for servers come early.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 WEBUI := .venv-openwebui
 
 .PHONY: demo serve test test-ecosystem e2e fast check fix clean help
@@ -18,7 +20,7 @@ serve: $(INSTALLED)  ## serve a model: make serve ARGS="--model Qwen/Qwen3-0.6B"
 	$(BIN)/hotswap serve $(ARGS)
 
 test: check  ## lint, types and all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-ecosystem: $(INSTALLED) $(ECOSYSTEM)/.installed  ## clients that need an environment of their own
 	HOTSWAP=$(BIN)/hotswap $(ECOSYSTEM)/bin/python -m pytest -c tests/ecosystem/pytest.ini tests/ecosystem $(ARGS)
@@ -26,8 +28,8 @@ test-ecosystem: $(INSTALLED) $(ECOSYSTEM)/.installed  ## clients that need an en
 e2e: $(INSTALLED) $(WEBUI)/.installed  ## Open WebUI in a browser (needs Debian's chromium)
 	HOTSWAP_OPEN_WEBUI=$(WEBUI)/bin/open-webui $(BIN)/python -m pytest -m browser tests/e2e/openwebui $(ARGS)
 
-fast: $(INSTALLED)  ## the tests that need no torch
-	$(BIN)/python -m pytest -m "not torch and not e2e and not browser" $(ARGS)
+fast: $(INSTALLED)  ## the tests that need no torch, but for some that take seconds
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not torch and not slow and not e2e and not browser" $(ARGS)
 
 check: $(INSTALLED)  ## lint and types
 	$(BIN)/ruff check
