@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import itertools
 import logging
 import random
@@ -565,6 +566,7 @@ def run(
             suppress_health_check=[HealthCheck.too_slow],
         )
         run_state_machine_as_test(seed(first + done)(Sequences), settings=how)
+        gc.collect()  # what it remembered lies in cycles, and is too young to be looked for
     return Counter(Sequences.happened)
 
 
