@@ -632,7 +632,7 @@ class SwapSnapshot:
     """Of the model being brought in, also while another one still serves."""
     waiting: Mapping[str, int]
     """By model ("current": any): requests that wait for it, those included whose prompts are being
-    read, and loads whose turn has not come."""
+    read, and loads that somebody waits for and whose turn has not come."""
     leases: int
     parked: tuple[ParkedModel, ...]
     failures: Mapping[str, LoadFailure]

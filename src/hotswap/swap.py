@@ -412,18 +412,19 @@ class SwapController:
             ModelLoadFailed, InsufficientMemory, SwapInProgress, ModelUnloaded, ShuttingDown,
             DeviceLost
         """
-        return await self._wish_load(spec, cause).verdict.wait()
+        return await self.desk.await_load(self._wish_load(spec, cause))
 
     def begin_load(self, spec: ModelSpec) -> None:
         """Put a model on the device unless it is there, whatever its settings; do not wait."""
         if not (self.is_resident(spec.id) and self._phase is SwapPhase.READY):
-            self._wish_load(spec, BY_HAND)
+            self._wish_load(spec, BY_HAND, shared=True)
 
-    def _wish_load(self, spec: ModelSpec, cause: Cause) -> LoadWish:
+    def _wish_load(self, spec: ModelSpec, cause: Cause, *, shared: bool = False) -> LoadWish:
+        """``shared``: nobody waits for the verdict, so it may be somebody else's."""
         self.check_open()
         self._unloaded_by_hand = False
-        wish = self.desk.wish_load(spec, cause)
-        self._begin_download(spec)
+        wish = (self.desk.share_load if shared else self.desk.wish_load)(spec, cause)
+        self._begin_download(wish.spec)
         self._admit()
         return wish
 
@@ -562,7 +563,7 @@ class SwapController:
         loads = (
             wish.model
             for wish in self.desk.load_wishes
-            if coming is None or not is_same_load(wish.spec, coming)
+            if wish.is_awaited and (coming is None or not is_same_load(wish.spec, coming))
         )
         return dict(Counter(model or "current" for model in chain(arriving, queued, loads)))
 
