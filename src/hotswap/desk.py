@@ -94,9 +94,10 @@ class Verdict(Generic[T]):
         return self.granted
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Target:
-    """By whom a request wants to be answered: by one model, or by whichever is there."""
+    """By whom a request wants to be answered: by one model, or by whichever is there. Each request
+    has its own, and finds it again without a look at what all the others' specs hold."""
 
     spec: ModelSpec
     """Where any model will do: the one to bring if there is none."""
@@ -238,6 +239,7 @@ class Desk:
             yield
         finally:
             self.arriving.remove(target)
+            self.ring()
 
     def join(self, target: Target, cause: Cause) -> Waiter:
         waiter = Waiter(target.spec, anyio.current_time(), cause, target.is_any)

@@ -9,6 +9,7 @@ import trio
 
 from hotswap.config import SwapRules
 from hotswap.contracts import EmbeddingRequest, ModelSpec, TextPrompt
+from hotswap.desk import Desk, Target
 from hotswap.errors import CheckpointRefused, ModelLoading, ModelUnloaded
 from hotswap.scripted import Script
 from tests.swap.house import House, play, spec
@@ -70,12 +71,27 @@ def test_who_leaves_or_is_refused_while_it_is_read_waits_no_more() -> None:
             nursery.start_soon(house.ask, "B")
             await trio.sleep(1.0)
             assert waiting(house) == {"A": 1, "B": 1}
+            version = house.controller.snapshot().version
             nursery.cancel_scope.cancel()
         assert waiting(house) == {}
-        assert isinstance((await house.ask("B")).error, CheckpointRefused)
-        assert waiting(house) == {}
+        assert house.controller.snapshot().version > version
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "B")
+            await house.until(lambda: waiting(house) == {"B": 1})
+            await house.until(lambda: waiting(house) == {})
+        assert isinstance(house.answers[-1].error, CheckpointRefused)
 
     assert play(scenario, script=SLOW_TO_READ).registry.prepared == []
+
+
+def test_a_request_that_has_been_read_is_told_from_others_like_it() -> None:
+    desk, first, second = Desk(), Target(spec("A")), Target(spec("A"))
+    with desk.seen(first):
+        with desk.seen(second):
+            assert [id(one) for one in desk.arriving] == [id(first), id(second)]
+        assert desk.arriving == [first]
+        assert desk.arriving != [second], "nothing but identity is compared"
+    assert desk.arriving == []
 
 
 def test_a_load_by_hand_is_seen_to_wait_until_its_turn_comes() -> None:
