@@ -663,6 +663,8 @@ class SwapSnapshot:
     """Times that this process has begun again, because of a fault that it could not mend."""
     asleep: str | None = None
     """The model that was put to sleep, until one is on the device again."""
+    last_resident: str | None = None
+    """The model that is on the device or was the last one there."""
     unserviceable_reason: str | None = None
     """Why not ``serviceable``, in a short sentence; None where it is."""
     expires_in_s: float | None = None
@@ -670,9 +672,11 @@ class SwapSnapshot:
 
     @property
     def is_sleeping(self) -> bool:
-        """No model is on the device nor on its way there, and there is one to wake up: it was put
-        to sleep, or left and is parked. A server that has not loaded anything does not sleep."""
-        return self.phase is SwapPhase.EMPTY and (self.asleep is not None or bool(self.parked))
+        """No model is on the device nor on its way there, and the one that `ModelService.wake_up`
+        brings was put to sleep, or left and is parked. What else is parked does not count, for it
+        is not woken; a server that has not loaded anything does not sleep."""
+        left = any(parked.model == self.last_resident for parked in self.parked)
+        return self.phase is SwapPhase.EMPTY and (self.asleep is not None or left)
 
     @property
     def unloads(self) -> int:

@@ -551,6 +551,7 @@ class SwapController:
             rebuilds=self._rebuilds,
             restarts=self._restarts,
             asleep=None if self._asleep is None else self._asleep.id,
+            last_resident=self._last_resident,
             unserviceable_reason=reason,
             expires_in_s=stay.expires_in_s(anyio.current_time()) if stay else None,
         )

@@ -396,7 +396,9 @@ def test_sleep_and_wake_up_fail_as_unload_and_load_do() -> None:
     [
         ({}, False),
         ({"asleep": "m"}, True),
-        ({"parked": (ParkedModel(model="m", bytes=1),)}, True),
+        ({"parked": (ParkedModel(model="m", bytes=1),), "last_resident": "m"}, True),
+        ({"parked": (ParkedModel(model="m", bytes=1),), "last_resident": "n"}, False),
+        ({"last_resident": "m"}, False),
     ],
 )
 def test_it_sleeps_while_there_is_a_model_to_wake_up_and_none_on_its_way(

@@ -154,7 +154,7 @@ class ManagementRoutes:
         return Response()
 
     async def is_sleeping(self, request: Request) -> Response:
-        """``/is_sleeping``: whether there is a model to wake up, and none on its way."""
+        """``/is_sleeping``: whether ``/wake_up`` would wake a model up, and none is on its way."""
         _check_query(request, elsewhere="")
         return json_response({"is_sleeping": self._service.snapshot().is_sleeping})
 
