@@ -719,6 +719,8 @@ class UnloadReport:
     memory: MemoryReport | None = None
     parked: bool = False
     """It is kept in host memory."""
+    called_off: str | None = None
+    """Nothing was unloaded: the load of this model was called off."""
 
 
 ModelStatus = Literal["loaded", "loading", "sleeping", "unloaded"]
@@ -885,8 +887,9 @@ class ModelService(Protocol):
         `wake_up` right behind it, the model leaves and comes back.
 
         Returns:
-            Once nothing is on the device, of the model that sleeps. Where nothing was there or on
-            its way, at once.
+            Once nothing is on the device, of the model that sleeps; where it had left already for
+            another one, with the time that calling off that one took. Where nothing was there or
+            on its way, at once.
 
         Raises:
             SwapInProgress: the running answers did not end in time; the resident model is awake

@@ -474,10 +474,18 @@ class SwapController:
             self._asleep = load.spec
         sleeper = self._asleep.id
         load.fallback = None
+        begun = anyio.current_time()
         await self.desk.until(lambda: self._load is not load)
         if self._phase is SwapPhase.FAILED:
             self.check_open()
-        return UnloadReport(model=sleeper, parked=park and self._is_parked(sleeper))
+        waited_s = anyio.current_time() - begun
+        return UnloadReport(
+            model=sleeper,
+            shutdown_time_s=waited_s,
+            total_time_s=waited_s,
+            parked=park and self._is_parked(sleeper),
+            called_off=load.spec.id,
+        )
 
     async def unload(
         self,
@@ -510,7 +518,7 @@ class SwapController:
             self._load.cancel()
         error = ModelUnloaded(f"Loading {model!r} was cancelled.")
         self.desk.refuse(self._waits_for(model), error)
-        return UnloadReport(model=model)
+        return UnloadReport(model=model, called_off=model)
 
     def _waits_for(self, model: str) -> Callable[[Waiter | LoadWish], bool]:
         """Who waits for a model that will not come: also those whom any would suit, where no

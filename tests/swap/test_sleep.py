@@ -432,7 +432,11 @@ def test_a_sleep_on_the_way_to_another_model_tells_of_the_one_that_sleeps(parks:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(house.ask, "B")
             await house.until(lambda: house.phase == "loading")
+            begun = trio.current_time()
             report = await house.service.sleep(park=True)
-        assert (report.model, report.parked) == ("A", parks)
+            waited_s = trio.current_time() - begun
+        assert (report.model, report.parked, report.called_off) == ("A", parks, "B")
+        assert report.total_time_s == pytest.approx(waited_s)
+        assert waited_s > 1.0, "what was half on the device had to leave it"
 
     play(scenario, script=Script(start_s=1.0, parks=parks))
