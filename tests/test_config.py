@@ -104,10 +104,12 @@ class TestFlags:
             load("demo", HOTSWAP_MODEL=model)
 
     def test_a_directory_without_a_model_is_none_for_the_demo(self, tmp_path: Path) -> None:
-        for place in (str(tmp_path), os.path.relpath(tmp_path)):
+        places = (str(tmp_path), os.path.relpath(tmp_path))
+        for place in places:
             assert refusal("demo", "--model", place).startswith("the demo has no model")
         (tmp_path / "config.json").touch()
-        assert load("demo", "--model", str(tmp_path)).catalog.model == str(tmp_path)
+        for place in places:
+            assert load("demo", "--model", place).catalog.model == place
 
     def test_the_command_may_come_after_flags(self) -> None:
         assert load("--port", "1", "demo") == load("demo", "--port", "1")
