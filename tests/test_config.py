@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
@@ -101,6 +102,14 @@ class TestFlags:
         assert f"`hotswap --model {model}`" in told
         with pytest.raises(ConfigError, match="the demo has no model"):
             load("demo", HOTSWAP_MODEL=model)
+
+    def test_a_directory_without_a_model_is_none_for_the_demo(self, tmp_path: Path) -> None:
+        places = (str(tmp_path), os.path.relpath(tmp_path))
+        for place in places:
+            assert refusal("demo", "--model", place).startswith("the demo has no model")
+        (tmp_path / "config.json").touch()
+        for place in places:
+            assert load("demo", "--model", place).catalog.model == place
 
     def test_the_command_may_come_after_flags(self) -> None:
         assert load("--port", "1", "demo") == load("demo", "--port", "1")

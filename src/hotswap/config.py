@@ -225,13 +225,13 @@ _DEMO: Mapping[str, Any] = {
 
 
 def _check_demo(model: str, folders: Sequence[str]) -> None:
-    """Raises: ConfigError: the model to begin with is not on the disk. A demo needs no network, and
-    a slip in a name is not to become a search on the Hub."""
-    places = [model, *(os.path.join(folder, model, "config.json") for folder in folders)]
+    """Raises: ConfigError: the model to begin with is neither in such a folder nor a directory of
+    its own. A demo needs no network, and a slip in a name is not to become a search on the Hub."""
+    places = (os.path.join(folder, model, "config.json") for folder in ("", *folders))
     if not any(os.path.exists(os.path.expanduser(place)) for place in places):
         raise ConfigError(
-            f"the demo has no model {model!r}: it serves {' and '.join(demo.NAMES)}, and what is "
-            f"in --models-dir; `hotswap --model {model}` serves any other"
+            f"the demo has no model {model!r}: it serves {' and '.join(demo.NAMES)}, what is in "
+            f"--models-dir, and a directory of its own; `hotswap --model {model}` serves any other"
         )
 
 

@@ -632,7 +632,7 @@ class SwapSnapshot:
     """Of the model being brought in, also while another one still serves."""
     waiting: Mapping[str, int]
     """By model ("current": any): requests that wait for it, those included whose prompts are being
-    read, and loads whose turn has not come."""
+    read, and loads that somebody waits for and whose turn has not come."""
     leases: int
     parked: tuple[ParkedModel, ...]
     failures: Mapping[str, LoadFailure]
@@ -663,6 +663,8 @@ class SwapSnapshot:
     """Times that this process has begun again, because of a fault that it could not mend."""
     asleep: str | None = None
     """The model that was put to sleep, until one is on the device again."""
+    last_resident: str | None = None
+    """The model that is on the device or was the last one there."""
     unserviceable_reason: str | None = None
     """Why not ``serviceable``, in a short sentence; None where it is."""
     expires_in_s: float | None = None
@@ -670,9 +672,11 @@ class SwapSnapshot:
 
     @property
     def is_sleeping(self) -> bool:
-        """No model is on the device nor on its way there, and there is one to wake up: it was put
-        to sleep, or left and is parked. A server that has not loaded anything does not sleep."""
-        return self.phase is SwapPhase.EMPTY and (self.asleep is not None or bool(self.parked))
+        """No model is on the device nor on its way there, and the one that `ModelService.wake_up`
+        brings was put to sleep, or left and is parked. What else is parked does not count, for it
+        is not woken; a server that has not loaded anything does not sleep."""
+        left = any(parked.model == self.last_resident for parked in self.parked)
+        return self.phase is SwapPhase.EMPTY and (self.asleep is not None or left)
 
     @property
     def unloads(self) -> int:
@@ -715,6 +719,8 @@ class UnloadReport:
     memory: MemoryReport | None = None
     parked: bool = False
     """It is kept in host memory."""
+    called_off: str | None = None
+    """Nothing was unloaded: the load of this model was called off."""
 
 
 ModelStatus = Literal["loaded", "loading", "sleeping", "unloaded"]
@@ -881,8 +887,9 @@ class ModelService(Protocol):
         `wake_up` right behind it, the model leaves and comes back.
 
         Returns:
-            Once nothing is on the device, of the model that sleeps. Where nothing was there or on
-            its way, at once.
+            Once nothing is on the device, of the model that sleeps; where it had left already for
+            another one, with the time that calling off that one took. Where nothing was there or
+            on its way, at once.
 
         Raises:
             SwapInProgress: the running answers did not end in time; the resident model is awake

@@ -94,9 +94,10 @@ class Verdict(Generic[T]):
         return self.granted
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Target:
-    """By whom a request wants to be answered: by one model, or by whichever is there."""
+    """By whom a request wants to be answered: by one model, or by whichever is there. Each request
+    has its own, and finds it again without a look at what all the others' specs hold."""
 
     spec: ModelSpec
     """Where any model will do: the one to bring if there is none."""
@@ -138,6 +139,8 @@ class LoadWish:
     spec: ModelSpec
     since: float
     cause: Cause
+    is_awaited: bool = False
+    """Somebody is there whom the verdict is told."""
     verdict: Verdict[LoadReport] = field(default_factory=Verdict)
 
     @property
@@ -236,6 +239,7 @@ class Desk:
             yield
         finally:
             self.arriving.remove(target)
+            self.ring()
 
     def join(self, target: Target, cause: Cause) -> Waiter:
         waiter = Waiter(target.spec, anyio.current_time(), cause, target.is_any)
@@ -277,13 +281,28 @@ class Desk:
         self.ring()
         return wish
 
+    def share_load(self, spec: ModelSpec, cause: Cause) -> LoadWish:
+        """A wish that there is already, if it comes to the same, else a new one."""
+        same = (wish for wish in self.load_wishes if is_same_load(wish.spec, spec))
+        return next(same, None) or self.wish_load(spec, cause)
+
+    async def await_load(self, wish: LoadWish) -> LoadReport:
+        """Raises: HotswapError, if it was refused."""
+        wish.is_awaited = True
+        try:
+            return await wish.verdict.wait()
+        finally:
+            wish.is_awaited = False
+            self.ring()
+
     def grant_loads(self, spec: ModelSpec, report: LoadReport) -> None:
         for wish in [wish for wish in self.load_wishes if is_same_load(wish.spec, spec)]:
             self.load_wishes.remove(wish)
             wish.verdict.grant(report)
 
     def keep_loading(self, spec: ModelSpec, cause: Cause) -> None:
-        """A load that a request gave up waiting for goes on, so that a retry finds it done."""
+        """A load that a request gave up waiting for goes on, so that a retry finds it done: with
+        whatever settings the model comes."""
         if all(wish.spec.id != spec.id for wish in self.load_wishes):
             self.wish_load(spec, cause)
 

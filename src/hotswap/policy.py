@@ -107,7 +107,7 @@ class FailureLedger:
             left_s = cooldown.until - now
             raise kind(
                 f"{model[:200]!r} failed to load and is not tried again before "
-                f"{math.ceil(left_s)} s have passed: {error.message}",
+                f"{math.ceil(left_s)} s have passed, unless it is loaded by hand: {error.message}",
                 retry_after_s=left_s,
             )
 

@@ -412,18 +412,19 @@ class SwapController:
             ModelLoadFailed, InsufficientMemory, SwapInProgress, ModelUnloaded, ShuttingDown,
             DeviceLost
         """
-        return await self._wish_load(spec, cause).verdict.wait()
+        return await self.desk.await_load(self._wish_load(spec, cause))
 
     def begin_load(self, spec: ModelSpec) -> None:
         """Put a model on the device unless it is there, whatever its settings; do not wait."""
         if not (self.is_resident(spec.id) and self._phase is SwapPhase.READY):
-            self._wish_load(spec, BY_HAND)
+            self._wish_load(spec, BY_HAND, shared=True)
 
-    def _wish_load(self, spec: ModelSpec, cause: Cause) -> LoadWish:
+    def _wish_load(self, spec: ModelSpec, cause: Cause, *, shared: bool = False) -> LoadWish:
+        """``shared``: nobody waits for the verdict, so it may be somebody else's."""
         self.check_open()
         self._unloaded_by_hand = False
-        wish = self.desk.wish_load(spec, cause)
-        self._begin_download(spec)
+        wish = (self.desk.share_load if shared else self.desk.wish_load)(spec, cause)
+        self._begin_download(wish.spec)
         self._admit()
         return wish
 
@@ -473,10 +474,18 @@ class SwapController:
             self._asleep = load.spec
         sleeper = self._asleep.id
         load.fallback = None
+        begun = anyio.current_time()
         await self.desk.until(lambda: self._load is not load)
         if self._phase is SwapPhase.FAILED:
             self.check_open()
-        return UnloadReport(model=sleeper, parked=park and self._is_parked(sleeper))
+        waited_s = anyio.current_time() - begun
+        return UnloadReport(
+            model=sleeper,
+            shutdown_time_s=waited_s,
+            total_time_s=waited_s,
+            parked=park and self._is_parked(sleeper),
+            called_off=load.spec.id,
+        )
 
     async def unload(
         self,
@@ -509,7 +518,7 @@ class SwapController:
             self._load.cancel()
         error = ModelUnloaded(f"Loading {model!r} was cancelled.")
         self.desk.refuse(self._waits_for(model), error)
-        return UnloadReport(model=model)
+        return UnloadReport(model=model, called_off=model)
 
     def _waits_for(self, model: str) -> Callable[[Waiter | LoadWish], bool]:
         """Who waits for a model that will not come: also those whom any would suit, where no
@@ -550,6 +559,7 @@ class SwapController:
             rebuilds=self._rebuilds,
             restarts=self._restarts,
             asleep=None if self._asleep is None else self._asleep.id,
+            last_resident=self._last_resident,
             unserviceable_reason=reason,
             expires_in_s=stay.expires_in_s(anyio.current_time()) if stay else None,
         )
@@ -562,7 +572,7 @@ class SwapController:
         loads = (
             wish.model
             for wish in self.desk.load_wishes
-            if coming is None or not is_same_load(wish.spec, coming)
+            if wish.is_awaited and (coming is None or not is_same_load(wish.spec, coming))
         )
         return dict(Counter(model or "current" for model in chain(arriving, queued, loads)))
 

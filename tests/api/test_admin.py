@@ -390,13 +390,29 @@ def test_sleep_and_wake_up_fail_as_unload_and_load_do() -> None:
     assert ask(app_of(service), "POST", "/wake_up").error["code"] == "model_load_failed"
 
 
+def test_a_sleep_that_calls_a_load_off_unloads_nothing_and_says_so() -> None:
+    report = UnloadReport(model="a", total_time_s=1.234, parked=True, called_off="b")
+    service = ScriptedService(unload_result=report)
+    answer = ask(app_of(service), "POST", "/sleep").json
+    assert answer["message"] == "Loading 'b' was called off in 1.23s. 'a' sleeps."
+    assert (answer["model"], answer["total_time_s"]) == ("a", 1.234)
+
+
+def test_an_unload_of_what_is_on_its_way_says_that_it_was_called_off() -> None:
+    service = ScriptedService(unload_result=UnloadReport(model="b", called_off="b"))
+    answer = ask(app_of(service), "POST", UNLOAD).json
+    assert answer["message"] == "Loading 'b' was called off."
+
+
 @pytest.mark.parametrize("phase", list(SwapPhase))
 @pytest.mark.parametrize(
     ("fields", "there_is_one"),
     [
         ({}, False),
         ({"asleep": "m"}, True),
-        ({"parked": (ParkedModel(model="m", bytes=1),)}, True),
+        ({"parked": (ParkedModel(model="m", bytes=1),), "last_resident": "m"}, True),
+        ({"parked": (ParkedModel(model="m", bytes=1),), "last_resident": "n"}, False),
+        ({"last_resident": "m"}, False),
     ],
 )
 def test_it_sleeps_while_there_is_a_model_to_wake_up_and_none_on_its_way(

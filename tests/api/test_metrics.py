@@ -33,7 +33,7 @@ FAMILIES = {
     "hotswap:gap_seconds_total": "counter",
     "hotswap:parked_bytes": "gauge",
     "hotswap:leaked_bytes": "gauge",
-    "hotswap:leaked_bytes_total": "counter",
+    "hotswap:teardown_leaked_bytes_total": "counter",
     "hotswap:model_info": "gauge",
 }
 """By the names that are written, and asked for in queries."""
@@ -81,6 +81,12 @@ def test_every_metric_is_there_whatever_the_state(engine: EngineStats | None) ->
     assert all(family.documentation for family in found.values())
 
 
+def test_no_two_metrics_share_a_name_which_openmetrics_forbids() -> None:
+    written = text_string_to_metric_families(scrape(ScriptedService()).body.decode())
+    names = [family.name for family in written]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_the_metrics_are_the_snapshot_s() -> None:
     service = service_with(
         resident=ModelSpec(id="hotswap/sums", path=Path("/secret/place")),
@@ -116,7 +122,7 @@ def test_the_metrics_are_the_snapshot_s() -> None:
         ("hotswap:parked_bytes", "d"): 100,
         ("hotswap:parked_bytes", "e"): 1 << 40,
         ("hotswap:leaked_bytes",): 2,
-        ("hotswap:leaked_bytes_total",): 40,
+        ("hotswap:teardown_leaked_bytes_total",): 40,
         ("hotswap:model_info", "hotswap/sums", "ready"): 1,
     }
     assert b"secret" not in scrape(service).body

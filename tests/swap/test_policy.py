@@ -91,7 +91,8 @@ def test_the_ledger_refuses_during_the_cooldown_and_only_then() -> None:
         ledger.check("A", 104.5)
     assert caught.value.retry_after_s == 5.5
     assert caught.value.message == (
-        "'A' failed to load and is not tried again before 6 s have passed: broken"
+        "'A' failed to load and is not tried again before 6 s have passed, "
+        "unless it is loaded by hand: broken"
     )
     ledger.check("A", 110.0)
     ledger.check("B", 104.0)

@@ -395,6 +395,20 @@ def test_what_left_sleeps_as_long_as_it_is_parked() -> None:
     play(scenario)
 
 
+def test_what_was_let_go_of_does_not_sleep_because_another_model_is_parked() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        await house.ask("B")
+        await house.service.unload(park=False)
+        assert (parked(house), sleeps(house)) == (["A"], False), "A would not be woken"
+        assert (await house.service.wake_up()).model == "B"
+        await house.service.unload()
+        assert (parked(house), sleeps(house)) == (["A", "B"], True)
+        assert (await house.service.wake_up()).model == "B"
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("park", [True, False])
 def test_a_sleep_without_room_in_host_memory_says_so(
     park: bool, caplog: pytest.LogCaptureFixture
@@ -418,7 +432,11 @@ def test_a_sleep_on_the_way_to_another_model_tells_of_the_one_that_sleeps(parks:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(house.ask, "B")
             await house.until(lambda: house.phase == "loading")
+            begun = trio.current_time()
             report = await house.service.sleep(park=True)
-        assert (report.model, report.parked) == ("A", parks)
+            waited_s = trio.current_time() - begun
+        assert (report.model, report.parked, report.called_off) == ("A", parks, "B")
+        assert report.total_time_s == pytest.approx(waited_s)
+        assert waited_s > 1.0, "what was half on the device had to leave it"
 
     play(scenario, script=Script(start_s=1.0, parks=parks))

@@ -198,7 +198,8 @@ def test_a_model_that_cannot_be_prepared_leaves_the_resident_one_alone() -> None
         assert isinstance(again.error, ModelLoadFailed)
         assert not isinstance(again.error, CheckpointRefused)
         assert answer.error.message == "a shard is truncated"
-        told = "'B' failed to load and is not tried again before 10 s have passed: "
+        told = "'B' failed to load and is not tried again before 10 s have passed, "
+        told += "unless it is loaded by hand: "
         assert again.error.message == told + answer.error.message
         assert again.error.retry_after_s == pytest.approx(10.0)
         assert trio.current_time() - begun < 0.001, "refused at once while it cools down"

@@ -7,8 +7,10 @@ from functools import partial
 import pytest
 import trio
 
-from hotswap.contracts import EmbeddingRequest, TextPrompt
-from hotswap.errors import CheckpointRefused, ModelUnloaded
+from hotswap.config import SwapRules
+from hotswap.contracts import EmbeddingRequest, ModelSpec, TextPrompt
+from hotswap.desk import Desk, Target
+from hotswap.errors import CheckpointRefused, ModelLoading, ModelUnloaded
 from hotswap.scripted import Script
 from tests.swap.house import House, play, spec
 
@@ -69,12 +71,27 @@ def test_who_leaves_or_is_refused_while_it_is_read_waits_no_more() -> None:
             nursery.start_soon(house.ask, "B")
             await trio.sleep(1.0)
             assert waiting(house) == {"A": 1, "B": 1}
+            version = house.controller.snapshot().version
             nursery.cancel_scope.cancel()
         assert waiting(house) == {}
-        assert isinstance((await house.ask("B")).error, CheckpointRefused)
-        assert waiting(house) == {}
+        assert house.controller.snapshot().version > version
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "B")
+            await house.until(lambda: waiting(house) == {"B": 1})
+            await house.until(lambda: waiting(house) == {})
+        assert isinstance(house.answers[-1].error, CheckpointRefused)
 
     assert play(scenario, script=SLOW_TO_READ).registry.prepared == []
+
+
+def test_a_request_that_has_been_read_is_told_from_others_like_it() -> None:
+    desk, first, second = Desk(), Target(spec("A")), Target(spec("A"))
+    with desk.seen(first):
+        with desk.seen(second):
+            assert [id(one) for one in desk.arriving] == [id(first), id(second)]
+        assert desk.arriving == [first]
+        assert desk.arriving != [second], "nothing but identity is compared"
+    assert desk.arriving == []
 
 
 def test_a_load_by_hand_is_seen_to_wait_until_its_turn_comes() -> None:
@@ -111,5 +128,48 @@ def test_a_load_by_hand_that_is_called_off_waits_no_more() -> None:
             assert waiting(house) == {"B": 1}
             await house.service.sleep(park=True)
             assert waiting(house) == {}
+
+    play(scenario)
+
+
+def test_who_was_sent_away_waits_no_more_though_the_load_goes_on() -> None:
+    async def scenario(house: House) -> None:
+        assert isinstance((await house.ask("remote")).error, ModelLoading)
+        assert house.controller.progress_of("remote") is not None
+        assert waiting(house) == {}
+        await house.until(lambda: house.resident == "remote")
+
+    rules = SwapRules(on_demand=True, swap_timeout_s=0.5)
+    play(scenario, rules, models=(ModelSpec(id="remote", path=None),))
+
+
+def test_a_load_that_is_only_asked_for_is_awaited_by_nobody_and_wished_for_once() -> None:
+    async def scenario(house: House) -> None:
+        for _ in range(3):
+            await house.service.request_load("remote")
+            await trio.sleep(0.1)
+            assert (len(house.controller.desk.load_wishes), waiting(house)) == (1, {})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.service.load, "remote", {}, "request")
+            await house.until(lambda: waiting(house) == {"remote": 1})
+            version = house.controller.snapshot().version
+            nursery.cancel_scope.cancel()
+        assert waiting(house) == {}
+        assert house.controller.snapshot().version > version, "who leaves is told of"
+        await house.until(lambda: house.resident == "remote")
+        assert house.controller.desk.load_wishes == []
+
+    play(scenario, models=(ModelSpec(id="remote", path=None),))
+
+
+def test_a_load_that_is_asked_for_again_with_other_settings_is_another_one() -> None:
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.service.load, "A", {}, "request")
+            await trio.sleep(0.1)
+            nursery.start_soon(house.service.load, "B", {"max_model_len": 64}, "request")
+            await trio.sleep(0.1)
+            await house.service.request_load("B")
+            assert len(house.controller.desk.load_wishes) == 3
 
     play(scenario)

@@ -139,6 +139,8 @@ class ManagementRoutes:
         device = _device(self._service)
         report = await self._service.sleep(park=park, mode=mode)
         answer = _unload_answer(report, device)
+        if report.called_off is not None:
+            answer["message"] += f" {report.model!r} sleeps."
         if report.model is not None and park and not report.parked:
             answer["message"] += f" {_NOT_PARKED}"
         return json_response(answer)
@@ -154,7 +156,7 @@ class ManagementRoutes:
         return Response()
 
     async def is_sleeping(self, request: Request) -> Response:
-        """``/is_sleeping``: whether there is a model to wake up, and none on its way."""
+        """``/is_sleeping``: whether ``/wake_up`` would wake a model up, and none is on its way."""
         _check_query(request, elsewhere="")
         return json_response({"is_sleeping": self._service.snapshot().is_sleeping})
 
@@ -316,6 +318,9 @@ def _unload_answer(report: UnloadReport, device: str) -> dict[str, Any]:
     if report.model is None:
         return {"status": "info", "message": "No model is loaded."}
     message = f"Model unloaded successfully in {report.total_time_s:.2f}s."
+    if report.called_off is not None:
+        took = f" in {report.total_time_s:.2f}s" if report.total_time_s else ""
+        message = f"Loading {report.called_off!r} was called off{took}."
     if report.memory is not None:
         message = f"{message} {_memory_sentence(report.memory, device, parked=report.parked)}"
     return {

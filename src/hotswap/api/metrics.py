@@ -122,7 +122,7 @@ def _bytes(snapshot: SwapSnapshot) -> Iterator[Metric]:
         snapshot.memory.leaked_bytes if snapshot.memory else None,
     )
     yield CounterMetricFamily(
-        "hotswap:leaked_bytes",
+        "hotswap:teardown_leaked_bytes",
         "Memory that models did not give back when they left the device, all of them so far.",
         snapshot.leaked_bytes,
     )

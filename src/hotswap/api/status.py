@@ -132,6 +132,7 @@ def describe(snapshot: SwapSnapshot, now: float) -> dict[str, Any]:
         "waiting": snapshot.waiting,
         "leases": snapshot.leases,
         "asleep": snapshot.asleep,
+        "last_resident": snapshot.last_resident,
         "parked": snapshot.parked,
         "failures": {
             model: _describe_failure(failure, now) for model, failure in snapshot.failures.items()
