@@ -31,8 +31,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
         return None
     text = collection_path.read_text()
-    marks = (mark for mark in ("torch", "slow") if without(mark, config))
-    return any(f"pytest.mark.{mark}" in text for mark in marks) or None
+    needs_torch = without("torch", config) and "pytest.mark.torch" in text
+    all_slow = without("slow", config) and "pytestmark = pytest.mark.slow" in text
+    return needs_torch or all_slow or None
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

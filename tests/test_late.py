@@ -39,7 +39,7 @@ def look_at(registry: EngineRegistry) -> tuple[Any, ...]:
 
 def play(scenario: Callable[[], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await scenario()
 
     asyncio.run(main())

@@ -72,7 +72,7 @@ async def house() -> AsyncIterator[House]:
 
 def play(scenario: Callable[[House], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with asyncio.timeout(30), house() as built:
+        async with asyncio.timeout(120), house() as built:
             await scenario(built)
 
     asyncio.run(main())

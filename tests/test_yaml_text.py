@@ -133,6 +133,7 @@ def test_what_looks_like_yaml_is_a_mapping_of_plain_data_or_refused(text: str) -
         lambda n: "a: '" + "'" * n,
     ],
 )
+@pytest.mark.slow
 def test_four_times_the_text_is_about_four_times_the_work(made: Callable[[int], str]) -> None:
     def parse(text: str) -> None:
         try:

@@ -234,7 +234,7 @@ class ScriptedService:
 
     async def until(self, ready: Callable[[], bool]) -> None:
         """Wait for something about this service to be true."""
-        with anyio.fail_after(30):
+        with anyio.fail_after(120):
             while not ready():
                 await self._changed.wait()
 
@@ -383,7 +383,7 @@ class Exchange:
         self._changed = anyio.Event()
 
     async def run(self, app: ASGIApp) -> Exchange:
-        with anyio.fail_after(30):
+        with anyio.fail_after(120):
             await app(self.scope, self._receive, self._send)
         return self
 
@@ -394,7 +394,7 @@ class Exchange:
 
     async def until(self, ready: Callable[[], bool]) -> None:
         """Wait for something about the answer to be true."""
-        with anyio.fail_after(30):
+        with anyio.fail_after(120):
             while not ready():
                 await self._changed.wait()
 

@@ -44,7 +44,7 @@ CALLING = (
 def client(
     service: ScriptedService, *, keepalive_s: float = 30, **options: Any
 ) -> Iterator[anthropic.Anthropic]:
-    given = {"api_key": KEY, "max_retries": 0, "timeout": 5, **options}
+    given = {"api_key": KEY, "max_retries": 0, "timeout": 60, **options}
     with (
         serving(service, keepalive_s=keepalive_s) as url,
         anthropic.Anthropic(base_url=url, **given) as ours,
@@ -55,7 +55,7 @@ def client(
 @asynccontextmanager
 async def async_client(service: ScriptedService) -> AsyncIterator[anthropic.AsyncAnthropic]:
     with serving(service) as url:
-        async with anthropic.AsyncAnthropic(base_url=url, api_key=KEY, timeout=5) as ours:
+        async with anthropic.AsyncAnthropic(base_url=url, api_key=KEY, timeout=60) as ours:
             yield ours
 
 

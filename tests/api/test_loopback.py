@@ -160,7 +160,7 @@ def test_a_wrong_key_is_an_authentication_error() -> None:
 
 
 def get(port: int, path: str) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", path)
     answer = connection.getresponse()
     body = json.loads(answer.read())
@@ -183,7 +183,7 @@ def test_a_name_is_decoded_once() -> None:
 def test_a_refusal_reaches_a_client_that_is_still_sending() -> None:
     body = b"x" * (3 << 20)
     with served(ScriptedService(), api_keys=("key",)) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("POST", "/v1/chat/completions", body)
         answer = connection.getresponse()
         assert answer.status == 401
@@ -199,7 +199,7 @@ def test_a_client_that_sends_all_before_it_reads_is_told_that_it_is_too_much(
     """As Python's own does, and whatever is built on it."""
     body: Any = itertools.repeat(b"x" * 65536, size // 65536 + 1) if chunked else b"x" * size
     with served(ScriptedService()) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("POST", "/v1/chat/completions", body, encode_chunked=chunked)
         answer = connection.getresponse()
         assert answer.status == 413
@@ -213,18 +213,18 @@ def test_a_client_that_sends_without_end_is_cut_off_and_leaves_nothing_behind(
 ) -> None:
     monkeypatch.setattr(body_module, "MAX_LINGERED_BYTES", 1 << 20)
     endless = itertools.repeat(b"x" * 65536, 10_000)
-    with served(ScriptedService(), leave_s=30) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    with served(ScriptedService(), leave_s=600) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         with pytest.raises(ConnectionError):
             connection.request(method, path, endless, encode_chunked=True)
         connection.close()
         leaving = time.monotonic()
-    assert time.monotonic() - leaving < 15, "no task waits for somebody to read the rest"
+    assert time.monotonic() - leaving < 300, "no task waits for somebody to read the rest"
 
 
 def test_a_body_that_nobody_wants_does_not_cost_the_answer() -> None:
     with served(ScriptedService()) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         for size in (1000, 2 << 20):
             connection.request("GET", "/livez", b"x" * size)
             answer = connection.getresponse()
@@ -238,18 +238,18 @@ def test_a_client_that_hangs_up_frees_its_generation(stream: bool) -> None:
     service = Watched(steps=(HELLO[0], anyio.Event()))
     with served(service, keepalive_s=0.01) as port:
         body = json.dumps(chat_body(stream=stream)).encode()
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
             head = f"Host: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
             connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\n{head}".encode() + body)
             if stream:
                 assert connection.recv(1)
-        assert service.idle.wait(5)
+        assert service.idle.wait(60)
 
 
 def test_framing_that_smuggles_is_refused() -> None:
     with (
         served(ScriptedService()) as port,
-        socket.create_connection(("127.0.0.1", port), timeout=5) as connection,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as connection,
     ):
         connection.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n"

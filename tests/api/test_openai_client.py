@@ -65,7 +65,7 @@ def client(service: ScriptedService, **options: Any) -> Iterator[openai.OpenAI]:
         openai.OpenAI(
             base_url=f"http://127.0.0.1:{port}/v1",
             api_key="none",
-            timeout=10,
+            timeout=60,
             **{"max_retries": 0, **options},
         ) as ours,
     ):

@@ -49,7 +49,7 @@ CALLING = (
 def client(
     service: ScriptedService, *, keepalive_s: float = 30, **options: Any
 ) -> Iterator[openai.OpenAI]:
-    given = {"api_key": KEY, "max_retries": 0, "timeout": 5, **options}
+    given = {"api_key": KEY, "max_retries": 0, "timeout": 60, **options}
     with (
         serving(service, keepalive_s=keepalive_s) as url,
         openai.OpenAI(base_url=f"{url}/v1", **given) as ours,
@@ -60,7 +60,7 @@ def client(
 @asynccontextmanager
 async def async_client(service: ScriptedService) -> AsyncIterator[openai.AsyncOpenAI]:
     with serving(service) as url:
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, timeout=5) as ours:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, timeout=60) as ours:
             yield ours
 
 

@@ -61,6 +61,7 @@ def test_any_boundary_is_one_or_refused(boundary: str, raw: bytes) -> None:
 @pytest.mark.parametrize(
     "unit", [b"\r\n", b"--xx\r\n", b"--x", b"\r\n--x", b"-", b"x: y\r\n", b"\0"]
 )
+@pytest.mark.slow
 def test_four_times_the_form_is_about_four_times_the_work(unit: bytes) -> None:
     def form(size: int) -> bytes:
         head = b'--xx\r\nContent-Disposition: form-data; name="config"; filename="c"\r\n\r\n'

@@ -100,7 +100,7 @@ async def play(
 
 async def image_made(engine: TorchEngine) -> None:
     """The device thread begins it after the client has been told of the end of its answer."""
-    with anyio.fail_after(30):
+    with anyio.fail_after(120):
         while engine._answered is not None or _runs("hotswap-image"):
             await anyio.sleep(0.001)
 
@@ -278,7 +278,7 @@ async def test_an_image_is_made_after_the_first_answer_and_kept_while_the_model_
         async with registry.start(prepared, ignore, ignore) as engine:
             assert not notes.pinned
             first = (await Served(registry, prepared, engine).ask(LONG, max_tokens=8)).text
-            with anyio.fail_after(30):
+            with anyio.fail_after(120):
                 while prepared.weights.image is None:
                     await anyio.sleep(0.001)
         assert len(notes.pinned) == 1
@@ -300,7 +300,7 @@ async def test_an_image_is_made_after_the_first_answer_and_kept_while_the_model_
 
 
 async def let_go() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(120):
         while _runs("letting-go"):
             await anyio.sleep(0.001)
 
@@ -352,7 +352,7 @@ async def test_an_image_is_given_up_when_the_model_leaves(
     spec, notes = spec_of(checkpoint()), Notes()
     async with new_registry(notes) as registry:
         prepared = await registry.prepare(spec, ignore)
-        with anyio.fail_after(15):
+        with anyio.fail_after(120):
             async with registry.start(prepared, ignore, ignore) as engine:
                 await Served(registry, prepared, engine).ask(LONG, max_tokens=2)
                 while not begun.is_set():
@@ -437,7 +437,7 @@ async def test_a_prepared_model_that_is_dropped_takes_its_arena_with_it(
         gc.disable()
         try:
             del prepared
-            with anyio.fail_after(20):
+            with anyio.fail_after(120):
                 while notes.alive:  # the thread may have it a moment longer
                     await anyio.sleep(0.001)
         finally:

@@ -282,6 +282,7 @@ def test_any_configuration_and_index_is_read_or_refused(
         lambda n: struct.pack("<Q", 9 * n) + b'{"' + b"\\n" * 9 * n,
     ],
 )
+@pytest.mark.slow
 def test_four_times_the_header_is_about_four_times_the_work(
     model: Path, made: Callable[[int], bytes]
 ) -> None:

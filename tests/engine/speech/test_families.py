@@ -333,6 +333,7 @@ def test_the_work_grows_with_the_text_and_no_faster(name: str, kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.slow
 def test_four_times_the_text_is_about_four_times_the_work(kind: str) -> None:
     def hear_all(text: str) -> None:
         for name in ("hermes", "qwen-coder", "mistral", "llama"):

@@ -100,6 +100,7 @@ def test_a_value_ends_where_it_ends(value: object, indent: int | None, behind: s
 
 
 @pytest.mark.parametrize("unit", ["[", '{"a":', '"\\n', "1", "[1,", '"\n', "[[]", "-", " ", '["",'])
+@pytest.mark.slow
 def test_four_times_the_text_is_about_four_times_the_work(unit: str) -> None:
     def scan(text: str) -> None:
         scanner = JsonScanner()
