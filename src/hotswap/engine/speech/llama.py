@@ -32,6 +32,7 @@ def _calls(reader: Reader, pieces: Pieces) -> Reading[None]:
         if not (yield from call_object(reader, pieces, strange_keys=False)):
             pieces.text(reader.noted())
             return
+        pieces.end_calls()
         reader.note()
         yield from reader.spaces()
         yield from reader.skip(";", ",")

@@ -18,6 +18,7 @@ def read(reader: Reader, pieces: Pieces) -> Reading[None]:
             yield from call_list(reader, pieces, strange_keys=False)
         case "{":
             while (yield from call_object(reader, pieces, strange_keys=False)):
+                pieces.end_calls()
                 reader.note()
                 yield from reader.spaces()
     pieces.text(reader.noted())

@@ -52,6 +52,10 @@ class Reader:
         self._at = 0
         self._noted: list[str] | None = None
 
+    @property
+    def unread(self) -> str:
+        return self._text[self._at :]
+
     def add(self, text: str) -> None:
         self._text = self._text[self._at :] + text
         self._at = 0
