@@ -82,7 +82,7 @@ class Listener:
 
     def finish(self, *, cut: bool = False) -> None:
         """The answer has ended; ``cut``: not by itself. Then what is still undecided is the
-        beginning of a mark or of a call, and no text."""
+        beginning of a mark or of a call, and no text; see also `Reader.doubted`."""
         self._reader.ended = True
         if cut:
             self._reader.drop()
