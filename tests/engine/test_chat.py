@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -375,16 +378,80 @@ def test_a_tool_that_no_call_can_be_required_of_is_named_with_the_reason(
     assert "larger than" in caught.value.message
 
 
+def test_the_tool_that_is_refused_is_looked_for_no_longer_than_one_may_take(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llguidance import LLMatcher
+
+    from hotswap.engine import guide as module
+    from hotswap.engine.front import Fronts
+    from hotswap.engine.text import PromptRenderer
+
+    clock, tried = [100.0], list[bool]()
+
+    def slow(tokenizer: Any, source: str, **options: Any) -> Any:
+        is_schema = "json_schema" in json.loads(source)["grammars"][1]
+        tried.append(is_schema)
+        clock[0] += 2 * is_schema
+        return LLMatcher(tokenizer, source, **options)
+
+    monkeypatch.setattr(module, "LLMatcher", slow)
+    watch = SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr(module, "time", watch)
+    [*_, bad] = with_unique().tools
+    fine = [
+        {"type": "function", "function": {**FUNCTION, "name": f"weather_{i}"}} for i in range(10)
+    ]
+    spec = spec_of(checkpoint(), chat_template=HERMES)
+    renderer = PromptRenderer(spec.id, Fronts().get(spec), spec.sampling)
+    for tools, param in (([*fine[:2], bad], "tools"), ([*fine, bad], "tool_choice")):
+        tried.clear()
+        prompt = chat(tools=tuple(tools), tool_choice=ToolChoice(required=True))
+        with pytest.raises(InvalidRequest, match="uniqueItems") as caught:
+            renderer.render(request(prompt))
+        assert (caught.value.param, tried) == (param, [False, True, True, True])
+
+
+def test_no_tool_is_looked_for_where_compiling_takes_too_long(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine import guide as module
+    from hotswap.engine.front import Fronts
+    from hotswap.engine.text import PromptRenderer
+
+    release, tried = threading.Event(), list[str]()
+
+    def slow(_: Any, source: str, **__: Any) -> Any:
+        tried.append(source)
+        release.wait(30)
+        raise ValueError("nobody waits for it")
+
+    monkeypatch.setattr(module, "LLMatcher", slow)
+    monkeypatch.setattr(module, "_COMPILE_TIME_S", 0.05)
+    spec = spec_of(checkpoint(), chat_template=HERMES)
+    renderer = PromptRenderer(spec.id, Fronts().get(spec), spec.sampling)
+    try:
+        with pytest.raises(InvalidRequest, match="takes longer") as caught:
+            renderer.render(request(with_unique(required=True)))
+    finally:
+        release.set()
+    assert (caught.value.param, len(tried)) == ("tool_choice", 1)
+
+
 @pytest.mark.anyio
 async def test_a_call_that_max_tokens_cuts_is_never_text(
     checkpoint: Checkpoint, says: Says
 ) -> None:
+    from transformers import AutoTokenizer
+
     template = HERMES.replace("OPEN", "")
     async with serving(checkpoint(), chat_template=template) as served:
         says(f"I look. {CALL}")
+        own: Any = AutoTokenizer.from_pretrained(checkpoint())
+        ids = own.encode(f"I look. {CALL}", add_special_tokens=False)
         for tokens in range(1, 100):
             answer = await served.ask(with_tools(), max_tokens=tokens)
-            assert "I look. ".startswith(answer.text)
+            assert answer.text == own.decode(ids[:tokens]).partition("<")[0]
             if reason(answer) != "length":
                 break
         assert answer.calls == [["weather", '{"days": 1}']]

@@ -520,6 +520,26 @@ def test_what_takes_too_long_to_compile_is_not_waited_for(
         release.set()
 
 
+def test_a_refusal_that_is_looked_for_keeps_nothing_and_waits_for_no_turn(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine import guide as module
+    from hotswap.engine.front import Fronts
+    from hotswap.engine.guide import Guides
+
+    front = Fronts().get(spec_of(checkpoint()))
+    guides = Guides(front.tokenizer, front.vocabulary, front.vocab_size, front.eos_ids, size=1)
+    kept = guides.compile(guide("regex", "a"))
+    assert guides.refusal([guide("regex", "b"), guide("regex", "c")]) is None
+    assert guides.compile(guide("regex", "a")) is kept
+    bad = guide("regex", "a(")
+    assert isinstance(guides.refusal([guide("regex", "b"), bad]), InvalidRequest)
+    monkeypatch.setattr(module, "_COMPILE_TIME_S", 0.05)
+    with guides._compiling, guides._compiling:  # others have them
+        assert guides.refusal([bad]) is None
+    assert isinstance(guides.refusal([bad]), InvalidRequest)
+
+
 def test_what_fails_while_it_compiles_is_told_with_its_reason(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -464,6 +464,37 @@ async def test_prompts_are_rendered_beside_the_event_loop(
     assert threading.get_ident() not in threads
 
 
+async def test_requests_do_not_wait_for_those_that_are_only_counted(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine.text import PromptRenderer
+
+    render, release = PromptRenderer.render, threading.Event()
+    running, most = [0], [0]
+
+    def slow(self: Any, asked: Any) -> Any:
+        if asked.counted:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+            assert release.wait(60)
+            running[0] -= 1
+        return render(self, asked)
+
+    monkeypatch.setattr(PromptRenderer, "render", slow)
+    spec = spec_of(checkpoint())
+    async with new_registry() as registry, anyio.create_task_group() as group:
+        for _ in range(6):
+            group.start_soon(registry.render, spec, request("The quick", counted=True))
+        try:
+            with anyio.fail_after(30):
+                while not most[0]:
+                    await anyio.lowlevel.checkpoint()
+                assert (await registry.render(spec, request("The quick"))).prompt_tokens
+        finally:
+            release.set()
+    assert most == [1]
+
+
 async def test_the_model_on_the_device_does_not_wait_for_cold_ones(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,32 @@ def test_a_stop_string_after_a_call_stops() -> None:
     assert text.stop_sequence == "zz"
 
 
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [
+        ("llama", '{"name": "clock", "parameters": {"a": 1}}'),
+        ("json", '{"name": "clock", "arguments": {"a": 1}}'),
+        ("hermes", CALL.removesuffix("\n</tool_call>")),
+        ("phi", '<|tool_call|>[{"name": "clock", "arguments": {"a": 1}}]'),
+        ("deepseek", '<｜tool▁call▁begin｜>clock<｜tool▁sep｜>{"a": 1}'),
+        ("qwen-coder", "<function=clock>\n<parameter=a>\n1\n</parameter>\n</function>"),
+    ],
+)
+def test_a_stop_string_after_a_call_without_its_closing_mark_stops(name: str, called: str) -> None:
+    text = spoken("Observation:", read_calls=family(name).read)
+    assert summed(say(text, f"{called}\nObservation: 3"))[1] == ""
+    assert text.stop_sequence == "Observation:"
+
+
+@pytest.mark.parametrize("stop", ["<", "/", "tool_call>", "call>"])
+def test_no_stop_string_begins_within_the_closing_mark(stop: str) -> None:
+    text = spoken(stop)
+    begun = CALL.removesuffix("</tool_call>")
+    for letter in begun:
+        text.push(Draw(ord(letter)), may_stop=False)
+    assert not any(text.push(Draw(ord(letter))) for letter in "</tool_call>")
+
+
 def test_where_a_call_is_demanded_stop_strings_are_heeded_in_the_reasoning_only() -> None:
     text = spoken("\n", "tool", demanded=True)
     assert summed(say(text, CALL + "\n" + CALL)) == ("", "", '{"a": 1}{"a": 1}')

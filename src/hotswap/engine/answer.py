@@ -80,9 +80,8 @@ class AnswerText:
         delta = self.take()
         return () if delta is None else (delta,)
 
-    @property
-    def _heeds_stops(self) -> bool:
-        """A stop string that begins where the text has been given out to ends the answer."""
+    def _heeds_stop(self, text: str) -> bool:  # noqa: ARG002
+        """A stop string that ``text``, which comes next, begins with ends the answer."""
         return True
 
     def _stops_in(self, text: str) -> bool:
@@ -93,7 +92,7 @@ class AnswerText:
             self._release(text[:at], held=text[at:])
             if at == len(text):
                 return False
-            if self._heeds_stops:
+            if self._heeds_stop(text[at:]):
                 break
             self._release(text[at], held="")
             text = text[at + 1 :]

@@ -91,10 +91,10 @@ def is_too_large(guide: Guide) -> bool:
     return len(guide.source.encode(errors="replace")) > _MOST_BYTES[guide.kind]
 
 
-def refuse(guide: Guide, reason: str) -> NoReturn:
-    """Raises: InvalidRequest."""
+def refuse(guide: Guide, reason: str, error: type[InvalidRequest] = InvalidRequest) -> NoReturn:
+    """Raises: ``error``."""
     subject = guide.subject or _NAMES[guide.kind]
-    raise InvalidRequest(f"The {subject} cannot be used: {reason}", param=guide.param) from None
+    raise error(f"The {subject} cannot be used: {reason}", param=guide.param) from None
 
 
 def _beginning(preamble: Preamble | None, markers: Mapping[str, int]) -> str:

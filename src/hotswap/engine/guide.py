@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -51,6 +51,10 @@ _stack_size = threading.Lock()
 """It can only be set for all threads that are started from then on."""
 
 
+class CompilingTooSlow(InvalidRequest):
+    """Nobody knows yet whether the guide can be used."""
+
+
 class Guides:
     """Compiles guides for one model. Safe to share between threads."""
 
@@ -83,6 +87,7 @@ class Guides:
 
         Raises:
             InvalidRequest: it is no guide, or asks for too much.
+            CompilingTooSlow
             Overloaded
         """
         key = guide.kind, guide.source, preamble
@@ -90,17 +95,39 @@ class Guides:
         if (known := self._find(key)) is not None:
             return known
         source = grammar_of(guide, preamble, tokens.markers)
-        if not self._compiling.acquire(timeout=_COMPILE_TIME_S):
-            raise Overloaded("Too many guides are being compiled.")
+        self._wait_for_turn(_COMPILE_TIME_S)
         if (known := self._find(key)) is not None:  # so that ten requests compile it once
             self._compiling.release()
             return known
-        grammar = self._compile(guide, source, tokens)
+        grammar = self._compile(guide, source, tokens, _COMPILE_TIME_S)
         with self._lock:
             self._kept[key] = grammar
             while len(self._kept) > self._size:
                 self._kept.popitem(last=False)
         return grammar
+
+    def refusal(self, guides: Iterable[Guide]) -> InvalidRequest | None:
+        """Why the first of ``guides`` that cannot be used cannot. They are compiled in the time
+        that one may take, and none is kept; None: none was refused by then."""
+        end = time.monotonic() + _COMPILE_TIME_S
+        for guide in guides:
+            if time.monotonic() >= end:
+                break
+            try:
+                tokens = self._made(guide)
+                source = grammar_of(guide, None, tokens.markers)
+                self._wait_for_turn(end - time.monotonic())
+                self._compile(guide, source, tokens, end - time.monotonic())
+            except (CompilingTooSlow, Overloaded):
+                return None
+            except InvalidRequest as error:
+                return error
+        return None
+
+    def _wait_for_turn(self, seconds: float) -> None:
+        """Whoever has one must call `_compile`, which gives it back."""
+        if not self._compiling.acquire(timeout=max(0.0, seconds)):
+            raise Overloaded("Too many guides are being compiled.")
 
     def _find(self, key: tuple[str, str, Preamble | None]) -> CompiledGuide | None:
         with self._lock:
@@ -109,7 +136,7 @@ class Guides:
                 self._kept.move_to_end(key)
         return known
 
-    def _compile(self, guide: Guide, source: str, tokens: _Tokens) -> CompiledGuide:
+    def _compile(self, guide: Guide, source: str, tokens: _Tokens, seconds: float) -> CompiledGuide:
         compiled: Future[LLMatcher] = Future()
 
         def work() -> None:
@@ -135,9 +162,10 @@ class Guides:
             self._compiling.release()
             raise
         try:
-            failure = compiled.exception(_COMPILE_TIME_S)
+            failure = compiled.exception(max(0.0, seconds))
         except TimeoutError:
-            refuse(guide, f"compiling it takes longer than {_COMPILE_TIME_S:g} s.")
+            slow = f"compiling it takes longer than {_COMPILE_TIME_S:g} s."
+            refuse(guide, slow, CompilingTooSlow)
         if failure is not None:
             _log.warning("A %s cannot be compiled", guide.kind, exc_info=failure)
             refuse(guide, f"it cannot be compiled: {_reason(str(failure), guide)}")

@@ -78,7 +78,8 @@ _PARK_SHARE = 0.5
 system takes their pages back when it needs them."""
 _RENDERINGS = 4
 """Requests that are rendered at the same time. They have threads of their own, so that those for
-the model on the device never wait for a cold tokenizer."""
+the model on the device never wait for a cold tokenizer. Those that are only counted come one after
+the other beside them: they may be far longer than any model takes."""
 
 
 class TorchEngineRegistry:
@@ -114,6 +115,7 @@ class TorchEngineRegistry:
         self._device = Device()
         self._fronts = SharedFronts(Fronts())
         self._rendering = anyio.CapacityLimiter(_RENDERINGS)
+        self._counting = anyio.CapacityLimiter(1)
         self._generations = itertools.count(1)
         self._known: dict[LoadKey, Known] = {}
         self._cuts: dict[tuple[Any, ...], int] = {}
@@ -173,7 +175,7 @@ class TorchEngineRegistry:
             raise InvalidRequest(f"{spec.id!r} is an embedding model.", param="model")
         renderer = PromptRenderer(spec.id, front, spec.sampling, longest)
         return await to_thread.run_sync(
-            renderer.render, request, abandon_on_cancel=True, limiter=self._rendering
+            renderer.render, request, abandon_on_cancel=True, limiter=self._limiter(request)
         )
 
     async def render_embedding(
@@ -185,7 +187,7 @@ class TorchEngineRegistry:
             raise InvalidRequest(f"{spec.id!r} is not an embedding model.", param="model")
         renderer = EmbeddingRenderer(spec.id, front, front.recipe)
         return await to_thread.run_sync(
-            renderer.render, request, abandon_on_cancel=True, limiter=self._rendering
+            renderer.render, request, abandon_on_cancel=True, limiter=self._limiter(request)
         )
 
     async def detokenize(self, spec: ModelSpec, ids: Sequence[int]) -> str:
@@ -194,6 +196,9 @@ class TorchEngineRegistry:
         return await to_thread.run_sync(
             text_of, front, ids, abandon_on_cancel=True, limiter=self._rendering
         )
+
+    def _limiter(self, request: GenerationRequest | EmbeddingRequest) -> anyio.CapacityLimiter:
+        return self._counting if request.counted else self._rendering
 
     async def chat_facts(self, spec: ModelSpec) -> ChatFacts:
         """See `hotswap.contracts.EngineRegistry.chat_facts`."""

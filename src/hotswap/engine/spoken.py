@@ -72,9 +72,8 @@ class SpokenText(AnswerText):
         events, self._events = self._events, []
         return events
 
-    @property
-    def _heeds_stops(self) -> bool:
-        return not self._listener.calling
+    def _heeds_stop(self, text: str) -> bool:
+        return not self._listener.calling(text)
 
     def _release(self, text: str, *, held: str) -> None:
         self._released_chars += len(text)

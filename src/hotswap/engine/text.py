@@ -19,7 +19,7 @@ from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.drawing import DrawParams
 from hotswap.engine.front import Front
 from hotswap.engine.grammar import Preamble, is_too_large
-from hotswap.engine.guide import CompiledGuide
+from hotswap.engine.guide import CompiledGuide, CompilingTooSlow
 from hotswap.engine.speech.listener import Hearing
 from hotswap.errors import ContextLengthExceeded, InvalidRequest
 
@@ -132,11 +132,12 @@ class PromptRenderer:
         guides = self._front.guides
         try:
             return guides.compile(guide, _preamble(hearing))
-        except InvalidRequest:
+        except CompilingTooSlow:
+            raise
+        except InvalidRequest as error:
             # A grammar of ours says nothing to whoever wrote the tools.
             if hearing is not None and hearing.demanded and not is_too_large(guide):
-                for schema in schema_guides(hearing.tools):
-                    guides.compile(schema)
+                raise guides.refusal(schema_guides(hearing.tools)) or error from None
             raise
 
     def _encode(

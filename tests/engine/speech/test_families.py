@@ -201,6 +201,33 @@ def test_a_call_that_is_cut_before_its_first_argument_is_not_one_without_any() -
     assert hear("qwen-coder", "<function=weather>\n<para", cut=True) == call("weather", "{")
 
 
+@pytest.mark.parametrize("name", ["llama", "json"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"id": 7, "type": "report", "arguments": {"for": "a thing',
+        ' {"type": "object", ',
+        '{"arguments": [{"a": 1}, ',
+        '{"id": 7, "name"',
+        '{"id": 7, "name": "Pe',
+    ],
+)
+def test_an_answer_in_json_that_is_cut_is_text_where_no_tool_is_named(name: str, text: str) -> None:
+    assert hear(name, *text, cut=True) == [("text", text)]
+    assert hear(name, f"<think>Hm.</think>{text}", cut=True)[-1] == ("text", text.lstrip())
+    assert hear(name, text, cut=True, demanded=True) == []
+
+
+@pytest.mark.parametrize("name", ["llama", "json"])
+@pytest.mark.parametrize(
+    "text", ['{"na', '{"name": "clo', '{"id": 7, "name": "clock"', '{"id": 7, "name": "clock", "id']
+)
+def test_json_that_is_cut_is_no_text_where_it_begins_like_a_call(name: str, text: str) -> None:
+    assert hear(name, *text, cut=True) == []
+    if name == "llama":
+        assert hear(name, f'<|python_tag|>{{"id": 7, {text[1:]}', cut=True) == []
+
+
 def test_reasoning_that_is_cut_within_its_mark_does_not_show_it() -> None:
     assert hear(None, "<think>Hm.</thi", cut=True) == [("reasoning", "Hm.")]
     assert hear(None, "<thi", cut=True) == []

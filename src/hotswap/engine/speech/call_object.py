@@ -14,31 +14,42 @@ _ARGUMENTS = ("arguments", "parameters")
 _KNOWN = frozenset({"name", "type", "id", *_ARGUMENTS})
 
 
-def call_object(reader: Reader, pieces: Pieces, *, strange_keys: bool = True) -> Reading[bool]:
+def call_object(
+    reader: Reader, pieces: Pieces, *, strange_keys: bool = True, marked: bool = True
+) -> Reading[bool]:
     """Read a call. False: what was read is none, or no whole one; if `Reader.noted` still has it,
     nothing of it was given out.
 
     Args:
         strange_keys: it may have keys beside those that make a call. Where nothing but its form
             tells a call from an answer in JSON, it may not.
+        marked: what came before it says that it is a call. Else it is in doubt from a first key
+            on that is not the name, which calls begin with, until the name of a tool comes.
     """
-    return (yield from _CallObject(reader, pieces, strange_keys).read())
+    return (yield from _CallObject(reader, pieces, strange_keys, marked).read())
 
 
 def call_list(
-    reader: Reader, pieces: Pieces, *, opened: bool = False, strange_keys: bool = True
+    reader: Reader,
+    pieces: Pieces,
+    *,
+    opened: bool = False,
+    strange_keys: bool = True,
+    marked: bool = True,
 ) -> Reading[bool]:
     """Read calls in a JSON array. False: as `call_object`, of the first one that is none.
 
     Args:
         opened: its bracket has been read.
+        marked: as `call_object`, of the first one.
     """
     if not opened and not (yield from reader.skip("[")):
         return False
     while True:
         yield from reader.spaces()
-        if not (yield from call_object(reader, pieces, strange_keys=strange_keys)):
+        if not (yield from call_object(reader, pieces, strange_keys=strange_keys, marked=marked)):
             return False
+        marked = True
         reader.note()
         yield from reader.spaces()
         if (yield from reader.skip("]")):
@@ -61,10 +72,11 @@ def arguments_object(reader: Reader, pieces: Pieces, name: str) -> Reading[bool]
 
 
 class _CallObject:
-    def __init__(self, reader: Reader, pieces: Pieces, strange_keys: bool) -> None:
+    def __init__(self, reader: Reader, pieces: Pieces, strange_keys: bool, marked: bool) -> None:
         self._reader = reader
         self._pieces = pieces
         self._strange_keys = strange_keys
+        self._marked = marked
         self._name: str | None = None
         self._early: str | None = None
         """Arguments that came before the name."""
@@ -94,6 +106,7 @@ class _CallObject:
     def _entry(self, key: str) -> Reading[bool]:
         if key == "name" and self._name is None:
             return (yield from self._take_name())
+        self._reader.doubted = not self._marked and self._name is None
         if key in _ARGUMENTS and not self._given:
             return (yield from self._take_arguments())
         if not self._strange_keys and key not in _KNOWN:
@@ -104,6 +117,7 @@ class _CallObject:
         self._name = yield from self._string()
         if self._name is None or not self._pieces.may_call(self._name):
             return False
+        self._reader.doubted = False
         if self._early is not None:
             self._begin(self._early)
         return True

@@ -26,6 +26,7 @@ def read(reader: Reader, pieces: Pieces) -> Reading[None]:
         if not (yield from _call(reader, pieces)):
             pieces.text(reader.noted())
             continue
+        pieces.end_calls("```", CALL_END, CALLS_END)
         yield from reader.spaces()
         yield from reader.skip("```")
         yield from reader.spaces()

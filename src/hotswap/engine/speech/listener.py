@@ -58,12 +58,13 @@ class Listener:
         """That have begun."""
         return self._pieces.calls
 
-    @property
-    def calling(self) -> bool:
-        """What comes next belongs to a call, or to what may become one."""
+    def calling(self, text: str) -> bool:
+        """``text``, which comes next, belongs to a call, or to what may become one."""
         if self.thinking or self._hearing.read_calls is None:
             return False
-        return self._hearing.demanded or self._pieces.calling or self._reader.notes
+        if self._hearing.demanded or self._reader.notes:
+            return True
+        return self._pieces.may_go_on(self._reader.unread + text)
 
     @property
     def over(self) -> bool:
@@ -81,7 +82,7 @@ class Listener:
 
     def finish(self, *, cut: bool = False) -> None:
         """The answer has ended; ``cut``: not by itself. Then what is still undecided is the
-        beginning of a mark or of a call, and no text."""
+        beginning of a mark or of a call, and no text; see also `Reader.doubted`."""
         self._reader.ended = True
         if cut:
             self._reader.drop()

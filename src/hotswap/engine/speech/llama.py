@@ -18,20 +18,22 @@ def read(reader: Reader, pieces: Pieces) -> Reading[None]:
     reader.note()
     yield from reader.spaces()
     if (yield from reader.peek()) == "{":
-        yield from _calls(reader, pieces)
+        yield from _calls(reader, pieces, marked=False)
     else:
         pieces.text(reader.noted())
     while (yield from reader.until(_TAG, pieces.text)):
         yield from reader.spaces()
-        yield from _calls(reader, pieces)
+        yield from _calls(reader, pieces, marked=True)
 
 
-def _calls(reader: Reader, pieces: Pieces) -> Reading[None]:
+def _calls(reader: Reader, pieces: Pieces, *, marked: bool) -> Reading[None]:
     """One call after the other, and what turns out to be none."""
     while True:
-        if not (yield from call_object(reader, pieces, strange_keys=False)):
+        if not (yield from call_object(reader, pieces, strange_keys=False, marked=marked)):
             pieces.text(reader.noted())
             return
+        marked = True
+        pieces.end_calls()
         reader.note()
         yield from reader.spaces()
         yield from reader.skip(";", ",")

@@ -19,6 +19,7 @@ def read(reader: Reader, pieces: Pieces) -> Reading[None]:
         if not (yield from call_list(reader, pieces, opened=marker != OPEN)):
             pieces.text(reader.noted())
             continue
+        pieces.end_calls(CLOSE)
         yield from reader.spaces()
         yield from reader.skip(CLOSE)
 

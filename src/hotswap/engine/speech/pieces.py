@@ -46,6 +46,7 @@ class Pieces:
         self.thinking = False
         self.calling = False
         """From where a call has begun to where text may follow."""
+        self._closings: tuple[str, ...] | None = None
         self._reader = reader
         self._silent = silent
         self._parallel = parallel
@@ -105,6 +106,7 @@ class Pieces:
         """From here on what is read is no text any more, whatever follows."""
         self._reader.forget()
         self.calling = True
+        self._closings = None
         self._gap = []
         offset = self._reader.offset
         if not self.over:
@@ -117,6 +119,17 @@ class Pieces:
 
     def end_call(self) -> None:
         self.over = not self._parallel
+
+    def end_calls(self, *closings: str) -> None:
+        """The calls are whole. All that may follow before there is text is one of ``closings``."""
+        self._closings = closings
+
+    def may_go_on(self, text: str) -> bool:
+        """``text``, which has not been read, may belong to a call that has begun."""
+        if not self.calling or self._closings is None:
+            return self.calling
+        text = text.lstrip()
+        return any(c.startswith(text) or text.startswith(c) for c in self._closings)
 
     def finish(self) -> None:
         """The answer has ended."""

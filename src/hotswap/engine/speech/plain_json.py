@@ -15,9 +15,12 @@ def read(reader: Reader, pieces: Pieces) -> Reading[None]:
     yield from reader.spaces()
     match (yield from reader.peek()):
         case "[":
-            yield from call_list(reader, pieces, strange_keys=False)
+            yield from call_list(reader, pieces, strange_keys=False, marked=False)
         case "{":
-            while (yield from call_object(reader, pieces, strange_keys=False)):
+            marked = False
+            while (yield from call_object(reader, pieces, strange_keys=False, marked=marked)):
+                marked = True
+                pieces.end_calls()
                 reader.note()
                 yield from reader.spaces()
     pieces.text(reader.noted())

@@ -61,6 +61,7 @@ def _function(reader: Reader, pieces: Pieces, tool: Tool) -> Reading[None]:
         pieces.text(reader.noted())
         return
     reader.forget()
+    pieces.end_calls(CLOSE)
     yield from reader.spaces()
     yield from reader.skip(CLOSE)
 

@@ -48,9 +48,15 @@ class Reader:
         """No more text will come."""
         self.offset = 0
         """Characters that have been read."""
+        self.doubted = False
+        """What is noted looks like text, although it may turn out to be something else."""
         self._text = ""
         self._at = 0
         self._noted: list[str] | None = None
+
+    @property
+    def unread(self) -> str:
+        return self._text[self._at :]
 
     def add(self, text: str) -> None:
         self._text = self._text[self._at :] + text
@@ -59,6 +65,7 @@ class Reader:
     def note(self) -> None:
         """From here on, keep what is read."""
         self._noted = []
+        self.doubted = False
 
     def noted(self) -> str:
         """What was read since `note`, or since the marker that `until` found; it is kept no
@@ -75,9 +82,9 @@ class Reader:
         return any(not part.isspace() for part in self._noted or ())
 
     def drop(self) -> None:
-        """Read what there is, and give up what was noted unless it is spaces."""
+        """Read what there is, and give up what was noted unless it is spaces, or `doubted`."""
         self._read(len(self._text))
-        if self.notes:
+        if self.notes and not self.doubted:
             self._noted = None
 
     def peek(self) -> Reading[str]:
