@@ -398,6 +398,12 @@ def test_a_sleep_that_calls_a_load_off_unloads_nothing_and_says_so() -> None:
     assert (answer["model"], answer["total_time_s"]) == ("a", 1.234)
 
 
+def test_of_a_first_load_that_a_sleep_calls_off_nothing_was_let_go_of() -> None:
+    service = ScriptedService(unload_result=UnloadReport(model="b", called_off="b"))
+    answer = ask(app_of(service), "POST", "/sleep").json
+    assert answer["message"] == "Loading 'b' was called off. 'b' sleeps."
+
+
 def test_an_unload_of_what_is_on_its_way_says_that_it_was_called_off() -> None:
     service = ScriptedService(unload_result=UnloadReport(model="b", called_off="b"))
     answer = ask(app_of(service), "POST", UNLOAD).json

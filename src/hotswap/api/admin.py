@@ -141,7 +141,8 @@ class ManagementRoutes:
         answer = _unload_answer(report, device)
         if report.called_off is not None:
             answer["message"] += f" {report.model!r} sleeps."
-        if report.model is not None and park and not report.parked:
+        was_there = report.model not in (None, report.called_off)
+        if was_there and park and not report.parked:
             answer["message"] += f" {_NOT_PARKED}"
         return json_response(answer)
 
