@@ -458,6 +458,24 @@ async def test_a_call_that_max_tokens_cuts_is_never_text(
 
 
 @pytest.mark.anyio
+async def test_a_stop_string_is_the_reason_also_where_max_tokens_showed_that_it_is_in_no_call(
+    checkpoint: Checkpoint, says: Says
+) -> None:
+    from transformers import AutoTokenizer
+
+    own: Any = AutoTokenizer.from_pretrained(checkpoint())
+    said = '{"id": 7, "type": 3, "arguments": {"a'
+    template = PLAIN.replace("think", "thought") + "{% if tools %}{% endif %}"
+    async with serving(checkpoint(), chat_template=template) as served:
+        says(said, ends=False)
+        count = len(own.encode(said, add_special_tokens=False))
+        answer = await served.ask(with_tools(), max_tokens=count, stop=(": 3",))
+        assert (answer.text, reason(answer)) == ('{"id": 7, "type"', "stop")
+        answer = await served.ask(with_tools(), max_tokens=count)
+        assert (answer.text, reason(answer)) == (said, "length")
+
+
+@pytest.mark.anyio
 async def test_no_stop_string_ends_a_call_that_is_required(
     checkpoint: Checkpoint, says: Says
 ) -> None:

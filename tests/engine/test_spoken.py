@@ -5,6 +5,8 @@ from collections.abc import Set
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hotswap.contracts import GenerationEvent, ReasoningDelta, TextDelta, ToolCallDelta
 from hotswap.engine.drawing import Draw
@@ -138,6 +140,61 @@ def test_a_stop_string_after_a_call_without_its_closing_mark_stops(name: str, ca
     text = spoken("Observation:", read_calls=family(name).read)
     assert summed(say(text, f"{called}\nObservation: 3"))[1] == ""
     assert text.stop_sequence == "Observation:"
+
+
+@pytest.mark.parametrize(
+    ("name", "letters", "stop", "expected"),
+    [
+        ("llama", '{\n  "answer": 42}', "\n", "{"),
+        ("json", '{"id": 7, "for": "me"} and', "7, ", '{"id": '),
+        ("json", '[{"id": 7}, 8] and', "7}", '[{"id": '),
+        ("json", '{"id": 7', "7", '{"id": '),
+        ("llama", '{"id": 7; 8}', "7; 8", '{"id": '),
+        ("hermes", "So:\n<tool_call>\nclock() now", "clock", "So:\n<tool_call>\n"),
+        ("hermes", "So <tool_call> clocks, clo, clock.", "clock.", "So <tool_call> clocks, clo, "),
+        ("llama", '{"name": "clock"}; Note: x', "Note:", "; "),
+        ("hermes", "<tool_box> is", "tool_", "<"),
+    ],
+)
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_what_is_no_call_after_all_is_searched_for_stop_strings(
+    name: str, letters: str, stop: str, expected: str, *, cut: bool, logprobs: bool
+) -> None:
+    text = spoken("zz", stop, read_calls=family(name).read)
+    events = say(text, letters, cut=cut, logprobs=logprobs)
+    assert (summed(events)[1], text.stop_sequence) == (expected, stop)
+    said = [event for event in events if isinstance(event, TextDelta)]
+    told = "".join(entry.text for event in said for entry in event.logprobs)
+    assert told == (expected if logprobs else "")
+
+
+@pytest.mark.parametrize("name", ["llama", "json", "hermes", "phi", "qwen-coder"])
+@given(
+    words=st.lists(
+        st.sampled_from(
+            ["{", "}", '"id"', ": 1", ",", "; ", "\n", "[", "x", "<tool", "_call>", "<|tool_call|>"]
+        ),
+        max_size=12,
+    ),
+    stop=st.sampled_from(
+        ["\n", "x", "xx", ": 1", '"id"', "}", "1,", "tool", "call>x", '{"', "[[x"]
+    ),
+)
+def test_without_a_call_an_answer_ends_at_the_first_stop_string(
+    name: str, words: list[str], stop: str
+) -> None:
+    text = spoken(stop, read_calls=family(name).read, marks=None)
+    events = say(text, "".join(words))
+    shown, found, _ = "".join(words).partition(stop)
+    assert (summed(events)[1], text.stop_sequence) == (shown, found or None)
+
+
+@pytest.mark.parametrize("stop", ["tool_call", "call", ">", "name"])
+def test_no_stop_string_begins_within_the_mark_of_a_call(stop: str) -> None:
+    text = spoken(stop)
+    assert summed(say(text, f"I look. {CALL}")) == ("", "I look. ", '{"a": 1}')
+    assert text.stop_sequence is None
 
 
 @pytest.mark.parametrize("stop", ["<", "/", "tool_call>", "call>"])

@@ -24,6 +24,8 @@ class AnswerText:
         self._stop = StopStrings(stop)
         self._ready = echo
         self._held = ""
+        self._passed: list[int] = []
+        """Where in the text stop strings may have begun that were not heeded."""
         self._decoded_chars = 0
         self._released_chars = 0
         self._logprobs: list[tuple[int, TokenLogprob]] = []
@@ -90,10 +92,13 @@ class AnswerText:
             found = self._stop.find(text)
             at = len(text) - self._stop.partial(text) if found is None else found[0]
             self._release(text[:at], held=text[at:])
+            if self.stop_sequence is not None:
+                return True
             if at == len(text):
                 return False
             if self._heeds_stop(text[at:]):
                 break
+            self._passed.append(self._released_chars)
             self._release(text[at], held="")
             text = text[at + 1 :]
         if found is not None:
@@ -131,6 +136,16 @@ class StopStrings:
         found = [(text.find(string), -len(string), string) for string in self._strings]
         first = min((hit for hit in found if hit[0] >= 0), default=None)
         return None if first is None else (first[0], first[2])
+
+    def at(self, text: str, place: int) -> str | None:
+        """The stop string that is at that place in ``text``, the longest of several."""
+        there = (string for string in self._strings if text.startswith(string, place))
+        return max(there, key=len, default=None)
+
+    def begun(self, text: str, place: int) -> bool:
+        """A stop string may begin at that place, and go on behind ``text``."""
+        left = len(text) - place
+        return any(left < len(s) and s.startswith(text[place:]) for s in self._strings)
 
     def partial(self, text: str) -> int:
         """Characters at the end of ``text`` that a stop string could begin with."""

@@ -379,10 +379,11 @@ class TorchEngine:
         for event in text.events():
             post.add(number, event)
         if finished is not None:
-            calls = finished == "stop" and text.called and text.stop_sequence is None
+            stopped = text.stop_sequence is not None
+            calls = finished == "stop" and text.called and not stopped
             end = Finished(
                 index=text.index,
-                reason="tool_calls" if calls else finished,
+                reason="tool_calls" if calls else "stop" if stopped else finished,
                 completion_tokens=sequence.answer_tokens,
                 reasoning_tokens=text.reasoning_tokens,
                 cached_tokens=(sequence.cached_tokens or 0) if sequence.is_first_choice else 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import string
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -26,6 +27,7 @@ _LETTERS = string.ascii_letters + string.digits
 class SpokenText(AnswerText):
     """Stop strings are looked for in all that the model writes, reasoning and marks included, as
     vLLM does; but none begins within a call, which would be cut in the middle of its arguments.
+    What might have become a call is searched when it turns out to be text.
     Log-probabilities go with text and reasoning; those of calls and of marks are not given out."""
 
     def __init__(
@@ -42,6 +44,10 @@ class SpokenText(AnswerText):
         self._short_ids = hearing.ids == "short"
         self._listener = Listener(hearing)
         self._last: Piece | None = None
+        self._withheld: Piece | None = None
+        """Text that was taken for a call and may be the beginning of a stop string."""
+        self._over = False
+        """Text that was taken for a call ended the answer."""
         self._events: list[GenerationEvent] = []
         if echo:
             self._events.append(TextDelta(index=index, text=echo))
@@ -60,7 +66,7 @@ class SpokenText(AnswerText):
     def finish(self, *, cut: bool = False) -> None:
         super().finish(cut=cut)
         self._listener.finish(cut=cut)
-        self._gather()
+        self._gather(ended=True)
         last = self._last
         # Tokens after the last character belong to what they follow.
         rest = [entry for at, entry in self._logprobs if at >= self._listener.offset]
@@ -76,15 +82,23 @@ class SpokenText(AnswerText):
         return not self._listener.calling(text)
 
     def _release(self, text: str, *, held: str) -> None:
+        if self._over:
+            return
         self._released_chars += len(text)
         self._held = held
         if text:
             self._listener.push(text)
             self._gather()
 
-    def _gather(self) -> None:
+    def _gather(self, *, ended: bool = False) -> None:
         """Make events of what the listener has heard."""
-        for piece in self._listener.take():
+        pieces = self._joined(ended=ended)
+        for piece in pieces:
+            if self._over:
+                return
+            self._search(piece, is_last=piece is pieces[-1] and not ended)
+            if piece.kind == "text" and piece.start == piece.end:
+                continue  # all of it is cut off, or withheld
             entries = self._entries(piece)
             if piece.kind in ("text", "reasoning"):
                 self._say(piece, piece.text, entries)
@@ -97,6 +111,43 @@ class SpokenText(AnswerText):
             else:
                 self._go_on(piece)
             self._last = piece
+
+    def _joined(self, *, ended: bool) -> list[Piece]:
+        """What the listener has heard, together with what was withheld."""
+        pieces, withheld = self._listener.take(), self._withheld
+        if withheld is None or not (pieces or ended):
+            return pieces
+        self._withheld = None
+        if pieces and pieces[0].kind == "text" and pieces[0].start == withheld.end:
+            pieces[0].start = withheld.start
+            pieces[0].parts[:0] = withheld.parts
+        else:
+            del self._passed[: bisect_left(self._passed, withheld.end)]
+            pieces.insert(0, withheld)
+        return pieces
+
+    def _search(self, piece: Piece, *, is_last: bool) -> None:
+        """Cut off a stop string in ``piece`` that was not heeded, and what follows it. Where one
+        may have begun, that is withheld until more comes."""
+        text, passed = piece.text, self._passed[: bisect_left(self._passed, piece.end)]
+        del self._passed[: len(passed)]
+        if piece.kind != "text":
+            return
+        places = [place - piece.start for place in passed if place >= piece.start]
+        found = next(((at, stop) for at in places if (stop := self._stop.at(text, at))), None)
+        begun = next((at for at in places if is_last and self._stop.begun(text, at)), None)
+        if found is not None:
+            end, self.stop_sequence = found
+            self._held, self._over = "", True
+            cut = piece.start + end
+            self._logprobs = [(c, entry) for c, entry in self._logprobs if c < cut]
+        elif begun is not None:
+            end = begun
+            self._withheld = Piece("text", piece.start + end, piece.end, 0, [text[end:]])
+            self._passed[:0] = [piece.start + at for at in places if at >= end]
+        else:
+            return
+        piece.parts, piece.end = [text[:end]], piece.start + end
 
     def _say(self, piece: Piece, text: str, entries: tuple[TokenLogprob, ...]) -> None:
         kind = ReasoningDelta if piece.kind == "reasoning" else TextDelta

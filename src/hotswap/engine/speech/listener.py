@@ -64,7 +64,8 @@ class Listener:
             return False
         if self._hearing.demanded or self._reader.notes:
             return True
-        return self._pieces.may_go_on(self._reader.unread + text)
+        unread = self._reader.unread
+        return self._pieces.may_go_on(unread + text) if self._pieces.calling else bool(unread)
 
     @property
     def over(self) -> bool:
