@@ -137,6 +137,18 @@ def test_it_is_not_tried_again_before_somebody_has_left() -> None:
     device.pool.release(second)
 
 
+def test_what_was_too_much_for_one_does_not_keep_a_little_from_others() -> None:
+    device = Device(4, free=4 * BLOCK)
+    growth = growth_of(device)
+    device.needed = 90
+    growth.provide()
+    assert device.grown == []
+    use(device, 4)
+    device.needed = 1
+    growth.provide()
+    assert device.grown == [8]
+
+
 def test_weights_that_come_between_looking_and_growing_are_given_up() -> None:
     device = Device(4, free=50 * BLOCK)
     growth, grow = growth_of(device), device.grow

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -52,8 +53,7 @@ class Growth:
         self._memory = memory
         self._reserve = reserve
         self._reclaim = reclaim
-        self._refused: tuple[bool, int] | None = None
-        """Whether somebody had to wait when there was no memory, and how many blocks were used."""
+        self._refused: _Refusal | None = None
 
     def provide(self) -> None:
         """To be called before a plan is made."""
@@ -62,14 +62,13 @@ class Growth:
         if missing <= 0 or pool.count >= self._scheduler.budget.blocks:
             return
         must = missing > pool.remembered
-        if self._refused is not None:
-            had_to, used = self._refused
-            if pool.used >= max(used, 1) and (had_to or not must):
-                return
+        refusal = _Refusal(must=must, missing=missing, used=pool.used)
+        if self._refused is not None and self._refused.covers(refusal):
+            return
         grown = self._grow(missing, must=must)
         if not grown and must and self.relieve():
             grown = self._grow(missing, must=True)
-        self._refused = None if grown else (must, pool.used)
+        self._refused = None if grown else refusal
 
     def relieve(self) -> bool:
         """Free what the device holds for models whose turn has not come. False: nothing."""
@@ -102,6 +101,25 @@ class Growth:
             devices.release_unused(self._memory.device)
         self._scheduler.pool.extend(count)
         return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Refusal:
+    """There was no memory."""
+
+    must: bool
+    """Somebody had to wait for it."""
+    missing: int
+    used: int
+    """Blocks, at that time."""
+
+    def covers(self, other: _Refusal) -> bool:
+        """To try again would be in vain: as much is missing, and nobody has left."""
+        return (
+            0 < self.used <= other.used
+            and self.missing <= other.missing
+            and self.must >= other.must
+        )
 
 
 def next_count(there: int, *, missing: int, forgettable: int, most: int) -> int:
