@@ -24,6 +24,17 @@ Checkpoint = Callable[..., Path]
 PROMPT = list(range(3, 40))
 
 
+@pytest.fixture
+def checkpoint(checkpoint: Checkpoint, tmp_path: Path) -> Checkpoint:
+    """As elsewhere, but the test's own: what another test has mapped may be so still."""
+
+    def directory(architecture: str = "qwen3") -> Path:
+        own = tmp_path / "own" / architecture
+        return own if own.exists() else Path(shutil.copytree(checkpoint(architecture), own))
+
+    return directory
+
+
 def new_registry(**options: Any) -> TorchEngineRegistry:
     from hotswap.engine.registry import TorchEngineRegistry
 
