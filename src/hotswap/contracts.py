@@ -655,7 +655,7 @@ class SwapSnapshot:
     """``timings`` added up over all loads so far that brought a model."""
     memory: MemoryReport | None
     """Around the last teardown."""
-    leaked_bytes: int = 0
+    teardown_leaked_bytes: int = 0
     """That all teardowns so far together left behind."""
     rebuilds: int = 0
     """Engines that failed and were built again."""

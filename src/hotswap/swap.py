@@ -555,7 +555,7 @@ class SwapController:
             timings=timings,
             phase_seconds=_added(self._past_seconds, timings) if stay else self._past_seconds,
             memory=self._registry.memory,
-            leaked_bytes=self._leaked_bytes,
+            teardown_leaked_bytes=self._leaked_bytes,
             rebuilds=self._rebuilds,
             restarts=self._restarts,
             asleep=None if self._asleep is None else self._asleep.id,

@@ -99,7 +99,7 @@ def test_the_metrics_are_the_snapshot_s() -> None:
         tokens=1040,
         phase_seconds={"prepare": 1.5, "start": 0.25, "gap": 0.75},
         memory=MemoryReport(before_bytes=9, after_bytes=3, baseline_bytes=1, leaked_bytes=2),
-        leaked_bytes=40,
+        teardown_leaked_bytes=40,
         rebuilds=3,
         restarts=2,
     )

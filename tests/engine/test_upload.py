@@ -169,13 +169,9 @@ def test_an_image_is_closed_only_when_nobody_copies_from_it(layout: Layout) -> N
     assert same(layout, upload.arena)
 
 
-def test_an_upload_that_is_dropped_gives_up_and_keeps_nothing(layout: Layout) -> None:
-    """What is on its way by then arrives before the memory is free."""
-    from hotswap.engine.upload import Upload
-
-    memory, begun, release = late_memory(), threading.Event(), threading.Event()
-    lane: Any = memory.lane
-    copy = lane.copy
+def held_up(lane: Any) -> tuple[threading.Event, threading.Event]:
+    """That a copy has been asked for, and what each of them waits for then."""
+    copy, begun, release = lane.copy, threading.Event(), threading.Event()
 
     def slow(target: Tensor, source: Tensor) -> None:
         copy(target, source)
@@ -183,6 +179,16 @@ def test_an_upload_that_is_dropped_gives_up_and_keeps_nothing(layout: Layout) ->
         release.wait(20)
 
     lane.copy = slow
+    return begun, release
+
+
+def test_an_upload_that_is_dropped_gives_up_and_keeps_nothing(layout: Layout) -> None:
+    """What is on its way by then arrives before the memory is free."""
+    from hotswap.engine.upload import Upload
+
+    memory = late_memory()
+    lane: Any = memory.lane
+    begun, release = held_up(lane)
     upload = Upload(layout, memory)
     arena = weakref.ref(upload.arena)
     [thread] = _started(upload.send_ahead)
@@ -211,16 +217,9 @@ def test_an_upload_that_is_closed_on_its_way_gives_up_and_waits_for_what_was_beg
 ) -> None:
     from hotswap.engine.upload import Upload
 
-    memory, begun, release = late_memory(), threading.Event(), threading.Event()
+    memory = late_memory()
     lane: Any = memory.lane
-    copy = lane.copy
-
-    def slow(target: Tensor, source: Tensor) -> None:
-        copy(target, source)
-        begun.set()
-        release.wait(20)
-
-    lane.copy = slow
+    begun, release = held_up(lane)
     upload = Upload(layout, memory)
     upload.send_ahead()
     assert begun.wait(20)

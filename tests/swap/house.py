@@ -105,7 +105,7 @@ def counters(snapshot: SwapSnapshot) -> dict[str, float]:
         "loads": snapshot.loads,
         "swaps": snapshot.swaps,
         "tokens": snapshot.tokens,
-        "leaked_bytes": snapshot.leaked_bytes,
+        "leaked_bytes": snapshot.teardown_leaked_bytes,
         "rebuilds": snapshot.rebuilds,
     }
     unloads = {reason.value: count for reason, count in snapshot.unloads_by_reason.items()}

@@ -112,13 +112,13 @@ def test_what_models_leave_behind_is_added_up() -> None:
     async def scenario(house: House) -> None:
         for model, leaked_bytes in (("A", 0), ("B", 5), ("C", 5), ("A", 12), ("C", 17)):
             await house.ask(model)
-            assert house.controller.snapshot().leaked_bytes == leaked_bytes
+            assert house.controller.snapshot().teardown_leaked_bytes == leaked_bytes
         memory = house.controller.snapshot().memory
         assert memory is not None
         assert memory.leaked_bytes == 5, "of the last one"
         house.registry.script.start_errors["B"] = InsufficientMemory("too big")
         assert (await house.ask("B")).error is not None
-        assert house.controller.snapshot().leaked_bytes == 24
+        assert house.controller.snapshot().teardown_leaked_bytes == 24
 
     assert play(scenario, script=Script(leaked_bytes={"A": 5, "C": 7})).registry.started[-1] == "C"
 
@@ -130,7 +130,10 @@ def test_what_a_called_off_load_leaves_behind_counts_too() -> None:
             await trio.sleep(1.05)
             assert house.phase == "loading"
             await house.service.sleep(park=True)
-        assert (house.registry.started, house.controller.snapshot().leaked_bytes) == (["A"], 5)
+        assert (house.registry.started, house.controller.snapshot().teardown_leaked_bytes) == (
+            ["A"],
+            5,
+        )
 
     play(scenario, script=Script(leaked_bytes={"A": 5}))
 

@@ -124,7 +124,7 @@ def _bytes(snapshot: SwapSnapshot) -> Iterator[Metric]:
     yield CounterMetricFamily(
         "hotswap:teardown_leaked_bytes",
         "Memory that models did not give back when they left the device, all of them so far.",
-        snapshot.leaked_bytes,
+        snapshot.teardown_leaked_bytes,
     )
 
 

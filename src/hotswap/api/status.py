@@ -149,7 +149,7 @@ def describe(snapshot: SwapSnapshot, now: float) -> dict[str, Any]:
         "timings": snapshot.timings,
         "phase_seconds": snapshot.phase_seconds,
         "memory": snapshot.memory,
-        "leaked_bytes": snapshot.leaked_bytes,
+        "teardown_leaked_bytes": snapshot.teardown_leaked_bytes,
         "expires_in_s": snapshot.expires_in_s,
     }
 

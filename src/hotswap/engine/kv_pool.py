@@ -90,8 +90,9 @@ class KVPool:
         before, self.slots = self.slots, blocks * BLOCK_TOKENS
         try:
             for index, (keys, values) in self._layers.items():
-                self._layers[index] = self._grown(keys), values
-                self._layers[index] = self._layers[index][0], self._grown(values)
+                grown = self._grown(keys)
+                self._layers[index] = grown, values  # what was moved is not where it was
+                self._layers[index] = grown, self._grown(values)
         except BaseException:
             self.slots = before
             raise
