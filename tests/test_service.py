@@ -187,12 +187,12 @@ def test_without_loading_on_demand_what_is_unusable_is_just_not_served() -> None
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        (None, "The request names none"),
-        ("", "The request names none"),
-        ("current", "'current' is answered by whichever is"),
-        ("default", "'default' is answered by whichever is"),
-        ("claude-3", "'claude-3' is answered by whichever is"),
-        ("tasks", "'tasks' is answered by whichever is"),
+        (None, "no name"),
+        ("", "no name"),
+        ("current", "'current'"),
+        ("default", "'default'"),
+        ("claude-3", "'claude-3'"),
+        ("tasks", "'tasks'"),
     ],
 )
 def test_where_no_model_is_loaded_a_refusal_says_what_was_named(
@@ -202,7 +202,8 @@ def test_where_no_model_is_loaded_a_refusal_says_what_was_named(
         error = (await house.ask(name, any_name=True)).error
         assert isinstance(error, ModelNotFound)
         assert error.message == (
-            f"No model is loaded. {told}: set `model` to one that is here, or load one."
+            f"No model is loaded. A request for {told} is answered by whichever is loaded: name "
+            "one, or load one."
         )
 
     play(scenario, models=(spec("A"), ModelSpec(id="tasks", path=None, background=True)))

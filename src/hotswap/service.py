@@ -606,9 +606,10 @@ def _to_embed(request: GenerationRequest) -> EmbeddingRequest:
 def _none_loaded(task: Task, name: str | None) -> ModelNotFound:
     """For a request that any model for ``task`` would suit, where there is none."""
     kind = "embedding model" if task == "embed" else "model"
-    why = f"{name[:200]!r} is answered by whichever is" if name else "The request names none"
+    whose = f"{name[:200]!r}" if name else "no name"
     return ModelNotFound(
-        f"No {kind} is loaded.", hint=f"{why}: set `model` to one that is here, or load one."
+        f"No {kind} is loaded.",
+        hint=f"A request for {whose} is answered by whichever is loaded: name one, or load one.",
     )
 
 
