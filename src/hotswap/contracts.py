@@ -113,7 +113,7 @@ class GenerationRequest:
     model: str | None = None
     """The name as the client wrote it; None, "", "default", "current": the resident model."""
     any_name: bool = False
-    """A name that means no model here means the resident one too."""
+    """A name that means no model on this machine means the resident one too."""
     sampling: SamplingParams = SamplingParams()
     n: int = 1
     max_tokens: int | None = None
@@ -369,6 +369,9 @@ class ModelSpec:
     max_position_embeddings: int | None = None
     created_unix: int = 0
     facts: ModelFacts = ModelFacts()
+    fault: str | None = None
+    """Why it cannot be loaded: its files make no model, or settings for it are wrong. A layer of
+    settings with a mistake in it is left out above."""
 
 
 # -- an engine and who builds it -------------------------------------------------------------
@@ -553,13 +556,19 @@ class ModelCatalog(Protocol):
     def startup(self) -> str | None:
         """Id of the model that ``--model`` names."""
 
-    async def models(self) -> tuple[ModelSpec, ...]: ...
+    async def models(self) -> tuple[ModelSpec, ...]:
+        """What is listed, those included whose settings are wrong."""
+
+    async def unusable(self) -> Mapping[str, str]:
+        """Why what an operator put here cannot be loaded, by name: of models that are listed, and
+        of directories that hold none."""
 
     async def resolve(self, name: str) -> ModelSpec:
         """No network.
 
         Raises:
             ModelNotFound
+            ModelUnusable: there is something of that name, but it cannot be loaded.
         """
 
     def override(self, spec: ModelSpec, overrides: Mapping[str, Any], source: str) -> ModelSpec:
@@ -740,7 +749,7 @@ class ModelListing:
     task: Task = "generate"
     progress: Progress | None = None
     error: str | None = None
-    """Why the last load of this model failed, where it did."""
+    """Why it cannot be loaded, or why its last load failed."""
     facts: ModelFacts = ModelFacts()
 
 
@@ -801,8 +810,11 @@ class ModelService(Protocol):
     async def models(self) -> tuple[ModelListing, ...]:
         """What a request may name now. Never waits for a load."""
 
+    async def unusable(self) -> Mapping[str, str]:
+        """See `ModelCatalog.unusable`."""
+
     async def model(self, name: str) -> ModelListing:
-        """Raises: ModelNotFound."""
+        """Raises: ModelNotFound; ModelUnusable: there is such a directory, and no model in it."""
 
     async def describe(self, name: str) -> ModelDescription:
         """More about a model than its listing, read from its files.
