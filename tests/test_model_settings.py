@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from hotswap.config import apply_overrides
-from hotswap.contracts import AppliedSetting, EngineConfig, ModelSpec, SamplingParams
+from hotswap.contracts.models import AppliedSetting, EngineConfig, ModelSpec
+from hotswap.contracts.requests import SamplingParams
 from hotswap.errors import InvalidRequest
 from hotswap.model_settings import overrides_of
 

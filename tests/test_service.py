@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from hotswap.config import SwapRules
-from hotswap.contracts import GenerationRequest, ModelListing, ModelSpec, TextPrompt
+from hotswap.contracts.listing import ModelListing
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.requests import GenerationRequest, TextPrompt
 from hotswap.errors import (
     CheckpointRefused,
     DeviceLost,

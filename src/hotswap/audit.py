@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hotswap.contracts import MemoryReport
+from hotswap.contracts.reports import MemoryReport
 
 logger = logging.getLogger(__name__)
 

@@ -17,15 +17,11 @@ import anyio
 from anyio import CancelScope, Event, create_task_group
 
 from hotswap.audit import Cause
-from hotswap.contracts import (
-    Engine,
-    LoadReport,
-    ModelSpec,
-    PreparedModel,
-    Report,
-    UnloadMode,
-    UnloadReport,
-)
+from hotswap.contracts.engines import Engine, PreparedModel
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.progress import Report
+from hotswap.contracts.reports import LoadReport, UnloadReport
+from hotswap.contracts.service import UnloadMode
 from hotswap.errors import HotswapError
 from hotswap.policy import FailureLedger, Meter
 

@@ -8,7 +8,8 @@ from functools import partial
 
 from anyio.abc import TaskGroup
 
-from hotswap.contracts import ModelSpec, Report
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.progress import Report
 from hotswap.desk import Desk
 from hotswap.policy import Meter
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from hotswap import values
-from hotswap.contracts import AppliedSetting, ModelSpec
+from hotswap.contracts.models import AppliedSetting, ModelSpec
 from hotswap.errors import InvalidRequest
 from hotswap.options import ENGINE_KINDS, nearest
 from hotswap.values import Kind

@@ -9,7 +9,8 @@ from operator import itemgetter
 from typing import Protocol
 
 from hotswap.config import SwapRules
-from hotswap.contracts import LoadFailure, Progress
+from hotswap.contracts.progress import Progress
+from hotswap.contracts.snapshot import LoadFailure
 from hotswap.errors import HotswapError, ModelLoadFailed
 
 

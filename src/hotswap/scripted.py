@@ -18,23 +18,12 @@ from typing import Any
 import anyio
 from anyio import Event
 
-from hotswap.contracts import (
-    AppliedSetting,
-    ChatFacts,
-    EmbeddingRequest,
-    Embeddings,
-    EngineStats,
-    Estimate,
-    Finished,
-    GenerationEvent,
-    GenerationRequest,
-    MemoryReport,
-    ModelSpec,
-    ParkedModel,
-    Report,
-    Task,
-    TextDelta,
-)
+from hotswap.contracts.answers import Embeddings, Finished, GenerationEvent, TextDelta
+from hotswap.contracts.engines import EngineStats, ParkedModel
+from hotswap.contracts.models import AppliedSetting, ChatFacts, ModelSpec, Task
+from hotswap.contracts.progress import Report
+from hotswap.contracts.reports import Estimate, MemoryReport
+from hotswap.contracts.requests import EmbeddingRequest, GenerationRequest
 from hotswap.errors import (
     CheckpointRefused,
     HotswapError,

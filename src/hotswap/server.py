@@ -25,7 +25,9 @@ from hotswap.api.app import create_app
 from hotswap.audit import Cause
 from hotswap.catalog import Catalog
 from hotswap.config import ConfigError, Settings, SwapRules
-from hotswap.contracts import EngineRegistry, ModelSpec, Report
+from hotswap.contracts.engines import EngineRegistry
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.progress import Report
 from hotswap.departure import Departure, leave_at_once
 from hotswap.errors import (
     DeviceLost,

@@ -10,34 +10,21 @@ from typing import Any
 from anyio import to_thread
 
 from hotswap.config import SwapRules
-from hotswap.contracts import (
+from hotswap.contracts.answers import Embeddings, Generation, Tokenized
+from hotswap.contracts.catalog import ModelCatalog
+from hotswap.contracts.engines import Engine, EngineRegistry, Rendered
+from hotswap.contracts.listing import ModelDescription, ModelListing, ModelStatus
+from hotswap.contracts.models import ChatFacts, ModelSpec, Task
+from hotswap.contracts.progress import Progress, Report
+from hotswap.contracts.reports import LoadForecast, LoadReport, UnloadReport
+from hotswap.contracts.requests import (
     RESIDENT_NAMES,
-    ChatFacts,
     ChatPrompt,
     EmbeddingRequest,
-    Embeddings,
-    Engine,
-    EngineRegistry,
-    Generation,
     GenerationRequest,
-    LoadFailure,
-    LoadForecast,
-    LoadReport,
-    ModelCatalog,
-    ModelDescription,
-    ModelListing,
-    ModelSpec,
-    ModelStatus,
-    Progress,
-    Rendered,
-    Report,
-    SwapPhase,
-    SwapSnapshot,
-    Task,
-    Tokenized,
-    UnloadMode,
-    UnloadReport,
 )
+from hotswap.contracts.service import UnloadMode
+from hotswap.contracts.snapshot import LoadFailure, SwapPhase, SwapSnapshot
 from hotswap.desk import Target, is_same_load
 from hotswap.errors import (
     CheckpointRefused,

@@ -30,21 +30,12 @@ from anyio.abc import TaskGroup
 from hotswap import audit
 from hotswap.audit import Cause, Change
 from hotswap.config import SwapRules
-from hotswap.contracts import (
-    Engine,
-    EngineRegistry,
-    LoadReport,
-    MemoryReport,
-    ModelSpec,
-    PreparedModel,
-    Progress,
-    SwapPhase,
-    SwapSnapshot,
-    Task,
-    UnloadMode,
-    UnloadReason,
-    UnloadReport,
-)
+from hotswap.contracts.engines import Engine, EngineRegistry, PreparedModel
+from hotswap.contracts.models import ModelSpec, Task
+from hotswap.contracts.progress import Progress
+from hotswap.contracts.reports import LoadReport, MemoryReport, UnloadReport
+from hotswap.contracts.service import UnloadMode
+from hotswap.contracts.snapshot import SwapPhase, SwapSnapshot, UnloadReason
 from hotswap.desk import Desk, LoadWish, Residency, Target, UnloadWish, Waiter, is_same_load
 from hotswap.downloads import Downloads, Fetch
 from hotswap.errors import (

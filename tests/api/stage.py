@@ -17,29 +17,14 @@ from starlette.types import ASGIApp, Message, Scope
 
 from hotswap.api.app import create_app
 from hotswap.config import ServerConfig, Settings
-from hotswap.contracts import (
-    ChatFacts,
-    EmbeddingRequest,
-    Embeddings,
-    Estimate,
-    Finished,
-    GenerationEvent,
-    GenerationRequest,
-    LoadForecast,
-    LoadReport,
-    ModelDescription,
-    ModelFacts,
-    ModelListing,
-    Report,
-    SamplingParams,
-    SwapPhase,
-    SwapSnapshot,
-    TextDelta,
-    Tokenized,
-    UnloadMode,
-    UnloadReason,
-    UnloadReport,
-)
+from hotswap.contracts.answers import Embeddings, Finished, GenerationEvent, TextDelta, Tokenized
+from hotswap.contracts.listing import ModelDescription, ModelListing
+from hotswap.contracts.models import ChatFacts, ModelFacts
+from hotswap.contracts.progress import Report
+from hotswap.contracts.reports import Estimate, LoadForecast, LoadReport, UnloadReport
+from hotswap.contracts.requests import EmbeddingRequest, GenerationRequest, SamplingParams
+from hotswap.contracts.service import UnloadMode
+from hotswap.contracts.snapshot import SwapPhase, SwapSnapshot, UnloadReason
 from hotswap.errors import ModelNotFound
 
 T = TypeVar("T")

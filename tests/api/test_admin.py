@@ -11,17 +11,10 @@ from trio.testing import MockClock
 
 from hotswap.api import uploads
 from hotswap.config import parse_yaml
-from hotswap.contracts import (
-    EngineStats,
-    Estimate,
-    LoadForecast,
-    LoadReport,
-    MemoryReport,
-    ParkedModel,
-    Progress,
-    SwapPhase,
-    UnloadReport,
-)
+from hotswap.contracts.engines import EngineStats, ParkedModel
+from hotswap.contracts.progress import Progress
+from hotswap.contracts.reports import Estimate, LoadForecast, LoadReport, MemoryReport, UnloadReport
+from hotswap.contracts.snapshot import SwapPhase
 from hotswap.errors import (
     CheckpointRefused,
     InsufficientMemory,

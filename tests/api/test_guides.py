@@ -15,7 +15,7 @@ from hotswap.api.ollama import parse_generate
 from hotswap.api.openai import parse_chat, parse_completion
 from hotswap.api.responses import parse_response
 from hotswap.api.responses_store import ResponseStore
-from hotswap.contracts import Guide
+from hotswap.contracts.requests import Guide
 from hotswap.errors import InvalidRequest
 from tests.api.stage import chat_body
 

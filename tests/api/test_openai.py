@@ -7,7 +7,7 @@ import pytest
 from hotswap.api.body import parse_object
 from hotswap.api.fields import duration_s
 from hotswap.api.openai import Chat, Completion, parse_chat, parse_completion
-from hotswap.contracts import (
+from hotswap.contracts.requests import (
     ChatPrompt,
     GenerationRequest,
     SamplingParams,

@@ -11,15 +11,12 @@ from hypothesis import given
 from hotswap.api.body import parse_object
 from hotswap.api.responses import ResponseBody, parse_count, parse_response
 from hotswap.api.responses_store import Kept, ResponseStore
-from hotswap.contracts import (
+from hotswap.contracts.answers import Finished, ReasoningDelta, TextDelta, ToolCallDelta
+from hotswap.contracts.requests import (
     ChatPrompt,
-    Finished,
     GenerationRequest,
     Guide,
-    ReasoningDelta,
     SamplingParams,
-    TextDelta,
-    ToolCallDelta,
     ToolChoice,
 )
 from hotswap.errors import EngineFailed, InvalidRequest

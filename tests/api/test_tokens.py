@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hotswap.contracts import ChatPrompt, TextPrompt
+from hotswap.contracts.requests import ChatPrompt, TextPrompt
 from hotswap.errors import ModelNotFound
 from tests.api.stage import ScriptedService, app_of, ask, chat_body
 

@@ -15,7 +15,7 @@ from hotswap.errors import CheckpointRefused
 from tests.engine.serving import Served, ignore, spec_of
 
 if TYPE_CHECKING:
-    from hotswap.contracts import ModelSpec
+    from hotswap.contracts.models import ModelSpec
     from hotswap.engine.registry import TorchEngineRegistry
 
 pytestmark = [pytest.mark.torch, pytest.mark.anyio]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from hotswap.contracts import ModelSpec
+    from hotswap.contracts.models import ModelSpec
     from hotswap.engine.device_memory import HostMemory
     from hotswap.engine.engine import TorchEngine
     from hotswap.engine.registry import TorchEngineRegistry

@@ -17,7 +17,7 @@ from tests.engine.serving import Served, ignore, spec_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hotswap.contracts import ModelSpec
+    from hotswap.contracts.models import ModelSpec
     from hotswap.engine.forward.skeleton import Skeleton
     from hotswap.engine.park import Parked
     from hotswap.engine.prepared import TorchPrepared

@@ -15,7 +15,9 @@ import anyio
 import pytest
 from anyio.abc import TaskGroup
 
-from hotswap.contracts import ChatFacts, ChatPrompt, EngineConfig, MemoryReport
+from hotswap.contracts.models import ChatFacts, EngineConfig
+from hotswap.contracts.reports import MemoryReport
+from hotswap.contracts.requests import ChatPrompt
 from hotswap.errors import (
     CheckpointRefused,
     ContextLengthExceeded,

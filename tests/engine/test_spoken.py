@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotswap.contracts import GenerationEvent, ReasoningDelta, TextDelta, ToolCallDelta
+from hotswap.contracts.answers import GenerationEvent, ReasoningDelta, TextDelta, ToolCallDelta
 from hotswap.engine.drawing import Draw
 from hotswap.engine.speech.listener import Hearing
 from hotswap.engine.spoken import SpokenText

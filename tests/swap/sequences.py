@@ -34,16 +34,12 @@ from hypothesis.stateful import (
 )
 
 from hotswap.config import SwapRules
-from hotswap.contracts import (
-    EngineRegistry,
-    Finished,
-    GenerationRequest,
-    ModelSpec,
-    Report,
-    SwapPhase,
-    TextDelta,
-    TextPrompt,
-)
+from hotswap.contracts.answers import Finished, TextDelta
+from hotswap.contracts.engines import EngineRegistry
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.progress import Report
+from hotswap.contracts.requests import GenerationRequest, TextPrompt
+from hotswap.contracts.snapshot import SwapPhase
 from hotswap.desk import LoadWish, Residency, Target, Waiter
 from hotswap.downloads import Fetch
 from hotswap.errors import (

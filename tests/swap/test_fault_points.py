@@ -15,7 +15,9 @@ import pytest
 import trio
 
 from hotswap.config import SwapRules
-from hotswap.contracts import GenerationRequest, ModelSpec, Report
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.progress import Report
+from hotswap.contracts.requests import GenerationRequest
 from hotswap.errors import (
     CheckpointRefused,
     DeviceLost,

@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from hotswap.config import SwapRules
-from hotswap.contracts import ChatFacts, EngineConfig, UnloadReason
+from hotswap.contracts.models import ChatFacts, EngineConfig
+from hotswap.contracts.snapshot import UnloadReason
 from hotswap.errors import (
     CheckpointRefused,
     DownloadFailed,

@@ -9,7 +9,8 @@ import trio
 import trio.testing
 
 from hotswap.config import SwapRules
-from hotswap.contracts import ModelSpec, UnloadReason
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.snapshot import UnloadReason
 from hotswap.errors import HotswapError, ModelNotFound, ModelUnloaded, SwapInProgress
 from hotswap.scripted import Script
 from tests.swap.house import ON_DEMAND, House, play

@@ -12,7 +12,8 @@ import pytest
 import trio
 
 from hotswap.config import SwapRules
-from hotswap.contracts import ModelSpec, Report
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.progress import Report
 from hotswap.errors import (
     CheckpointRefused,
     ContextLengthExceeded,

@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from hotswap.config import SwapRules
-from hotswap.contracts import EmbeddingRequest, ModelSpec, TextPrompt
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.requests import EmbeddingRequest, TextPrompt
 from hotswap.desk import Desk, Target
 from hotswap.errors import CheckpointRefused, ModelLoading, ModelUnloaded
 from hotswap.scripted import Script

@@ -20,17 +20,10 @@ from hotswap.api.headers import content_type
 from hotswap.api.listing import status_event
 from hotswap.api.sse import EventStream, comment, while_connected
 from hotswap.api.uploads import read_upload
-from hotswap.contracts import (
-    LoadForecast,
-    LoadReport,
-    MemoryReport,
-    ModelListing,
-    ModelService,
-    SwapPhase,
-    SwapSnapshot,
-    UnloadMode,
-    UnloadReport,
-)
+from hotswap.contracts.listing import ModelListing
+from hotswap.contracts.reports import LoadForecast, LoadReport, MemoryReport, UnloadReport
+from hotswap.contracts.service import ModelService, UnloadMode
+from hotswap.contracts.snapshot import SwapPhase, SwapSnapshot
 from hotswap.errors import InvalidRequest
 
 Choice = TypeVar("Choice")

@@ -10,7 +10,8 @@ from starlette.types import Receive, Scope, Send
 
 from hotswap.api.body import read_object
 from hotswap.api.documents import json_response
-from hotswap.contracts import GenerationRequest, ModelService
+from hotswap.contracts.requests import GenerationRequest
+from hotswap.contracts.service import ModelService
 
 
 class TokenCount:

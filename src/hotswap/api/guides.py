@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from hotswap.api.body import parse_object
 from hotswap.api.dialect import Lasting
-from hotswap.contracts import Guide
+from hotswap.contracts.requests import Guide
 from hotswap.errors import InvalidJson, InvalidRequest
 
 MAX_SOURCE_CHARS = 256 << 10

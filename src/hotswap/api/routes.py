@@ -50,7 +50,7 @@ from hotswap.api.tokens import (
     TokenRoutes,
 )
 from hotswap.config import ServerConfig
-from hotswap.contracts import ModelService
+from hotswap.contracts.service import ModelService
 
 Rows = list[Operation]
 _CHANGES = ("create", "copy", "push")

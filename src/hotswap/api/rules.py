@@ -26,8 +26,8 @@ def refuse_not_honoured(fields: Mapping[str, Any], names: Mapping[str, tuple[Any
 
 
 def effort_of(asked: str | None) -> str | None:
-    """In the words of `hotswap.contracts.ChatPrompt`: OpenAI's and Anthropic's newest models know
-    more than chat templates do."""
+    """In the words of `hotswap.contracts.requests.ChatPrompt`: OpenAI's and Anthropic's
+    newest models know more than chat templates do."""
     return "high" if asked in ("xhigh", "max") else asked
 
 
@@ -46,7 +46,7 @@ def stops_of(asked: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def logprobs_of(logprobs: bool | None, top_logprobs: int | None) -> int | None:
-    """As `hotswap.contracts.GenerationRequest` has them.
+    """As `hotswap.contracts.requests.GenerationRequest` has them.
 
     Raises:
         InvalidRequest: the second is asked for without the first.

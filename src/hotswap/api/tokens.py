@@ -15,7 +15,8 @@ from hotswap.api.fields import TokenId, decode
 from hotswap.api.openai import parse_chat, parse_completion
 from hotswap.api.openai_messages import Message
 from hotswap.api.tools import MAX_TOOLS, Choice, Tool
-from hotswap.contracts import ChatPrompt, GenerationRequest, ModelService, Prompt
+from hotswap.contracts.requests import ChatPrompt, GenerationRequest, Prompt
+from hotswap.contracts.service import ModelService
 from hotswap.errors import InvalidRequest
 
 MAX_TOKENS = 1 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from hotswap.contracts import GenerationEvent, TextDelta, TokenLogprob
+from hotswap.contracts.answers import GenerationEvent, TextDelta, TokenLogprob
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.drawing import Draw
 

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from hotswap.contracts import ParkedModel
+from hotswap.contracts.engines import ParkedModel
 from hotswap.engine.prepared import LoadKey, TorchPrepared
 from hotswap.engine.rested import Rested
 

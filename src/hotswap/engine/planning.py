@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hotswap.contracts import Estimate, ModelSpec
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.reports import Estimate
 from hotswap.engine import device as devices
 from hotswap.engine.device_memory import Room, RoomsOf
 from hotswap.engine.fit import (

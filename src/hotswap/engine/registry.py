@@ -20,16 +20,11 @@ import anyio
 import torch
 from anyio import from_thread, to_thread
 
-from hotswap.contracts import (
-    ChatFacts,
-    EmbeddingRequest,
-    Estimate,
-    GenerationRequest,
-    MemoryReport,
-    ModelSpec,
-    ParkedModel,
-    Report,
-)
+from hotswap.contracts.engines import ParkedModel
+from hotswap.contracts.models import ChatFacts, ModelSpec
+from hotswap.contracts.progress import Report
+from hotswap.contracts.reports import Estimate, MemoryReport
+from hotswap.contracts.requests import EmbeddingRequest, GenerationRequest
 from hotswap.engine import device as devices
 from hotswap.engine.ahead import Aheads
 from hotswap.engine.blueprint import (
@@ -83,8 +78,8 @@ the other beside them: they may be far longer than any model takes."""
 
 
 class TorchEngineRegistry:
-    """`hotswap.contracts.EngineRegistry`. An async context manager; leaving it ends the device
-    thread. Runs on asyncio."""
+    """`hotswap.contracts.engines.EngineRegistry`. An async context manager; leaving it ends the
+    device thread. Runs on asyncio."""
 
     HUNG_S = 30.0
     """Seconds after which a job that should end is given up, and the device with it. A prompt's
@@ -168,8 +163,8 @@ class TorchEngineRegistry:
             let_go([parked])
 
     async def render(self, spec: ModelSpec, request: GenerationRequest) -> RenderedRequest:
-        """See `hotswap.contracts.EngineRegistry.render`. For the model on the device nothing is
-        read from the disk: it answers also when its files have changed or gone."""
+        """See `hotswap.contracts.engines.EngineRegistry.render`. For the model on the device
+        nothing is read from the disk: it answers also when its files have changed or gone."""
         front, longest = await self._front(spec)
         if front.recipe is not None:
             raise InvalidRequest(f"{spec.id!r} is an embedding model.", param="model")
@@ -181,7 +176,7 @@ class TorchEngineRegistry:
     async def render_embedding(
         self, spec: ModelSpec, request: EmbeddingRequest
     ) -> RenderedEmbedding:
-        """See `hotswap.contracts.EngineRegistry.render_embedding`."""
+        """See `hotswap.contracts.engines.EngineRegistry.render_embedding`."""
         front, _ = await self._front(spec)
         if front.recipe is None:
             raise InvalidRequest(f"{spec.id!r} is not an embedding model.", param="model")
@@ -191,7 +186,7 @@ class TorchEngineRegistry:
         )
 
     async def detokenize(self, spec: ModelSpec, ids: Sequence[int]) -> str:
-        """See `hotswap.contracts.EngineRegistry.detokenize`."""
+        """See `hotswap.contracts.engines.EngineRegistry.detokenize`."""
         front, _ = await self._front(spec)
         return await to_thread.run_sync(
             text_of, front, ids, abandon_on_cancel=True, limiter=self._rendering
@@ -201,7 +196,7 @@ class TorchEngineRegistry:
         return self._counting if request.counted else self._rendering
 
     async def chat_facts(self, spec: ModelSpec) -> ChatFacts:
-        """See `hotswap.contracts.EngineRegistry.chat_facts`."""
+        """See `hotswap.contracts.engines.EngineRegistry.chat_facts`."""
         front, _ = await self._front(spec)
         speech = front.speech
         return ChatFacts(template=front.chat_template, tools=speech.tools, thinking=speech.thinking)
@@ -215,7 +210,7 @@ class TorchEngineRegistry:
         return front, self._cuts.get(_cut_key(front, spec))
 
     async def estimate(self, spec: ModelSpec) -> Estimate:
-        """See `hotswap.contracts.EngineRegistry.estimate`."""
+        """See `hotswap.contracts.engines.EngineRegistry.estimate`."""
         candidate = await self._candidate(spec)
         try:
             found = await self._plan(candidate)
@@ -265,8 +260,8 @@ class TorchEngineRegistry:
             raise InsufficientMemory(found.estimate.reason or "The model does not fit.")
 
     async def prepare(self, spec: ModelSpec, report: Report) -> TorchPrepared:
-        """See `hotswap.contracts.EngineRegistry.prepare`. Cancelling returns at once; what goes on
-        behind it is told in `read_weights`."""
+        """See `hotswap.contracts.engines.EngineRegistry.prepare`. Cancelling returns at once;
+        what goes on behind it is told in `read_weights`."""
         report("checking", 0.0)
         candidate = await self._candidate(spec)
         if not self._parked(candidate):
@@ -333,8 +328,8 @@ class TorchEngineRegistry:
     async def start(
         self, prepared: TorchPrepared, report: Report, changed: Callable[[], None]
     ) -> AsyncIterator[Any]:
-        """See `hotswap.contracts.EngineRegistry.start`. The engine is an `AnyEngine`; who starts a
-        model knows of which kind.
+        """See `hotswap.contracts.engines.EngineRegistry.start`. The engine is an `AnyEngine`; who
+        starts a model knows of which kind.
 
         Raises:
             DeviceLost: on entering or leaving; what was on the device could not be taken off.

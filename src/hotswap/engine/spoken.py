@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from hotswap.contracts import (
+from hotswap.contracts.answers import (
     GenerationEvent,
     ReasoningDelta,
     TextDelta,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hotswap.contracts import Engine, MemoryReport
+from hotswap.contracts.engines import Engine
+from hotswap.contracts.reports import MemoryReport
 from hotswap.engine import device as devices
 from hotswap.engine.rested import Rested
 
