@@ -21,6 +21,9 @@ class Cause:
     why: str
 
 
+BY_HAND = Cause("operator", "asked for by hand")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """A model left the device, came there, or both; or was to."""

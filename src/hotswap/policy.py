@@ -124,6 +124,29 @@ class FailureLedger:
         }
 
 
+CRASH_WINDOW_S = 60.0
+CRASHES_TOLERATED = 3
+"""In that time. After each the engine is built again, but not after the next one."""
+
+
+class Crashes:
+    """How often engines have failed lately, and whether that was too often."""
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+        self.worn_out = False
+        """The last engine that failed was not built again; nothing has worked since."""
+
+    def note(self, now: float) -> None:
+        recent = [crash for crash in self._times if now - crash < CRASH_WINDOW_S]
+        self._times = [*recent, now]
+        self.worn_out = len(self._times) > CRASHES_TOLERATED
+
+    def recover(self) -> None:
+        """An engine works, whichever; but those that failed are not forgotten."""
+        self.worn_out = False
+
+
 _LOCAL: Mapping[str, tuple[float, float]] = {
     "checking": (0.0, 0.05),
     "reading": (0.05, 0.8),

@@ -25,7 +25,6 @@ from hotswap.contracts.requests import (
 )
 from hotswap.contracts.service import UnloadMode
 from hotswap.contracts.snapshot import LoadFailure, SwapPhase, SwapSnapshot
-from hotswap.desk import Target, is_same_load
 from hotswap.errors import (
     CheckpointRefused,
     HotswapError,
@@ -36,6 +35,7 @@ from hotswap.errors import (
     NotLoaded,
     NotPermitted,
 )
+from hotswap.residency.desk import Target, is_same_load
 from hotswap.swap import SwapController
 
 AnyRequest = GenerationRequest | EmbeddingRequest
@@ -53,6 +53,8 @@ class SwapService:
         rules: SwapRules,
     ) -> None:
         self._controller = controller
+        self._occupancy = controller.occupancy
+        self._history = controller.history
         self._registry = registry
         self._catalog = catalog
         self._rules = rules
@@ -124,7 +126,7 @@ class SwapService:
 
     async def pull(self, name: str, report: Report) -> str:
         """See `ModelService.pull`."""
-        self._controller.check_open()
+        self._occupancy.check_open()
         try:
             spec = await self._catalog.resolve(name)
         except ModelNotFound:
@@ -164,7 +166,7 @@ class SwapService:
             if not any_name:
                 raise
             return await self._any(task)
-        if spec is self._controller.resident:
+        if spec is self._occupancy.resident:
             return Target(spec)
         if spec.background:
             return await self._any(task)
@@ -178,7 +180,7 @@ class SwapService:
 
     async def _named(self, name: str) -> ModelSpec:
         """The model of that name; the resident one as it was loaded."""
-        resident = self._controller.resident
+        resident = self._occupancy.resident
         # Before the disk is asked: the resident model is there even if its files are gone.
         if resident is not None and name in (resident.id, *resident.aliases):
             return resident
@@ -188,16 +190,16 @@ class SwapService:
     async def _any(self, task: Task) -> Target:
         """Whichever model for ``task`` is there when the request's turn comes; if there is none
         then, the one that is there now or sleeps, else the start-up one."""
-        present = self._controller.resident or self._controller.asleep
+        present = self._occupancy.resident or self._occupancy.asleep
         if present is not None:
             if present.task == task:
                 return Target(present, is_any=True)
             if not self._rules.on_demand:
                 _check_task(present, task)
-        ids = [self._catalog.startup, self._controller.last_for(task)]
+        ids = [self._catalog.startup, self._history.last_for(task)]
         if present is not None or not self._rules.on_demand:
             ids.reverse()
-        coming = self._controller.coming
+        coming = self._occupancy.coming
         try:
             return Target(await self._first_of(ids, task), is_any=True)
         except HotswapError:
@@ -222,14 +224,14 @@ class SwapService:
 
     def _present(self) -> ModelSpec | None:
         """The resident model; during a swap, the one to come."""
-        coming = self._controller.coming
-        swaps = coming is not None and self._controller.phase is not SwapPhase.READY
-        return coming if swaps else self._controller.resident
+        coming = self._occupancy.coming
+        swaps = coming is not None and self._occupancy.phase is not SwapPhase.READY
+        return coming if swaps else self._occupancy.resident
 
     def _served_ids(self) -> set[str]:
         """The models that answer while loading on demand is off."""
-        present = {spec.id for spec in (self._controller.resident, self._controller.coming) if spec}
-        absent = self._controller.last_resident or self._catalog.startup
+        present = {spec.id for spec in (self._occupancy.resident, self._occupancy.coming) if spec}
+        absent = self._history.last_resident or self._catalog.startup
         return present or ({absent} if absent else set())
 
     async def _render(self, spec: ModelSpec, request: AnyRequest) -> Rendered:
@@ -248,26 +250,26 @@ class SwapService:
         """See `ModelService.load`."""
         spec = self._catalog.override(await self._loadable(name), overrides, source)
         await self._survey()
-        return await self._controller.load(spec)
+        return await self._controller.orders.load(spec)
 
     async def forecast(
         self, name: str | None, overrides: Mapping[str, Any], source: str
     ) -> LoadForecast:
         """See `ModelService.forecast`."""
         spec = self._catalog.override(await self._loadable(name), overrides, source)
-        self._controller.check_open()
+        self._occupancy.check_open()
         if spec.path is None:
             raise InvalidRequest(
                 f"What {spec.id!r} would take is not known before it is downloaded.", param="model"
             )
         estimate = await self._registry.estimate(spec)
-        resident = self._controller.resident
+        resident = self._occupancy.resident
         stays = resident is not None and is_same_load(resident, spec)
         return LoadForecast(
             model=spec.id,
             already_loaded=stays,
             leaves=None if resident is None or stays else resident.id,
-            expected_s=self._controller.expected_load_s(spec.id),
+            expected_s=self._history.expected_load_s(spec.id),
             estimate=estimate,
         )
 
@@ -275,7 +277,7 @@ class SwapService:
         """See `ModelService.request_load`."""
         spec = await self._loadable(name)
         await self._survey()
-        self._controller.begin_load(spec)
+        self._controller.orders.begin_load(spec)
 
     async def _loadable(self, name: str | None) -> ModelSpec:
         """The model of that name, or the start-up one."""
@@ -292,15 +294,14 @@ class SwapService:
 
     async def sleep(self, *, park: bool, mode: UnloadMode = "drain") -> UnloadReport:
         """See `ModelService.sleep`."""
-        return await self._controller.sleep(mode, park=park)
+        return await self._controller.orders.sleep(mode, park=park)
 
     async def wake_up(self) -> LoadReport:
         """See `ModelService.wake_up`."""
-        controller = self._controller
-        spec = self._present() or controller.asleep
+        spec = self._present() or self._occupancy.asleep
         if spec is None:
-            spec = await self._first_of((controller.last_resident, self._catalog.startup))
-        return await controller.load(spec)
+            spec = await self._first_of((self._history.last_resident, self._catalog.startup))
+        return await self._controller.orders.load(spec)
 
     async def unload(
         self,
@@ -313,7 +314,7 @@ class SwapService:
         """See `ModelService.unload`."""
         model = None if name is None else (await self._named(name)).id
         try:
-            return await self._controller.unload(model, drain_timeout_s, mode, park=park)
+            return await self._controller.orders.unload(model, drain_timeout_s, mode, park=park)
         except NotLoaded:
             if model not in {parked.model for parked in self._registry.parked()}:
                 raise
@@ -383,9 +384,9 @@ class SwapService:
 
     def _facts(self, specs: tuple[ModelSpec, ...]) -> _Facts:
         controller = self._controller
-        resident, coming = controller.resident, controller.coming
+        resident, coming = self._occupancy.resident, self._occupancy.coming
         wanted = [*controller.desk.wanted(), *((coming,) if coming else ())]
-        progress = {spec.id: controller.progress_of(spec.id) for spec in wanted}
+        progress = {spec.id: controller.overview.progress_of(spec.id) for spec in wanted}
         served = None
         if not self._rules.on_demand:
             served = frozenset({*self._served_ids(), self._catalog.startup})
@@ -397,7 +398,7 @@ class SwapService:
             progress={model: one for model, one in progress.items() if one is not None},
             failures=controller.desk.failures.readings(),
             sleeping=frozenset(parked.model for parked in self._registry.parked()),
-            room=controller.room(),
+            room=self._history.room(),
         )
 
 
@@ -414,7 +415,7 @@ class _Facts:
     failures: Mapping[str, LoadFailure]
     sleeping: frozenset[str]
     room: Mapping[str, tuple[ModelSpec, int]]
-    """See `SwapController.room`."""
+    """See `History.room`."""
 
     def lists(self, spec: ModelSpec) -> bool:
         return self.served is None or spec.id in self.served or spec.background

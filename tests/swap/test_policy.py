@@ -17,7 +17,16 @@ from hotswap.errors import (
     ModelNotFound,
     NotPermitted,
 )
-from hotswap.policy import Cooldown, FailureLedger, Meter, Successor, successor
+from hotswap.policy import (
+    CRASH_WINDOW_S,
+    CRASHES_TOLERATED,
+    Cooldown,
+    Crashes,
+    FailureLedger,
+    Meter,
+    Successor,
+    successor,
+)
 
 RULES = SwapRules(patience_s=5.0, max_wait_s=20.0)
 
@@ -162,3 +171,28 @@ def test_a_meter_tells_only_what_is_worth_telling() -> None:
     assert 50 < told < 100
     assert meter.reading(1.0).eta_s == 3.0
     assert meter.reading(9.0).eta_s == 0.0
+
+
+class TestCrashes:
+    def test_of_one_window_wear_the_engine_out(self) -> None:
+        crashes = Crashes()
+        for number in range(CRASHES_TOLERATED):
+            crashes.note(float(number))
+            assert not crashes.worn_out
+        crashes.note(CRASH_WINDOW_S - 0.1)
+        assert crashes.worn_out
+
+    def test_that_lie_far_apart_do_not(self) -> None:
+        crashes = Crashes()
+        for number in range(4 * CRASHES_TOLERATED):
+            crashes.note(number * CRASH_WINDOW_S / CRASHES_TOLERATED)
+            assert not crashes.worn_out
+
+    def test_are_remembered_when_an_engine_works_again(self) -> None:
+        crashes = Crashes()
+        for _ in range(CRASHES_TOLERATED + 1):
+            crashes.note(0.0)
+        crashes.recover()
+        assert not crashes.worn_out
+        crashes.note(1.0)
+        assert crashes.worn_out

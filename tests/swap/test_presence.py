@@ -117,7 +117,7 @@ def test_letting_go_waits_for_no_other_model() -> None:
         await house.ask("A")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(house.ask, "B")
-            await house.until(lambda: house.controller.coming is not None)
+            await house.until(lambda: house.controller.occupancy.coming is not None)
             with trio.fail_after(0.01):
                 await house.service.let_go("A")
         assert house.resident == "B"

@@ -690,9 +690,9 @@ def test_what_is_given_up_ends_its_answers_and_refuses_all_others() -> None:
         assert all(isinstance(error, DeviceLost) for error in errors)
         assert str((await house.ask("A")).error) == "it hangs"
         assert house.phase == "failed"
-        assert house.controller.last_good == spec("A")
+        assert house.controller.occupancy.last_good == spec("A")
         await house.until(lambda: house.resident is None)
-        assert (house.phase, house.controller.last_good) == ("failed", spec("A"))
+        assert (house.phase, house.controller.occupancy.last_good) == ("failed", spec("A"))
 
     assert play(scenario).registry.started == ["A"]
 
@@ -714,14 +714,14 @@ def test_what_is_given_up_during_a_load_is_not_loaded(after_s: float) -> None:
 
 
 def _going_on_with(house: House) -> ModelSpec | None:
-    return house.controller.last_good
+    return house.controller.occupancy.last_good
 
 
 def test_the_model_to_go_on_with_is_the_one_that_worked() -> None:
     async def scenario(house: House) -> None:
         assert _going_on_with(house) is None
         await house.service.load("A", {"max_model_len": 7}, "request")
-        good = house.controller.last_good
+        good = house.controller.occupancy.last_good
         assert good is not None
         assert (good.id, good.engine.max_model_len) == ("A", 7)
         house.registry.script.start_errors["B"] = DeviceLost("gone")
@@ -739,7 +739,7 @@ def test_there_is_none_to_go_on_with_once_the_device_is_meant_to_be_empty(idle: 
         if not idle:
             await house.service.unload()
         await house.until(lambda: house.phase == "empty")
-        assert house.controller.last_good is None
+        assert house.controller.occupancy.last_good is None
 
     play(scenario, SwapRules(on_demand=True, idle_timeout_s=5.0))
 
@@ -926,7 +926,7 @@ def test_cancelling_the_whole_house_leaves_the_device_empty(cancelled_after_s: f
             async with controller.running(), trio.open_nursery() as nursery:
                 nursery.start_soon(house.ask, "A", 5)
                 nursery.start_soon(house.ask, "B", 5)
-        assert controller.phase == "closed"
+        assert controller.occupancy.phase == "closed"
         assert registry.current is None
         assert all(engine.running == 0 for engine in registry.engines)
 
@@ -953,8 +953,8 @@ def test_the_resident_model_admits_for_as_long_as_the_next_one_is_prepared() -> 
 def test_the_model_before_is_let_go_once_the_next_one_runs() -> None:
     async def scenario(house: House) -> None:
         await house.ask("A")
-        assert house.controller._residency is not None
-        before = weakref.ref(house.controller._residency.prepared)
+        assert house.controller.occupancy.stay is not None
+        before = weakref.ref(house.controller.occupancy.stay.prepared)
         await house.ask("B")
         gc.collect()
         assert before() is None, "its weights would take host memory for nothing"

@@ -82,7 +82,7 @@ def test_without_a_model_before_it_there_is_no_gap() -> None:
 
 def test_what_a_load_will_take_depends_on_whether_the_model_is_parked() -> None:
     async def scenario(house: House) -> None:
-        expected = house.controller.expected_load_s
+        expected = house.controller.history.expected_load_s
         assert expected("A") is None
         script(house)
         await house.ask("A")
@@ -105,12 +105,12 @@ def test_a_request_that_waits_for_another_model_s_load_is_queued() -> None:
         script(house)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(house.ask, "B", 1)
-            await house.until(lambda: house.controller.coming is not None)
+            await house.until(lambda: house.controller.occupancy.coming is not None)
             await trio.sleep(1.0)
             nursery.start_soon(house.ask, "C", 1)
         timings = house.controller.snapshot().timings
-        assert house.controller.resident is not None
-        assert house.controller.resident.id == "C"
+        assert house.controller.occupancy.resident is not None
+        assert house.controller.occupancy.resident.id == "C"
         assert timings["queued"] >= 2.0
         assert sum(timings[p] for p in ("prepare", "start")) == pytest.approx(3.2)
 

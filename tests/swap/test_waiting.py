@@ -10,8 +10,8 @@ import trio
 from hotswap.config import SwapRules
 from hotswap.contracts.models import ModelSpec
 from hotswap.contracts.requests import EmbeddingRequest, TextPrompt
-from hotswap.desk import Desk, Target
 from hotswap.errors import CheckpointRefused, ModelLoading, ModelUnloaded
+from hotswap.residency.desk import Desk, Target
 from hotswap.scripted import Script
 from tests.swap.house import House, play, spec
 
@@ -86,7 +86,7 @@ def test_who_leaves_or_is_refused_while_it_is_read_waits_no_more() -> None:
 
 
 def test_a_request_that_has_been_read_is_told_from_others_like_it() -> None:
-    desk, first, second = Desk(), Target(spec("A")), Target(spec("A"))
+    desk, first, second = Desk(SwapRules()), Target(spec("A")), Target(spec("A"))
     with desk.seen(first):
         with desk.seen(second):
             assert [id(one) for one in desk.arriving] == [id(first), id(second)]
@@ -136,7 +136,7 @@ def test_a_load_by_hand_that_is_called_off_waits_no_more() -> None:
 def test_who_was_sent_away_waits_no_more_though_the_load_goes_on() -> None:
     async def scenario(house: House) -> None:
         assert isinstance((await house.ask("remote")).error, ModelLoading)
-        assert house.controller.progress_of("remote") is not None
+        assert house.controller.overview.progress_of("remote") is not None
         assert waiting(house) == {}
         await house.until(lambda: house.resident == "remote")
 
