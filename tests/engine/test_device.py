@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from hotswap.errors import ModelLoadFailed
+from hotswap.errors import DeviceLost, ModelLoadFailed
 
 pytestmark = pytest.mark.torch
 
@@ -81,6 +81,38 @@ def test_joining_a_thread_that_hangs_ends() -> None:
     assert not device.join(0.01)
     release.set()
     assert device.join(10)
+
+
+@pytest.mark.anyio
+async def test_a_job_that_does_not_end_gives_up_the_device() -> None:
+    from hotswap.engine.device import Device
+
+    device, release = Device(hung_s=0.01), threading.Event()
+    device.check_answering()
+    with anyio.fail_after(60), pytest.raises(DeviceLost, match="does not answer"):
+        await device.ended(device.submit(lambda: release.wait(20)))
+    with pytest.raises(DeviceLost, match="does not answer"):
+        device.check_answering()
+    device.close()
+    assert not device.ends(), "it is not waited for again"
+    release.set()
+    assert device.join(10)
+
+
+@pytest.mark.anyio
+async def test_the_end_of_a_job_brings_what_came_of_it() -> None:
+    from hotswap.engine.device import Device
+
+    def fails() -> None:
+        raise ModelLoadFailed("it does not load")
+
+    device = Device()
+    assert await device.ended(device.submit(lambda: 7)) == 7
+    with pytest.raises(ModelLoadFailed):
+        await device.ended(device.submit(fails))
+    device.check_answering()
+    device.close()
+    assert device.ends()
 
 
 def test_no_gradients_are_kept_on_the_device_thread() -> None:

@@ -110,9 +110,9 @@ def _runs(name: str) -> bool:
 
 
 def refuse_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hotswap.engine import registry
+    from hotswap.engine import loader
 
-    monkeypatch.setattr(registry, "read_weights", lambda *_: pytest.fail("it is read again"))
+    monkeypatch.setattr(loader, "read_weights", lambda *_: pytest.fail("it is read again"))
 
 
 # -- there and back ------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ async def test_a_start_that_is_cancelled_leaves_the_device_free(checkpoint: Chec
 async def test_a_preparation_that_is_cancelled_stops_at_once(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hotswap.engine import registry as module
+    from hotswap.engine import loader as module
 
     reading, release = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""Whose turn it is, as things stand: operators first, then requests that name a model, then others."""
+"""Whose turn it is, as things stand: operators, requests for a model, requests for any."""
 
 from __future__ import annotations
 

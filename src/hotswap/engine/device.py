@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import errno
 import gc
+import logging
 import os
 import queue
 import threading
@@ -14,13 +15,18 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
+import anyio
 import torch
 
-from hotswap.errors import HotswapError, ModelLoadFailed
+from hotswap.errors import DeviceLost, HotswapError, ModelLoadFailed
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
 
+HUNG_S = 30.0
+"""A prompt's chunk takes several seconds where a large model runs on a CPU."""
+_HANGS = "The device does not answer any more."
 _WORTH_SHARING_BYTES = 16 << 20
 """Below it a step is a chain of operations too small to be shared: on two busy cores a model of
 10 MB ran at 75 tokens/s on both and at 149 on one."""
@@ -34,7 +40,14 @@ class Device:
     Kernels, workspaces and thread pools stay warm across engines because the thread stays.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hung_s: float = HUNG_S) -> None:
+        """
+        Args:
+            hung_s: Seconds after which a job that should end is given up, and the device with it.
+        """
+        self.hangs = False
+        """It was given up."""
+        self._hung_s = hung_s
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         # A daemon, so that a hung step cannot keep the process from exiting.
         self._thread = threading.Thread(target=self._work, name="hotswap-device", daemon=True)
@@ -51,9 +64,32 @@ class Device:
         of ours has left its frames, and the tensors in them, behind."""
         return await asyncio.wrap_future(self.submit(job))
 
+    async def ended(self, job: Future[T]) -> T:
+        """Wait for a job that should be over soon.
+
+        Raises:
+            DeviceLost: it hangs, and with it the thread.
+            Exception: what the job raised.
+        """
+        with anyio.move_on_after(self._hung_s, shield=True):
+            return await asyncio.wrap_future(job)
+        self.hangs = True
+        _log.error("The device thread has not answered for %g s and is given up", self._hung_s)
+        raise DeviceLost(_HANGS)
+
+    def check_answering(self) -> None:
+        """Raises: DeviceLost: it was given up."""
+        if self.hangs:
+            raise DeviceLost(_HANGS)
+
     def close(self) -> None:
         """Let the thread end after the jobs submitted so far."""
         self._jobs.put(None)
+
+    def ends(self) -> bool:
+        """Wait for the thread's end for as long as it may be expected. False: it hangs, and is left
+        behind."""
+        return self.join(0.0 if self.hangs else self._hung_s)
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the thread's end; False: it goes on after ``timeout_s``."""

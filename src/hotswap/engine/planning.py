@@ -121,6 +121,25 @@ def unspread(candidate: Candidate, *, leaves: bool, parked: Container[LoadKey]) 
     return _plan_whole(candidate, _free(candidate, leaves), parked).estimate
 
 
+def refuse_misfit(candidate: Candidate, found: Plan, *, has_run: bool) -> None:
+    """Before another model leaves for it.
+
+    Args:
+        has_run: Until then it is a guess how many bytes a token takes, and nothing is refused for
+            what is not certain.
+
+    Raises:
+        InsufficientMemory
+    """
+    asked = candidate.spec.engine.kv_cache_memory
+    certain = has_run or (asked is not None and asked > found.estimate.host_free_bytes)
+    if not found.rooms and candidate.device.type == "cuda":
+        least = candidate.need.weights + (asked or 0)
+        certain |= least > devices.total_bytes(candidate.device)
+    if certain and not found.estimate.fits:
+        raise InsufficientMemory(found.estimate.reason or "The model does not fit.")
+
+
 def advice(candidate: Candidate) -> str | None:
     """What the settings could say otherwise, for a model in host memory that had no room on its
     device, which is empty again; None: nothing that would help."""
