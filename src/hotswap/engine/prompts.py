@@ -21,6 +21,8 @@ the other beside them: they may be far longer than any model takes."""
 
 
 class Prompts:
+    """Rendered on threads of their own."""
+
     def __init__(self) -> None:
         self._rendering = anyio.CapacityLimiter(_RENDERINGS)
         self._counting = anyio.CapacityLimiter(1)

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 
 class Faults:
+    """Of one device."""
+
     def __init__(self, desk: Desk, occupancy: Occupancy, history: History) -> None:
         self._desk = desk
         self._occupancy = occupancy

@@ -13,8 +13,8 @@ from hotswap.residency.stay import Residency
 
 
 class Occupancy:
-    """The state of one device. Its owner (`hotswap.swap`) changes it, and rings the desk's bell
-    whenever that is worth a look; everybody else reads it."""
+    """The state of one device. What is on it, and its phase, are for its owner to change
+    (`hotswap.swap`); orders say whether it sleeps; requests only look."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk

@@ -23,6 +23,8 @@ WORN_OUT = "the engine failed again and again"
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
+    """Made of the parts that know."""
+
     desk: Desk
     occupancy: Occupancy
     downloads: Downloads
