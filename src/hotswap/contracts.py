@@ -704,7 +704,7 @@ class LoadForecast:
     leaves: str | None
     """The model that would have to go."""
     expected_s: float | None
-    """As long as its last load took; None: it has not been loaded yet."""
+    """Of reading and starting it, as the last time; None: it has not been loaded yet."""
     estimate: Estimate
 
 
@@ -719,6 +719,8 @@ class UnloadReport:
     memory: MemoryReport | None = None
     parked: bool = False
     """It is kept in host memory."""
+    was_parked: bool = False
+    """It was in host memory only, and that has been let go of."""
     called_off: str | None = None
     """Nothing was unloaded: the load of this model was called off."""
 
@@ -819,8 +821,9 @@ class ModelService(Protocol):
         """
 
     async def let_go(self, name: str | None) -> str:
-        """Have a model leave the device as soon as no answer of it runs; done at once where it is
-        not there, and waits for it where nothing runs. Returns its id.
+        """Have a model leave the device as soon as no answer of it runs, and wait for that where
+        none runs. What is kept in host memory of one that was named, and is not on the device nor
+        on its way there, is let go of, unless it is pinned. Returns the model's id.
 
         Raises:
             NotPermitted: requests may not swap models here, so they may not let go of one either.

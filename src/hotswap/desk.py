@@ -42,7 +42,10 @@ class Residency:
     """When it could first answer."""
     idle_since: float
     idle_limit_s: float | None
-    """Seconds without a lease after which the model is let go; None or negative: never."""
+    """Seconds without a lease after which the model is let go; None or negative: never. Those that
+    the request wants which came last, or of two that ran together ended last."""
+    leaves: bool = False
+    """Somebody has let go of it, and nobody has been let in since."""
     awaited: bool = False
     """Somebody waited for it when it arrived."""
     leases: int = 0
@@ -224,7 +227,7 @@ class Desk:
 
     def report_to(self, meter: Meter) -> Report:
         def report(stage: str, done: float) -> None:
-            if meter.advance(stage, done):
+            if meter.advance(stage, done, anyio.current_time()):
                 self.ring()
 
         return report
@@ -256,6 +259,7 @@ class Desk:
         for waiter in [one for one in self.queue if one.takes(stay.spec)]:
             self.queue.remove(waiter)
             stay.leases += 1
+            stay.leaves = False
             waiter.verdict.grant(stay)
 
     def part_from(self, resident: ModelSpec) -> None:

@@ -70,6 +70,9 @@ _A_LOADS_OWN = ("request", "uploaded")
 """Where settings come from that hold for one load only."""
 
 _UNLOADED = "The model was unloaded."
+_PUT_TO_SLEEP = (
+    "The server was put to sleep (POST /sleep) before the model was ready; POST /wake_up wakes it."
+)
 
 CRASH_WINDOW_S = 60.0
 CRASHES_TOLERATED = 3
@@ -152,6 +155,8 @@ class SwapController:
         self._last_for: dict[Task, str] = {}
         self._unloaded_by_hand = False
         self._asleep: ModelSpec | None = None
+        self._sleeps = 0
+        """How often it was put to sleep."""
         self._closing = False
         self._crashes: list[float] = []
         self._worn_out = False
@@ -245,11 +250,11 @@ class SwapController:
         return self._residency is not None and self._residency.spec.id == model
 
     def expected_load_s(self, model: str) -> float | None:
-        """As long as its last load took, if possible from where it is now, parked or not; None: it
-        has not been loaded yet."""
-        parked = self._is_parked(model)
-        known = self._load_seconds.get((model, parked))
-        return self._load_seconds.get((model, not parked)) if known is None else known
+        """As long as reading and starting it took the last time, from where it is now, parked or
+        not; None: it has not been loaded yet. What is only done once is left out, and so is all
+        waiting for others: see `hotswap.policy.Meter`. As long as it has not come from the park,
+        that is what starting it took: there is nothing to be read."""
+        return self._load_seconds.get((model, self._is_parked(model)))
 
     def room(self) -> Mapping[str, tuple[ModelSpec, int]]:
         """By model: with which settings it was started last, and for how many tokens of prompt and
@@ -268,11 +273,18 @@ class SwapController:
     @contextmanager
     def arriving(self, target: Target) -> Iterator[None]:
         """Have a request that was accepted seen while its prompt is read, which takes seconds where
-        the engines are being imported. It has no claim yet: nothing is loaded for it."""
+        the engines are being imported. It has no claim yet: nothing is loaded for it.
+
+        Raises:
+            ModelUnloaded: on leaving; meanwhile everything that was wanted was called off.
+        """
+        sleeps = self._sleeps
         with self.desk.seen(target):
             if not self._has_come(target):
                 self.desk.ring()
             yield
+        if self._sleeps > sleeps:
+            raise ModelUnloaded(_PUT_TO_SLEEP)
 
     @asynccontextmanager
     async def lease(
@@ -281,6 +293,9 @@ class SwapController:
         """Wait until such a model is resident, and keep it so for as long as the block lasts.
 
         Args:
+            keep_alive_s: How long it may stay, idle, from the end of the block on, whatever other
+                requests said; negative: for ever; None: as its settings or else the server's have
+                it. Where requests may not load models it means nothing.
             request_id: For the log.
 
         Raises:
@@ -289,12 +304,21 @@ class SwapController:
         """
         who = f"request {request_id}".rstrip()
         stay = await self._wait_for(target, Cause(who, "a request waits for it"))
-        if self._rules.on_demand and keep_alive_s is not None:
-            stay.idle_limit_s = keep_alive_s
+        own_s = keep_alive_s if self._rules.on_demand else None
+        limit_s = self._idle_limit_s(stay.spec) if own_s is None else own_s
+        self._limit_idleness(stay, limit_s)
         try:
             yield stay
         finally:
+            self._limit_idleness(stay, limit_s)
             self._release(stay)
+
+    def _limit_idleness(self, stay: Residency, limit_s: float | None) -> None:
+        if not stay.leaves:
+            stay.idle_limit_s = limit_s
+
+    def _idle_limit_s(self, spec: ModelSpec) -> float | None:
+        return self._rules.idle_timeout_s if spec.ttl_s is None else spec.ttl_s
 
     async def let_go(self, model: str) -> None:
         """Have a model leave once no lease of it is held, and wait for that if none is; nothing
@@ -302,7 +326,7 @@ class SwapController:
         stay = self._residency
         if stay is None or stay.spec.id != model:
             return
-        stay.idle_limit_s = 0.0
+        stay.idle_limit_s, stay.leaves = 0.0, True
         self.desk.ring()
         await self.desk.until(
             lambda: self._residency is not stay or stay.leases > 0 or self._load is not None
@@ -460,11 +484,8 @@ class SwapController:
         """Whatever is wanted by now will not come, nor the model before it come back."""
         if self._load is not None:
             self._load.cancel()
-        error = ModelUnloaded(
-            "The server was put to sleep (POST /sleep) before the model was ready; "
-            "POST /wake_up wakes it."
-        )
-        self.desk.refuse(_anything, error)
+        self._sleeps += 1
+        self.desk.refuse(_anything, ModelUnloaded(_PUT_TO_SLEEP))
 
     async def _fall_asleep_on_the_way(self, load: _Load, *, park: bool) -> UnloadReport:
         """What sleeps is the model that was there last, though it had left for another one."""
@@ -717,12 +738,14 @@ class SwapController:
         assert load.prepared is not None
         now = anyio.current_time()
         spec = load.prepared.spec
-        limit = self._rules.idle_timeout_s if spec.ttl_s is None else spec.ttl_s
-        stay = self._residency = Residency(load.prepared, engine, now, now, limit)
+        limit_s = self._idle_limit_s(spec)
+        stay = self._residency = Residency(load.prepared, engine, now, now, limit_s)
         self.desk.part_from(spec)
         stay.awaited = any(waiter.takes(spec) for waiter in self.desk.queue)
         seconds = now - load.meter.started
-        self._load_seconds[spec.id, load.was_parked] = seconds
+        usual_s = load.meter.spent_s(now) - load.timings["warm_up"]
+        self._load_seconds[spec.id, load.was_parked] = usual_s
+        self._load_seconds.setdefault((spec.id, True), load.timings["start"])
         if (tokens := engine.stats().details.get("max_model_len")) is not None:
             self._room[spec.id] = spec, int(tokens)
         previous = load.fallback.spec.id if load.fallback is not None else None
