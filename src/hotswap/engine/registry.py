@@ -51,6 +51,7 @@ from hotswap.engine.fit import missing_bytes, no_host_memory
 from hotswap.engine.front import Front, Fronts, SharedFronts, fits, local_path
 from hotswap.engine.native.code import loops_compiled
 from hotswap.engine.park import Park, Parked, let_go
+from hotswap.engine.places import Places
 from hotswap.engine.planning import Candidate, Plan, advice, look_at, plan, unspread
 from hotswap.engine.prepared import LoadKey, TorchPrepared, load_key
 from hotswap.engine.rested import Rested
@@ -114,8 +115,8 @@ class TorchEngineRegistry:
         self._hangs = False
         self._device = Device()
         self._fronts = SharedFronts(Fronts())
-        self._rendering = anyio.CapacityLimiter(_RENDERINGS)
-        self._counting = anyio.CapacityLimiter(1)
+        self._rendering = Places(_RENDERINGS, "hotswap-rendering")
+        self._counting = Places(1, "hotswap-counting")
         self._generations = itertools.count(1)
         self._known: dict[LoadKey, Known] = {}
         self._cuts: dict[tuple[Any, ...], int] = {}
@@ -142,6 +143,8 @@ class TorchEngineRegistry:
         """End the device thread, after the engine has been left. A hung one is left behind; it
         does not keep the process from ending."""
         self._device.close()
+        self._rendering.close()
+        self._counting.close()
         with anyio.CancelScope(shield=True):
             patience = 0.0 if self._hangs else self._hung_s
             if not await to_thread.run_sync(self._device.join, patience):
@@ -174,9 +177,7 @@ class TorchEngineRegistry:
         if front.recipe is not None:
             raise InvalidRequest(f"{spec.id!r} is an embedding model.", param="model")
         renderer = PromptRenderer(spec.id, front, spec.sampling, longest)
-        return await to_thread.run_sync(
-            renderer.render, request, abandon_on_cancel=True, limiter=self._limiter(request)
-        )
+        return await self._places(request).call(renderer.render, request)
 
     async def render_embedding(
         self, spec: ModelSpec, request: EmbeddingRequest
@@ -186,18 +187,14 @@ class TorchEngineRegistry:
         if front.recipe is None:
             raise InvalidRequest(f"{spec.id!r} is not an embedding model.", param="model")
         renderer = EmbeddingRenderer(spec.id, front, front.recipe)
-        return await to_thread.run_sync(
-            renderer.render, request, abandon_on_cancel=True, limiter=self._limiter(request)
-        )
+        return await self._places(request).call(renderer.render, request)
 
     async def detokenize(self, spec: ModelSpec, ids: Sequence[int]) -> str:
         """See `hotswap.contracts.EngineRegistry.detokenize`."""
         front, _ = await self._front(spec)
-        return await to_thread.run_sync(
-            text_of, front, ids, abandon_on_cancel=True, limiter=self._rendering
-        )
+        return await self._rendering.call(text_of, front, ids)
 
-    def _limiter(self, request: GenerationRequest | EmbeddingRequest) -> anyio.CapacityLimiter:
+    def _places(self, request: GenerationRequest | EmbeddingRequest) -> Places:
         return self._counting if request.counted else self._rendering
 
     async def chat_facts(self, spec: ModelSpec) -> ChatFacts:
