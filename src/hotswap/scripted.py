@@ -249,6 +249,7 @@ class ScriptedRegistry:
 
     async def prepare(self, spec: ModelSpec, report: Report) -> ScriptedModel:
         report("checking", 1.0)
+        report("reading", 0.0)
         await anyio.sleep(self.script.prepare_s)
         if error := self.script.prepare_errors.get(spec.id):
             raise error

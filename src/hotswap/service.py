@@ -121,8 +121,25 @@ class SwapService:
                 "with --enable-on-demand-loading."
             )
         target = await self._resolve(name)
-        await self._controller.let_go(target.spec.id)
-        return target.spec.id
+        model = target.spec.id
+        if self._is_parked(model) and not self._is_coming(model):
+            if not (target.is_any or target.spec.pin):
+                self._forget(model)
+        else:
+            await self._controller.let_go(model)
+        return model
+
+    def _is_parked(self, model: str) -> bool:
+        return any(parked.model == model for parked in self._registry.parked())
+
+    def _is_coming(self, model: str) -> bool:
+        coming = self._occupancy.coming
+        return coming is not None and coming.id == model
+
+    def _forget(self, model: str) -> None:
+        """Let go of what is kept in host memory of a model that is there only."""
+        self._registry.forget(model)
+        self._controller.desk.ring()
 
     async def pull(self, name: str, report: Report) -> str:
         """See `ModelService.pull`."""
@@ -316,11 +333,10 @@ class SwapService:
         try:
             return await self._controller.orders.unload(model, drain_timeout_s, mode, park=park)
         except NotLoaded:
-            if model not in {parked.model for parked in self._registry.parked()}:
+            if model is None or not self._is_parked(model):
                 raise
-        self._registry.forget(model)
-        self._controller.desk.ring()
-        return UnloadReport(model=model)
+        self._forget(model)
+        return UnloadReport(model=model, was_parked=True)
 
     # -- what everybody may see
 

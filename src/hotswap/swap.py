@@ -38,7 +38,16 @@ from hotswap.errors import (
     ShuttingDown,
 )
 from hotswap.policy import Crashes
-from hotswap.residency.desk import UNLOADED, Desk, Target, Waiter, anyone, is_for, is_same_load
+from hotswap.residency.desk import (
+    PUT_TO_SLEEP,
+    UNLOADED,
+    Desk,
+    Target,
+    Waiter,
+    anyone,
+    is_for,
+    is_same_load,
+)
 from hotswap.residency.downloads import Downloads, Fetch
 from hotswap.residency.drain import Drain
 from hotswap.residency.faults import Faults
@@ -136,11 +145,18 @@ class SwapController:
     @contextmanager
     def arriving(self, target: Target) -> Iterator[None]:
         """Have a request that was accepted seen while its prompt is read, which takes seconds where
-        the engines are being imported. It has no claim yet: nothing is loaded for it."""
+        the engines are being imported. It has no claim yet: nothing is loaded for it.
+
+        Raises:
+            ModelUnloaded: on leaving; meanwhile everything that was wanted was called off.
+        """
+        sleeps = self.occupancy.sleeps
         with self.desk.seen(target):
             if not self.occupancy.has_come(target):
                 self.desk.ring()
             yield
+        if self.occupancy.sleeps > sleeps:
+            raise ModelUnloaded(PUT_TO_SLEEP)
 
     @asynccontextmanager
     async def lease(
@@ -149,6 +165,9 @@ class SwapController:
         """Wait until such a model is resident, and keep it so for as long as the block lasts.
 
         Args:
+            keep_alive_s: How long it may stay, idle, from the end of the block on, whatever other
+                requests said; negative: for ever; None: as its settings or else the server's have
+                it. Where requests may not load models it means nothing.
             request_id: For the log.
 
         Raises:
@@ -157,12 +176,21 @@ class SwapController:
         """
         who = f"request {request_id}".rstrip()
         stay = await self._wait_for(target, Cause(who, "a request waits for it"))
-        if self.desk.rules.on_demand and keep_alive_s is not None:
-            stay.idle_limit_s = keep_alive_s
+        own_s = keep_alive_s if self.desk.rules.on_demand else None
+        limit_s = self._idle_limit_s(stay.spec) if own_s is None else own_s
+        self._limit_idleness(stay, limit_s)
         try:
             yield stay
         finally:
+            self._limit_idleness(stay, limit_s)
             self._release(stay)
+
+    def _limit_idleness(self, stay: Residency, limit_s: float | None) -> None:
+        if not stay.leaves:
+            stay.idle_limit_s = limit_s
+
+    def _idle_limit_s(self, spec: ModelSpec) -> float | None:
+        return self.desk.rules.idle_timeout_s if spec.ttl_s is None else spec.ttl_s
 
     async def let_go(self, model: str) -> None:
         """Have a model leave once no lease of it is held, and wait for that if none is; nothing
@@ -170,7 +198,7 @@ class SwapController:
         stay = self.occupancy.stay
         if stay is None or stay.spec.id != model:
             return
-        stay.idle_limit_s = 0.0
+        stay.idle_limit_s, stay.leaves = 0.0, True
         self.desk.ring()
         await self.desk.until(
             lambda: (
@@ -371,8 +399,8 @@ class SwapController:
         occupancy, rules = self.occupancy, self.desk.rules
         now = anyio.current_time()
         spec = load.spec
-        limit = rules.idle_timeout_s if spec.ttl_s is None else spec.ttl_s
-        stay = occupancy.stay = Residency(load.prepared, engine, now, now, limit)
+        limit_s = self._idle_limit_s(spec)
+        stay = occupancy.stay = Residency(load.prepared, engine, now, now, limit_s)
         self.desk.part_from(spec)
         stay.awaited = any(waiter.takes(spec) for waiter in self.desk.queue)
         report = load.arrive(now)
@@ -380,7 +408,11 @@ class SwapController:
         self._totals.loaded(load.timings, swapped=swapped, rebuilt=load.after_failure)
         room_tokens = engine.stats().details.get("max_model_len")
         self.history.note(
-            spec, report.load_time_s, was_parked=load.was_parked, room_tokens=room_tokens
+            spec,
+            usual_s=load.meter.spent_s(now) - load.timings["warm_up"],
+            start_s=load.timings["start"],
+            was_parked=load.was_parked,
+            room_tokens=room_tokens,
         )
         self._crashes.recover()
         self.desk.failures.forgive(spec.id)

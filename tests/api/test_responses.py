@@ -266,7 +266,7 @@ def test_what_is_no_text_is_refused_as_such(kind: str) -> None:
         ({"temperature": 2.1}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"top_logprobs": 21}, "top_logprobs"),
-        ({"metadata": {"a": 1}}, "metadata[...]"),
+        ({"metadata": {"a": 1}}, "metadata.a"),
         ({"truncation": "some"}, "truncation"),
         ({"stream": "yes"}, "stream"),
         ({"background": True}, "background"),

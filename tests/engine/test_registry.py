@@ -497,6 +497,36 @@ async def test_requests_do_not_wait_for_those_that_are_only_counted(
     assert most == [1]
 
 
+async def test_a_count_that_is_given_up_keeps_its_place_to_its_end_and_none_is_begun_for_nobody(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine.text import PromptRenderer
+
+    render, release = PromptRenderer.render, threading.Event()
+    begun: list[str] = []
+
+    def slow(self: Any, asked: Any) -> Any:
+        begun.append(asked.prompts[0].text)
+        assert release.wait(60)
+        return render(self, asked)
+
+    monkeypatch.setattr(PromptRenderer, "render", slow)
+    spec = spec_of(checkpoint())
+    async with new_registry() as registry:
+        async with anyio.create_task_group() as group:
+            for text in ("first", "second"):
+                group.start_soon(registry.render, spec, request(text, counted=True))
+                while not begun:
+                    await anyio.sleep(0.001)
+            group.cancel_scope.cancel()
+        async with anyio.create_task_group() as group:
+            group.start_soon(registry.render, spec, request("third", counted=True))
+            await anyio.wait_all_tasks_blocked()
+            assert begun == ["first"]
+            release.set()
+    assert begun == ["first", "third"]
+
+
 async def test_the_model_on_the_device_does_not_wait_for_cold_ones(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,11 @@ from hotswap.errors import (
 from hotswap.scripted import Script
 from tests.swap.house import ON_DEMAND, House, play, spec
 
+
+def parked(house: House) -> list[str]:
+    return [model.model for model in house.controller.snapshot().parked]
+
+
 ABSENT = replace(spec("far/away"), path=None)
 
 
@@ -96,6 +101,52 @@ def test_letting_go_waits_for_no_answer_and_cuts_none() -> None:
             assert house.resident == "A"
         assert house.answers[0].finished
         await house.until(lambda: house.resident is None)
+
+    play(scenario)
+
+
+def test_who_comes_after_a_model_was_let_go_of_keeps_it() -> None:
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "A", 50)
+            await house.until(lambda: house.controller.snapshot().leases == 1)
+            await house.service.let_go("A")
+            assert (await house.ask("A", 1)).finished
+        await trio.sleep(59)
+        assert house.resident == "A"
+        await house.until(lambda: house.resident is None)
+
+    play(scenario, rules=replace(ON_DEMAND, idle_timeout_s=60.0))
+
+
+def test_a_parked_model_that_is_let_go_of_leaves_the_host_too_unless_it_is_pinned() -> None:
+    async def scenario(house: House) -> None:
+        for model in ("A", "P"):
+            assert (await house.ask(model)).finished
+            assert await house.service.let_go(model) == model
+        assert parked(house) == ["A", "P"], "it leaves the device first"
+        for model in ("A", "P"):
+            assert await house.service.let_go(model) == model
+        assert parked(house) == ["P"]
+        assert (await house.ask("A")).finished
+        assert await house.service.let_go(None) == "A"
+        assert parked(house) == ["P", "A"], "nobody named it"
+        assert await house.service.let_go(None) == "A"
+        assert parked(house) == ["P", "A"]
+
+    play(scenario, models=(spec("A"), spec("P", pin=True)))
+
+
+def test_a_parked_model_that_is_on_its_way_back_is_not_let_go_of() -> None:
+    async def scenario(house: House) -> None:
+        for model in ("A", "B"):
+            assert (await house.ask(model)).finished
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "A")
+            await house.until(lambda: house.controller.occupancy.coming is not None)
+            await house.service.let_go("A")
+            assert parked(house) == ["A"]
+        assert house.answers[-1].finished
 
     play(scenario)
 

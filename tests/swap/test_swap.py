@@ -7,6 +7,7 @@ import itertools
 import random
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import trio
@@ -606,6 +607,48 @@ def test_a_request_may_say_how_long_its_model_stays(keep_alive_s: float, stays_s
         assert trio.current_time() - answer.ended == pytest.approx(stays_s, abs=0.1)
 
     play(scenario, SwapRules(on_demand=True, idle_timeout_s=3600.0))
+
+
+@pytest.mark.parametrize("first_s", [0.5, 1000.0, -1.0])
+@pytest.mark.parametrize(("ttl_s", "stays_s"), [(None, 60.0), (5.0, 5.0)])
+def test_what_one_request_said_does_not_bind_the_next(
+    first_s: float, ttl_s: float | None, stays_s: float
+) -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A", keep_alive_s=first_s)
+        answer = await house.ask("A")
+        await house.until(lambda: house.phase == "empty")
+        assert trio.current_time() - answer.ended == pytest.approx(stays_s, abs=0.1)
+
+    rules = SwapRules(on_demand=True, idle_timeout_s=60.0)
+    play(scenario, rules, models=(spec("A", ttl_s=ttl_s),))
+
+
+@pytest.mark.parametrize(("last_s", "stays_s"), [(None, 60.0), (5.0, 5.0)])
+def test_of_requests_that_run_together_the_last_one_to_end_says_how_long_the_model_stays(
+    last_s: float | None, stays_s: float
+) -> None:
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(house.ask, "A", 50, keep_alive_s=last_s))
+            await house.until(lambda: house.controller.snapshot().leases == 1)
+            await house.ask("A", keep_alive_s=1000.0)
+        ended = max(answer.ended for answer in house.answers)
+        await house.until(lambda: house.phase == "empty")
+        assert trio.current_time() - ended == pytest.approx(stays_s, abs=0.1)
+
+    play(scenario, SwapRules(on_demand=True, idle_timeout_s=60.0), models=(spec("A"),))
+
+
+def test_while_it_runs_a_request_is_seen_to_say_how_long_its_model_stays() -> None:
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(house.ask, "A", 50, keep_alive_s=1000.0))
+            await house.until(lambda: house.controller.snapshot().leases == 1)
+            await trio.sleep(1.0)
+            assert house.controller.snapshot().expires_in_s == 1000.0
+
+    play(scenario, SwapRules(on_demand=True, idle_timeout_s=60.0))
 
 
 def test_a_models_own_idle_time_goes_before_the_servers() -> None:

@@ -15,8 +15,10 @@ from hotswap.residency.desk import Desk, Target
 from hotswap.scripted import Script
 from tests.swap.house import House, play, spec
 
-SLOW_TO_READ = Script(render_s=3.0)
-"""As where the engines are still being imported."""
+
+def slow_to_read() -> Script:
+    """As where the engines are still being imported."""
+    return Script(render_s=3.0)
 
 
 def waiting(house: House) -> dict[str, int]:
@@ -38,7 +40,7 @@ def test_a_request_is_seen_from_the_moment_it_is_accepted(name: str | None, show
             assert waiting(house) == {shown: 1}, "once, though it queues now"
         assert house.answers[0].finished
 
-    play(scenario, script=SLOW_TO_READ, startup="A")
+    play(scenario, script=slow_to_read(), startup="A")
 
 
 def test_texts_to_be_embedded_are_seen_too() -> None:
@@ -49,7 +51,7 @@ def test_texts_to_be_embedded_are_seen_too() -> None:
             await trio.sleep(1.0)
             assert (house.phase, waiting(house)) == ("empty", {"E": 1})
 
-    play(scenario, script=SLOW_TO_READ, models=(spec("E", task="embed"),))
+    play(scenario, script=slow_to_read(), models=(spec("E", task="embed"),))
 
 
 def test_who_is_read_beside_its_resident_model_waits_for_no_model() -> None:
@@ -61,7 +63,7 @@ def test_who_is_read_beside_its_resident_model_waits_for_no_model() -> None:
             await trio.sleep(1.0)
             assert (house.resident, waiting(house)) == ("A", {"B": 1})
 
-    play(scenario, script=SLOW_TO_READ)
+    play(scenario, script=slow_to_read())
 
 
 def test_who_leaves_or_is_refused_while_it_is_read_waits_no_more() -> None:
@@ -82,7 +84,27 @@ def test_who_leaves_or_is_refused_while_it_is_read_waits_no_more() -> None:
             await house.until(lambda: waiting(house) == {})
         assert isinstance(house.answers[-1].error, CheckpointRefused)
 
-    assert play(scenario, script=SLOW_TO_READ).registry.prepared == []
+    assert play(scenario, script=slow_to_read()).registry.prepared == []
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_sleep_calls_off_requests_that_are_being_read_and_none_that_come_later(
+    resident: bool,
+) -> None:
+    async def scenario(house: House) -> None:
+        if resident:
+            await house.ask("A")
+        async with trio.open_nursery() as nursery:
+            for name in ("A", "B", None):
+                nursery.start_soon(house.ask, name)
+            await trio.sleep(1.0)
+            await house.service.sleep(park=True)
+        for answer in house.answers[-3:]:
+            assert isinstance(answer.error, ModelUnloaded)
+        assert house.phase == "empty"
+        assert (await house.ask("A")).finished
+
+    play(scenario, script=slow_to_read(), startup="A")
 
 
 def test_a_request_that_has_been_read_is_told_from_others_like_it() -> None:

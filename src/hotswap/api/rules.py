@@ -19,10 +19,14 @@ def refuse_not_honoured(fields: Mapping[str, Any], names: Mapping[str, tuple[Any
     """
     for name, values in names.items():
         value = fields.get(name)
-        # By identity, because 0 asks for something where False does not.
-        if value is not None and value is not False and value not in ("", [], {}, *values):
+        if asks_for_something(value) and value not in values:
             what = "not supported with this value" if values else "not supported"
             raise InvalidRequest(f"{name}: {what}", param=name)
+
+
+def asks_for_something(value: Any) -> bool:
+    # By identity, because 0 asks for something where False does not.
+    return value is not None and value is not False and value not in ("", [], {})
 
 
 def effort_of(asked: str | None) -> str | None:

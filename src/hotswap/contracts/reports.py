@@ -55,7 +55,7 @@ class LoadForecast:
     leaves: str | None
     """The model that would have to go."""
     expected_s: float | None
-    """As long as its last load took; None: it has not been loaded yet."""
+    """Of reading and starting it, as the last time; None: it has not been loaded yet."""
     estimate: Estimate
 
 
@@ -70,5 +70,7 @@ class UnloadReport:
     memory: MemoryReport | None = None
     parked: bool = False
     """It is kept in host memory."""
+    was_parked: bool = False
+    """It was in host memory only, and that has been let go of."""
     called_off: str | None = None
     """Nothing was unloaded: the load of this model was called off."""

@@ -77,8 +77,9 @@ class ModelService(Protocol):
         """
 
     async def let_go(self, name: str | None) -> str:
-        """Have a model leave the device as soon as no answer of it runs; done at once where it is
-        not there, and waits for it where nothing runs. Returns its id.
+        """Have a model leave the device as soon as no answer of it runs, and wait for that where
+        none runs. What is kept in host memory of one that was named, and is not on the device nor
+        on its way there, is let go of, unless it is pinned. Returns the model's id.
 
         Raises:
             NotPermitted: requests may not swap models here, so they may not let go of one either.

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import anyio
-from anyio import to_thread
-
 from hotswap.contracts.models import ModelSpec
 from hotswap.contracts.requests import EmbeddingRequest, GenerationRequest
 from hotswap.engine.embedding.rendering import EmbeddingRenderer, RenderedEmbedding
 from hotswap.engine.front import Front
+from hotswap.engine.places import Places
 from hotswap.engine.text import PromptRenderer, RenderedRequest, text_of
 from hotswap.errors import InvalidRequest
 
@@ -24,8 +22,13 @@ class Prompts:
     """Rendered on threads of their own."""
 
     def __init__(self) -> None:
-        self._rendering = anyio.CapacityLimiter(_RENDERINGS)
-        self._counting = anyio.CapacityLimiter(1)
+        self._rendering = Places(_RENDERINGS, "hotswap-rendering")
+        self._counting = Places(1, "hotswap-counting")
+
+    def close(self) -> None:
+        """Nothing more is begun."""
+        self._rendering.close()
+        self._counting.close()
 
     async def render(
         self, spec: ModelSpec, front: Front, longest: int | None, request: GenerationRequest
@@ -38,9 +41,7 @@ class Prompts:
         if front.recipe is not None:
             raise InvalidRequest(f"{spec.id!r} is an embedding model.", param="model")
         renderer = PromptRenderer(spec.id, front, spec.sampling, longest)
-        return await to_thread.run_sync(
-            renderer.render, request, abandon_on_cancel=True, limiter=self._limiter(request)
-        )
+        return await self._places(request).call(renderer.render, request)
 
     async def render_embedding(
         self, spec: ModelSpec, front: Front, request: EmbeddingRequest
@@ -49,15 +50,11 @@ class Prompts:
         if front.recipe is None:
             raise InvalidRequest(f"{spec.id!r} is not an embedding model.", param="model")
         renderer = EmbeddingRenderer(spec.id, front, front.recipe)
-        return await to_thread.run_sync(
-            renderer.render, request, abandon_on_cancel=True, limiter=self._limiter(request)
-        )
+        return await self._places(request).call(renderer.render, request)
 
     async def detokenize(self, front: Front, ids: Sequence[int]) -> str:
         """See `hotswap.contracts.engines.EngineRegistry.detokenize`."""
-        return await to_thread.run_sync(
-            text_of, front, ids, abandon_on_cancel=True, limiter=self._rendering
-        )
+        return await self._rendering.call(text_of, front, ids)
 
-    def _limiter(self, request: GenerationRequest | EmbeddingRequest) -> anyio.CapacityLimiter:
+    def _places(self, request: GenerationRequest | EmbeddingRequest) -> Places:
         return self._counting if request.counted else self._rendering

@@ -110,6 +110,7 @@ class TorchEngineRegistry:
         """End the device thread, after the engine has been left. A hung one is left behind; it
         does not keep the process from ending."""
         self._device.close()
+        self._prompts.close()
         with anyio.CancelScope(shield=True):
             if not await to_thread.run_sync(self._device.ends):
                 _log.error("The device thread hangs and is left behind")

@@ -78,8 +78,9 @@ class SpokenText(AnswerText):
         events, self._events = self._events, []
         return events
 
-    def _heeds_stop(self, text: str) -> bool:
-        return not self._listener.calling(text)
+    def _heeds_stop(self, text: str) -> bool | None:
+        calling = self._listener.calling(text)
+        return None if calling is None else not calling
 
     def _release(self, text: str, *, held: str) -> None:
         if self._over:

@@ -29,6 +29,9 @@ from hotswap.residency.stay import Residency
 T = TypeVar("T")
 
 UNLOADED = "The model was unloaded."
+PUT_TO_SLEEP = (
+    "The server was put to sleep (POST /sleep) before the model was ready; POST /wake_up wakes it."
+)
 _ON_ITS_WAY = Cause("request", "it is on its way, and any model will do")
 
 
@@ -190,7 +193,7 @@ class Desk:
 
     def report_to(self, meter: Meter) -> Report:
         def report(stage: str, done: float) -> None:
-            if meter.advance(stage, done):
+            if meter.advance(stage, done, anyio.current_time()):
                 self.ring()
 
         return report
@@ -222,6 +225,7 @@ class Desk:
         for waiter in [one for one in self.queue if one.takes(stay.spec)]:
             self.queue.remove(waiter)
             stay.leases += 1
+            stay.leaves = False
             waiter.verdict.grant(stay)
 
     def part_from(self, resident: ModelSpec) -> None:

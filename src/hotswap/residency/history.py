@@ -25,14 +25,23 @@ class History:
         """Id of the model that is or was the last one on the device."""
 
     def note(
-        self, spec: ModelSpec, load_time_s: float, *, was_parked: bool, room_tokens: int | None
+        self,
+        spec: ModelSpec,
+        *,
+        usual_s: float,
+        start_s: float,
+        was_parked: bool,
+        room_tokens: int | None,
     ) -> None:
         """A model has come.
 
         Args:
+            usual_s: what reading and starting it took, without what is only done once.
+            start_s: what starting it took of that.
             room_tokens: for prompt and answer together; None: its engine does not tell.
         """
-        self._load_seconds[spec.id, was_parked] = load_time_s
+        self._load_seconds[spec.id, was_parked] = usual_s
+        self._load_seconds.setdefault((spec.id, True), start_s)
         if room_tokens is not None:
             self._room[spec.id] = spec, room_tokens
         self.last_resident = self._last_for[spec.task] = spec.id
@@ -47,11 +56,11 @@ class History:
         return dict(self._room)
 
     def expected_load_s(self, model: str) -> float | None:
-        """As long as its last load took, if possible from where it is now, parked or not; None: it
-        has not been loaded yet."""
-        parked = self.is_parked(model)
-        known = self._load_seconds.get((model, parked))
-        return self._load_seconds.get((model, not parked)) if known is None else known
+        """As long as reading and starting it took the last time, from where it is now, parked or
+        not; None: it has not been loaded yet. What is only done once is left out, and so is all
+        waiting for others: see `hotswap.policy.Meter`. As long as it has not come from the park,
+        that is what starting it took: there is nothing to be read."""
+        return self._load_seconds.get((model, self.is_parked(model)))
 
     def is_parked(self, model: str) -> bool:
         return any(parked.model == model for parked in self._registry.parked())

@@ -24,6 +24,8 @@ class Occupancy:
         """What is being prepared or started."""
         self.asleep: ModelSpec | None = None
         """The model that was put to sleep, until one is on the device again."""
+        self.sleeps = 0
+        """How often it was put to sleep."""
         self.unloaded_by_hand = False
         """So it stays empty until a model is asked for by hand, where requests may not load any."""
         self.last_good: ModelSpec | None = None

@@ -13,7 +13,15 @@ from hotswap.contracts.reports import LoadReport, UnloadReport
 from hotswap.contracts.service import UnloadMode
 from hotswap.contracts.snapshot import SwapPhase
 from hotswap.errors import ModelUnloaded, NotLoaded
-from hotswap.residency.desk import UNLOADED, Desk, LoadWish, UnloadWish, anyone, is_for
+from hotswap.residency.desk import (
+    PUT_TO_SLEEP,
+    UNLOADED,
+    Desk,
+    LoadWish,
+    UnloadWish,
+    anyone,
+    is_for,
+)
 from hotswap.residency.downloads import Downloads
 from hotswap.residency.history import History
 from hotswap.residency.load import Load
@@ -141,11 +149,8 @@ class Orders:
         """Whatever is wanted by now will not come, nor the model before it come back."""
         if self._occupancy.load is not None:
             self._occupancy.load.cancel()
-        error = ModelUnloaded(
-            "The server was put to sleep (POST /sleep) before the model was ready; "
-            "POST /wake_up wakes it."
-        )
-        self._desk.refuse(anyone, error)
+        self._occupancy.sleeps += 1
+        self._desk.refuse(anyone, ModelUnloaded(PUT_TO_SLEEP))
 
     async def _fall_asleep_on_the_way(self, load: Load, *, park: bool) -> UnloadReport:
         """What sleeps is the model that was there last, though it had left for another one."""

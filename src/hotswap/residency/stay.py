@@ -24,7 +24,10 @@ class Residency:
     """When it could first answer."""
     idle_since: float
     idle_limit_s: float | None
-    """Seconds without a lease after which the model is let go; None or negative: never."""
+    """Seconds without a lease after which the model is let go; None or negative: never. Those that
+    the request wants which came last, or of two that ran together ended last."""
+    leaves: bool = False
+    """Somebody has let go of it, and nobody has been let in since."""
     awaited: bool = False
     """Somebody waited for it when it arrived."""
     leases: int = 0
