@@ -15,7 +15,7 @@ from hotswap.catalog import Catalog
 from hotswap.config import CatalogConfig, ConfigError
 from hotswap.contracts.models import AppliedSetting, EngineConfig, ModelSpec
 from hotswap.contracts.progress import Report
-from hotswap.errors import CheckpointRefused, DownloadFailed, InvalidRequest, ModelNotFound
+from hotswap.errors import DownloadFailed, InvalidRequest, ModelNotFound, ModelUnusable
 from hotswap.hub import CachedModel, Hub
 from tests.model_files import CONFIG, sharded, write_cached, write_model
 
@@ -100,8 +100,9 @@ class TestListing:
         )
         assert ids(catalog()) == []
         for name in ("bert", "broken", "org/half"):
-            with pytest.raises(ModelNotFound, match="cannot be served: "):
+            with pytest.raises(ModelUnusable, match=f"^'{name}' cannot be served: ") as raised:
                 resolved(catalog(), name)
+            assert raised.value.model == name
 
     def test_an_embedding_model_is_one_for_another_task(
         self, folder: Path, catalog: Callable[..., Catalog]
@@ -209,6 +210,94 @@ class TestListing:
         assert ids(catalog(models_dirs=(gone,), hub=Hub(gone))) == []
 
 
+class TestDirectoriesWithoutAModel:
+    def test_each_is_told_once_and_again_when_something_else_is_wrong(
+        self, folder: Path, catalog: Callable[..., Catalog], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = write_model(folder / "org" / "m", config="{")
+        write_model(folder / "fine")
+        running = catalog()
+
+        def told() -> list[str]:
+            return [record.getMessage() for record in caplog.records]
+
+        for _ in range(2):
+            assert ids(running) == ["fine"]
+        fault = "'org/m' cannot be served: config.json is not JSON."
+        assert told() == [fault]
+        assert wait(running.unusable) == {"org/m": fault}
+        write_model(path, files={"pytorch_model.bin": "x"}, without=("model.safetensors",))
+        (path / "model.safetensors").unlink()
+        assert ids(running) == ids(running) == ["fine"]
+        pickles = "it has no safetensors weights, only pickles, which are not read."
+        assert told() == [fault, f"'org/m' cannot be served: {pickles}"]
+        (path / "model.safetensors").touch()
+        assert ids(running) == ["fine", "org/m"]
+        assert wait(running.unusable) == {}
+        (path / "config.json").write_text("{")
+        assert ids(running) == ["fine"]
+        assert told()[2:] == [fault]
+
+    def test_the_hubs_cache_is_not_ours_to_complain_of(
+        self, cache: Path, catalog: Callable[..., Catalog], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        write_cached(cache, "org/speech", config={"architectures": ["WhisperModel"]})
+        running = catalog()
+        assert ids(running) == []
+        assert wait(running.unusable) == {}
+        assert not caplog.records
+        with pytest.raises(ModelUnusable, match="'WhisperModel' is not a chat model"):
+            resolved(running, "org/speech")
+
+    def test_one_is_known_by_its_path_and_its_aliases_too(
+        self, folder: Path, catalog: Callable[..., Catalog], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = write_model(folder / "m", without=("tokenizer.json",))
+        running = catalog(models={"m": {"aliases": ["mine"]}})
+        for name in (str(path), "mine", "m"):
+            with pytest.raises(ModelUnusable, match="'m' cannot be served: its tokenizer"):
+                resolved(running, name)
+        assert len(caplog.records) == 1, "and not that there is no such model"
+
+    def test_a_model_elsewhere_that_has_its_name_is_the_one_that_is_meant(
+        self,
+        tmp_path: Path,
+        folder: Path,
+        catalog: Callable[..., Catalog],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        other = tmp_path / "other"
+        write_model(folder / "m", config="{")
+        write_model(other / "m")
+        both = catalog(models_dirs=(folder, other))
+        assert resolved(both, "m").path == other / "m"
+        assert wait(both.unusable) == {}
+        assert not caplog.records
+
+    def test_one_that_may_be_fetched_is_fetched(
+        self, cache: Path, catalog: Callable[..., Catalog]
+    ) -> None:
+        write_cached(cache, "org/half", without=("model.safetensors",))
+        spec = resolved(catalog(allow_download=("org/*",)), "org/half")
+        assert (spec.path, spec.fault) == (None, None)
+
+    def test_that_of_the_start_up_model_is_told_by_whoever_refuses_to_start(
+        self, folder: Path, catalog: Callable[..., Catalog], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        write_model(folder / "m", config="{")
+        started = catalog(model="m")
+        with pytest.raises(ConfigError, match=r"config\.json is not JSON"):
+            wait(started.startup_spec)
+        assert not caplog.records
+
+    def test_no_name_of_a_file_can_forge_a_line_in_the_log(
+        self, folder: Path, catalog: Callable[..., Catalog], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        write_model(folder / "a\nb\x1b", config={"architectures": ["c\nd\x1b"]})
+        assert ids(catalog()) == []
+        assert [record.getMessage().isprintable() for record in caplog.records] == [True]
+
+
 class TestNames:
     def test_a_path_of_a_known_model_means_it(
         self, tmp_path: Path, folder: Path, catalog: Callable[..., Catalog]
@@ -255,6 +344,14 @@ class TestNames:
         write_model(folder / "org" / "Qwen3-0.6B")
         with pytest.raises(ModelNotFound, match=r"Did you mean org/Qwen3-0\.6B"):
             resolved(catalog(), "org/Qwen3-0.5B")
+
+    def test_what_shares_only_the_organisation_is_not_near(
+        self, folder: Path, catalog: Callable[..., Catalog]
+    ) -> None:
+        write_model(folder / "hotswap" / "sums")
+        with pytest.raises(ModelNotFound, match=r"does not exist\.$") as raised:
+            resolved(catalog(), "hotswap/foo")
+        assert raised.value.hint == ""
 
     def test_an_unknown_name_is_near_to_the_last_part_of_another(
         self, folder: Path, catalog: Callable[..., Catalog]
@@ -415,7 +512,7 @@ class TestStartUpModel:
         self, tmp_path: Path, catalog: Callable[..., Catalog]
     ) -> None:
         path = write_model(tmp_path / "bert", config={"architectures": ["BertForMaskedLM"]})
-        with pytest.raises(ConfigError, match="BertForMaskedLM is not a chat model"):
+        with pytest.raises(ConfigError, match="'BertForMaskedLM' is not a chat model"):
             wait(catalog(model=str(path)).startup_spec)
 
     def test_a_revision_beside_the_main_branch_is_listed_too(
@@ -469,23 +566,44 @@ class TestSettings:
         assert changed.engine.max_model_len == 9
         assert resolved(running, "m") == before
 
-    @pytest.mark.parametrize("text", ["max_modle_len: 1", "trust_remote_code: true", "- a"])
+    @pytest.mark.parametrize(
+        ("text", "problem"),
+        [
+            ("max_modle_len: 1", r" in hotswap_config\.yaml: There is no setting 'max_modle_len'"),
+            ("trust_remote_code: true", r" in hotswap_config\.yaml: trust_remote_code cannot be"),
+            ("- a", r": hotswap_config\.yaml must be a mapping"),
+        ],
+    )
     def test_a_mistake_in_a_models_own_settings_concerns_only_its_load(
-        self, folder: Path, catalog: Callable[..., Catalog], text: str
+        self,
+        folder: Path,
+        catalog: Callable[..., Catalog],
+        caplog: pytest.LogCaptureFixture,
+        text: str,
+        problem: str,
     ) -> None:
         write_model(folder / "m", files={"hotswap_config.yaml": text})
-        assert ids(catalog()) == ["m"]
-        with pytest.raises(CheckpointRefused, match=r"hotswap_config|setting|cannot be set"):
-            resolved(catalog(), "m")
+        running = catalog()
+        with pytest.raises(ModelUnusable, match=f"^'m' has wrong settings{problem}") as raised:
+            resolved(running, "m")
+        fault = raised.value.message
+        assert [(spec.id, spec.fault) for spec in wait(running.models)] == [("m", fault)]
+        assert wait(running.unusable) == {"m": fault}
+        assert [record.getMessage() for record in caplog.records] == [fault]
+        (folder / "m" / "hotswap_config.yaml").write_text("max_model_len: 7")
+        assert resolved(running, "m").fault is None
 
     def test_a_config_file_that_asks_too_much_of_a_model_concerns_only_its_load(
         self, folder: Path, catalog: Callable[..., Catalog]
     ) -> None:
         write_model(folder / "m")
         running = catalog(models={"m": {"max_model_len": 513}})
-        assert ids(running) == ["m"]
-        with pytest.raises(CheckpointRefused, match="max_model_len 513 is more than the 512"):
+        [listed] = wait(running.models)
+        assert (listed.id, listed.engine.max_model_len) == ("m", None)
+        with pytest.raises(ModelUnusable, match="max_model_len 513 is more than the 512") as raised:
             resolved(running, "m")
+        assert listed.fault == raised.value.message
+        assert "in `models:` of the config file" in listed.fault
 
     def test_an_override_is_checked(self, folder: Path, catalog: Callable[..., Catalog]) -> None:
         write_model(folder / "m")

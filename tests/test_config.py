@@ -188,7 +188,12 @@ class TestFlags:
             ("demo x", "unexpected argument 'x'"),
             ("--model x --cors-origins foo", "each an origin such as http://localhost:3000, or *"),
             ("--model x --cors-origins http://a/", "each an origin such as"),
-            ("--model x --models-dir /nowhere/at-all", "no directory /nowhere/at-all"),
+            ("--models-dir /nope", "--models-dir /nope: there is no such directory"),
+            ("demo --model x --models-dir /nope", "--models-dir /nope: there is no such"),
+            (
+                f"--model x --models-dir {__file__}",
+                f"--models-dir {__file__}: it is a file, not a directory",
+            ),
             ("--model x --chat-template /nowhere.jinja", "cannot read the chat template"),
             ("--model x --config /nowhere.yaml", "cannot read /nowhere.yaml: No such file"),
             ("--served-model-name a --dev-mode", "--served-model-name needs --model"),
@@ -254,8 +259,9 @@ class TestLayers:
         assert "HOTSWAP_DEV_MODE must be true" in refusal("--model", "x", HOTSWAP_DEV_MODE="2")
 
     def test_a_variable_that_means_nothing_is_warned_about(self) -> None:
-        environ = {"HOTSWAP_PROT": "5", "HOTSWAP_PORT": "6", "OTHER": "7"}
+        environ = {"HOTSWAP_PROT": "5", "HOTSWAP_PORT": "6", "OTHER": "7", "HOTSWAP_FOO": "8"}
         assert warnings_about(load("--model", "x", **environ), environ) == (
+            "HOTSWAP_FOO is ignored: there is no such setting.",
             "HOTSWAP_PROT is ignored: there is no such setting. Did you mean HOTSWAP_PORT?",
         )
 

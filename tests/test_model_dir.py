@@ -45,7 +45,7 @@ def test_a_checkpoint_in_several_files_needs_all_of_them(tmp_path: Path) -> None
         ("[]", {}, (), "config.json is not a JSON object"),
         ({}, {}, (), "names no architecture"),
         ({"architectures": []}, {}, (), "names no architecture"),
-        ({"architectures": ["BertForMaskedLM"]}, {}, (), "BertForMaskedLM is not a chat model"),
+        ({"architectures": ["BertForMaskedLM"]}, {}, (), "'BertForMaskedLM' is not a chat model"),
         ({"architectures": ["BertModel", "CLIPModel"]}, {}, (), "is not a chat model"),
         (
             {"architectures": ["WhisperForConditionalGeneration"]},
@@ -56,7 +56,7 @@ def test_a_checkpoint_in_several_files_needs_all_of_them(tmp_path: Path) -> None
         ({**CONFIG, "is_encoder_decoder": True}, {}, (), "encoder-decoder"),
         ({"architectures": ["BertModel"]}, {}, ("tokenizer.json",), "tokenizer is missing"),
         (CONFIG, {}, ("tokenizer.json",), "tokenizer is missing"),
-        (CONFIG, {"pytorch_model.bin": "x"}, ("model.safetensors",), "no safetensors weights"),
+        (CONFIG, {"pytorch_model.bin": "x"}, ("model.safetensors",), "weights, only pickles"),
         (CONFIG, {"model.gguf": "x"}, ("model.safetensors",), "no safetensors weights"),
         (CONFIG, sharded("../x.safetensors"), ("model.safetensors",), "is missing"),
         (

@@ -96,6 +96,21 @@ def test_a_mistake_is_refused_by_name(
         assert raised.value.param == param
 
 
+def test_a_slip_is_told_what_is_near_and_nothing_that_is_not() -> None:
+    def told(key: str, source: str) -> str:
+        with pytest.raises(InvalidRequest) as raised:
+            apply_overrides(SPEC, {key: "x"}, source)
+        return raised.value.message.removeprefix(f"There is no setting {key!r}.").strip()
+
+    for source in ("request", "uploaded"):
+        assert told("modell", source) == "Did you mean model?"
+    assert told("modell", "model_dir") == ""
+    assert told("pth", "config_file") == "Did you mean path?"
+    assert told("max_len", "request") == "Did you mean max_model_len?"
+    assert told("max-model-len", "request") == "Did you mean max_model_len?"
+    assert told("gpu_memory_utilization", "request") == ""
+
+
 @pytest.mark.parametrize(
     ("source", "key", "value"),
     [

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import anyio
 import pytest
 
 from hotswap.config import SwapRules
@@ -15,10 +16,12 @@ from hotswap.contracts.requests import GenerationRequest, TextPrompt
 from hotswap.errors import (
     CheckpointRefused,
     DeviceLost,
+    HotswapError,
     InvalidRequest,
     ModelLoadFailed,
     ModelNotFound,
     ModelUnloaded,
+    ModelUnusable,
     NotLoaded,
     ShuttingDown,
 )
@@ -79,6 +82,150 @@ def test_a_failure_is_seen_and_forgotten_when_the_model_loads() -> None:
         del house.registry.script.prepare_errors["A"]
         await house.service.load("A", {}, "request")
         assert (await house.service.models())[0].error is None
+
+    play(scenario)
+
+
+WRONG = "'W' has wrong settings in hotswap_config.yaml: There is no setting 'max_len'."
+BROKEN = "'X' cannot be served: config.json is not JSON."
+UNUSABLE = (
+    spec("A"),
+    spec("W", fault=WRONG, aliases=("w",)),
+    ModelSpec(id="X", path=None, fault=BROKEN),
+)
+"""A model, one whose settings are wrong, and a directory without one."""
+
+
+def test_a_model_with_wrong_settings_is_listed_as_failed_and_a_directory_without_one_not() -> None:
+    async def scenario(house: House) -> None:
+        listed = {one.id: (one.status, one.error) for one in await house.service.models()}
+        assert listed == {"A": ("unloaded", None), "W": ("unloaded", WRONG)}
+        for name in ("W", "w"):
+            one = await house.service.model(name)
+            assert (one.id, one.status, one.error) == ("W", "unloaded", WRONG)
+        with pytest.raises(ModelUnusable, match=r"config\.json"):
+            await house.service.model("X")
+        assert await house.service.unusable() == {"W": WRONG, "X": BROKEN}
+
+    play(scenario, models=UNUSABLE)
+
+
+@pytest.mark.parametrize(("name", "fault"), [("W", WRONG), ("w", WRONG), ("X", BROKEN)])
+@pytest.mark.parametrize("any_name", [False, True])
+def test_what_cannot_be_loaded_is_answered_as_a_load_that_failed_and_by_no_other_model(
+    name: str, fault: str, any_name: bool
+) -> None:
+    async def scenario(house: House) -> None:
+        async def error() -> HotswapError:
+            answer = await house.ask(name, any_name=any_name)
+            assert answer.error is not None, f"{answer.model} answered"
+            assert answer.error.message == fault
+            return answer.error
+
+        await house.ask("A")
+        assert isinstance(await error(), ModelUnusable)
+        again = await error()
+        assert type(again) is ModelLoadFailed
+        assert again.retry_after_s == pytest.approx(10.0, abs=0.1)
+        with pytest.raises(ModelUnusable):  # by hand it is looked at again
+            await house.service.load(name, {}, "request")
+        await anyio.sleep(10)
+        assert isinstance(await error(), ModelUnusable)
+        assert house.registry.started == ["A"]
+        model = name.upper()
+        house.catalog._specs[model] = spec(model, aliases=("w",) * (model == "W"))
+        assert (await house.ask(name, any_name=any_name)).model == model, "mended, it is served"
+
+    play(scenario, models=UNUSABLE)
+
+
+def test_what_is_mended_is_not_listed_as_failed() -> None:
+    async def scenario(house: House) -> None:
+        assert (await house.ask("W")).error is not None
+        house.catalog._specs["W"] = spec("W")
+        assert [one.error for one in await house.service.models()] == [None, None]
+
+    play(scenario, models=UNUSABLE)
+
+
+def test_a_model_that_is_loaded_serves_on_when_its_settings_are_spoilt() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        house.catalog._specs["A"] = spec("A", fault="spoilt", aliases=("first",))
+        assert (await house.ask("first")).model == "A"
+        assert [(one.status, one.error) for one in await house.service.models()] == [
+            ("loaded", None)
+        ]
+        assert (await house.service.unload("first")).model == "A"
+        assert [(one.status, one.error) for one in await house.service.models()] == [
+            ("sleeping", "spoilt")
+        ]
+        assert (await house.service.unload("first")).model == "A"
+        assert parked(house) == []
+        with pytest.raises(NotLoaded):
+            await house.service.unload("first")
+
+    play(scenario, models=(spec("A"),))
+
+
+def test_without_loading_on_demand_what_is_unusable_is_just_not_served() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        for name in "WX":
+            for any_name in (False, True):
+                error = (await house.ask(name, any_name=any_name)).error
+                assert isinstance(error, ModelNotFound)
+                assert "--enable-on-demand-loading" in error.message
+            with pytest.raises(ModelNotFound):
+                await house.service.model(name)
+            with pytest.raises(ModelNotFound):
+                await house.service.describe(name)
+            with pytest.raises(ModelUnusable):
+                await house.service.request_load(name)
+
+    play(scenario, models=UNUSABLE, rules=SwapRules(on_demand=False), startup="A")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (None, "no name"),
+        ("", "no name"),
+        ("current", "'current'"),
+        ("default", "'default'"),
+        ("claude-3", "'claude-3'"),
+        ("tasks", "'tasks'"),
+    ],
+)
+def test_where_no_model_is_loaded_a_refusal_says_what_was_named(
+    name: str | None, told: str
+) -> None:
+    async def scenario(house: House) -> None:
+        error = (await house.ask(name, any_name=True)).error
+        assert isinstance(error, ModelNotFound)
+        assert error.message == (
+            f"No model is loaded. A request for {told} is answered by whichever is loaded: name "
+            "one, or load one."
+        )
+
+    play(scenario, models=(spec("A"), ModelSpec(id="tasks", path=None, background=True)))
+
+
+def test_who_would_wake_what_never_was_is_told_so() -> None:
+    async def scenario(house: House) -> None:
+        with pytest.raises(ModelNotFound, match="nothing to wake up"):
+            await house.service.wake_up()
+
+    play(scenario)
+
+
+def test_a_load_without_a_model_is_told_of_the_setting_that_is_none() -> None:
+    async def scenario(house: House) -> None:
+        with pytest.raises(InvalidRequest) as raised:
+            await house.service.load(None, {"modell": "A"}, "request")
+        assert raised.value.param == "modell"
+        with pytest.raises(ModelNotFound, match="started without a model"):
+            await house.service.load(None, {"max_model_len": 5}, "request")
 
     play(scenario)
 
@@ -319,6 +466,17 @@ def test_a_name_that_means_nothing_may_mean_the_resident_model() -> None:
         assert isinstance((await house.ask("claude-3")).error, ModelNotFound)
 
     play(scenario)
+
+
+@pytest.mark.parametrize("name", ["Ax", "claude-3", "gpt-4o", "far/away"])
+def test_whichever_model_is_resident_answers_for_a_foreign_name_under_its_own(name: str) -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("B")
+        answer = await house.ask(name, any_name=True)
+        assert (answer.model, answer.error) == ("B", None)
+
+    house = play(scenario, models=(spec("A"), spec("B"), ModelSpec(id="far/away", path=None)))
+    assert house.catalog.fetched == [], "what could be downloaded is not here"
 
 
 def test_tokens_are_told_without_loading_anything() -> None:

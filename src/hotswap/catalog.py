@@ -21,9 +21,9 @@ from hotswap.config import CatalogConfig, ConfigError, EngineConfig, apply_overr
 from hotswap.contracts.models import ModelFacts, ModelSpec
 from hotswap.contracts.progress import Report
 from hotswap.contracts.requests import RESIDENT_NAMES
-from hotswap.errors import CheckpointRefused, InvalidRequest, ModelNotFound
+from hotswap.errors import CheckpointRefused, InvalidRequest, ModelNotFound, ModelUnusable
 from hotswap.hub import CachedModel, Hub, snapshot_files
-from hotswap.model_dir import CONFIG, ModelDir, Remembered, files_of, look_at
+from hotswap.model_dir import CONFIG, SETTINGS, ModelDir, Remembered, files_of, look_at
 from hotswap.model_settings import overrides_of
 
 log = logging.getLogger(__name__)
@@ -107,20 +107,27 @@ class Catalog:
 
     async def models(self) -> tuple[ModelSpec, ...]:
         """Every model there is, the start-up model first. Never waits for a load."""
+        return (await self._recent()).specs
+
+    async def unusable(self) -> Mapping[str, str]:
+        """Why what is in ``--models-dir`` or named in ``models:`` cannot be loaded, by name: of
+        models whose settings are wrong, and of directories that hold none."""
+        return (await self._recent()).faults
+
+    async def _recent(self) -> _Survey:
         earliest = time.monotonic() - self._listing_age_s
         if self._last.begun < earliest:
             async with self._listing:
                 if self._last.begun < earliest:  # else the one before us has looked for us too
                     await to_thread.run_sync(self._survey, earliest)
-        return self._last.specs
+        return self._last
 
     async def resolve(self, name: str) -> ModelSpec:
         """The model that a name, alias, path or ``repo@revision`` means. No network.
 
         Raises:
-            ModelNotFound: no model is called that.
-            CheckpointRefused: its own settings are wrong, or it is the start-up model and
-                unusable.
+            ModelNotFound: nothing is called that.
+            ModelUnusable: what is called that holds no model, or settings for it are wrong.
         """
         return await to_thread.run_sync(self._resolve, name)
 
@@ -164,11 +171,13 @@ class Catalog:
         if entry is None or not self._is_current(entry):
             survey = self._survey(time.monotonic())
             entry = survey.named(name) or self._entry_of_revision(name, survey)
+            entry = entry or survey.unusable(name)
             if entry is None:
-                raise ModelNotFound(_unknown(name, survey))
-        if entry.directory is not None and entry.directory.defect:
-            raise CheckpointRefused(f"{entry.id} cannot be served: {entry.directory.defect}.")
-        return self._spec(entry, strict=True)
+                raise _unknown(name, survey)
+        spec = self._spec(entry)
+        if spec.fault is not None:
+            raise ModelUnusable(spec.fault, model=spec.id)
+        return spec
 
     def _is_current(self, entry: _Entry) -> bool:
         """Whether nothing about ``entry`` has changed on disk. Every request asks for its model,
@@ -203,26 +212,22 @@ class Catalog:
         survey = self._survey(time.monotonic())
         entry = survey.named(id) or self._entry_of_revision(id, survey)
         if entry is None or entry.repo_id is None:
-            raise ModelNotFound(_unknown(id, survey))
+            raise _unknown(id, survey)
         return entry.repo_id, entry.revision
 
     def _localized(self, spec: ModelSpec, path: Path) -> ModelSpec:
         local = self._resolve(spec.id)
         if local.path is None:
             directory = self._look_at(str(path))
-            defect = directory.defect if directory else f"{CONFIG} is missing"
-            raise CheckpointRefused(f"{spec.id} cannot be served: {defect}.")
+            defect = directory.defect if directory else None
+            raise CheckpointRefused(_no_model(spec.id, defect or f"{CONFIG} is missing"))
         for source, settings in overrides_of(spec, "request", "uploaded").items():
             local = apply_overrides(local, settings, source)
         return local
 
-    def _spec(self, entry: _Entry, *, strict: bool) -> ModelSpec:
-        """The settings of ``entry``, layer upon layer.
-
-        Args:
-            strict: a mistake in settings for this model raises `CheckpointRefused`; else the
-                layer that it is in is left out.
-        """
+    def _spec(self, entry: _Entry) -> ModelSpec:
+        """The settings of ``entry``, layer upon layer. One with a mistake in it is left out, and
+        the mistake told as the model's fault."""
         directory = entry.directory
         spec = ModelSpec(
             id=entry.id,
@@ -236,11 +241,10 @@ class Catalog:
             facts=directory.facts if directory else ModelFacts(),
         )
         if directory is not None:
-            if directory.settings_error and strict:
-                raise _wrong_settings(spec, directory.settings_error)
-            spec = _laid_over(spec, directory.settings, "model_dir", strict=strict)
+            spec = replace(spec, fault=_fault(entry.id, directory))
+            spec = _laid_over(spec, directory.settings, "model_dir")
         settings = {key: value for key, value in entry.settings.items() if key != "path"}
-        return _laid_over(spec, settings, "config_file", strict=strict)
+        return _laid_over(spec, settings, "config_file")
 
     def _flags_for(self, entry: _Entry) -> EngineConfig:
         """The start-up flags as far as they concern a model: those that were chosen to fit
@@ -274,9 +278,22 @@ class Catalog:
         self._add_mere_names(survey)
         # Last: a model's own name comes before any alias, wherever the model was found.
         self._give_aliases(survey)
-        survey.specs = tuple(self._spec(entry, strict=False) for entry in survey.entries)
+        survey.specs = tuple(self._spec(entry) for entry in survey.entries)
+        # The Hub's cache is everybody's: much of it is for something else.
+        put_here = (self._spec(entry) for entry in survey.without_model() if not entry.repo_id)
+        survey.faults = {
+            spec.id: spec.fault for spec in (*survey.specs, *put_here) if spec.fault is not None
+        }
+        self._complain_of_faults(survey)
         self._complain_of_ids(survey, in_dirs + in_cache)
         return survey
+
+    def _complain_of_faults(self, survey: _Survey) -> None:
+        """Each when it comes. At the start that of the start-up model is no warning but the end."""
+        known, is_first = self._last.faults, self._last.begun == -math.inf
+        for id, fault in survey.faults.items():
+            if fault != known.get(id) and not (is_first and id == self.startup):
+                log.warning("%s", fault)
 
     def _complain_of_ids(self, survey: _Survey, local: Sequence[tuple[str, ModelDir]]) -> None:
         for entry in survey.entries:
@@ -310,7 +327,7 @@ class Catalog:
             asked = self._config.served_model_names[1:]
             startup.aliases[:0] = self._granted(survey, startup, asked)
         for name, settings in self._config.models.items():
-            entry = survey.named(name)
+            entry = survey.named(name) or survey.unusable(name)
             if entry is None:
                 self._complain_of_settings(name, "there is no such model here")
                 continue
@@ -420,12 +437,14 @@ class _Survey:
         """Monotonic time from which on everything was looked at."""
         self.specs: tuple[ModelSpec, ...] = ()
         """What is listed."""
+        self.faults: Mapping[str, str] = {}
+        """See `Catalog.unusable`."""
         self.entries: list[_Entry] = []
-        self.defects: dict[str, str] = {}
-        """Directories that hold no model that can be served, by name."""
         self._names: dict[str, _Entry] = {}
         self._aliases: dict[str, _Entry] = {}
         self._places: dict[tuple[int, int], _Entry] = {}
+        self._without_model: dict[str, _Entry] = {}
+        """Directories that hold no model that can be served, by name."""
 
     def put(self, entry: _Entry) -> None:
         self.entries.append(entry)
@@ -438,7 +457,7 @@ class _Survey:
         if name in self._names:
             return
         if directory.defect:
-            self.defects[name] = directory.defect
+            self._without_model.setdefault(name, _Entry(name, directory, repo_id))
         elif known := self._places.get(directory.identity):
             known.aliases.append(name)
             self._names[name] = known
@@ -453,34 +472,49 @@ class _Survey:
         return name in self._names
 
     def named(self, name: str) -> _Entry | None:
-        return self._names.get(name) or self._aliases.get(name) or self._at_path(name)
+        known = self._names.get(name) or self._aliases.get(name)
+        place = None if known else _identity_at(name)
+        return self._places.get(place) if place else known
 
     def at(self, directory: ModelDir) -> _Entry | None:
         return self._places.get(directory.identity)
 
-    def _at_path(self, name: str) -> _Entry | None:
-        if not _is_path(name):
-            return None
-        try:
-            status = os.stat(Path(name).expanduser())
-        except (OSError, ValueError, RuntimeError):
-            return None
-        return self._places.get((status.st_dev, status.st_ino))
+    def without_model(self) -> list[_Entry]:
+        """Directories that hold none, unless a model elsewhere has their name."""
+        return [entry for name, entry in self._without_model.items() if name not in self._names]
+
+    def unusable(self, name: str) -> _Entry | None:
+        """Such a directory, by its name or path."""
+        place = _identity_at(name)
+        for entry in self.without_model():
+            assert entry.directory is not None
+            if name == entry.id or place == entry.directory.identity:
+                return entry
+        return None
 
 
-def _laid_over(
-    spec: ModelSpec, settings: Mapping[str, Any], source: str, *, strict: bool
-) -> ModelSpec:
+def _laid_over(spec: ModelSpec, settings: Mapping[str, Any], source: str) -> ModelSpec:
     try:
         return apply_overrides(spec, settings, source) if settings else spec
     except InvalidRequest as error:
-        if strict:
-            raise _wrong_settings(spec, error) from None
-        return spec
+        where = SETTINGS if source == "model_dir" else "`models:` of the config file"
+        return replace(spec, fault=spec.fault or _wrong_settings(spec.id, error, f" in {where}"))
 
 
-def _wrong_settings(spec: ModelSpec, error: InvalidRequest) -> CheckpointRefused:
-    return CheckpointRefused(f"{spec.id} has wrong settings: {error.message}")
+def _fault(id: str, directory: ModelDir) -> str | None:
+    """What keeps ``directory`` from being served, whatever is laid over its settings."""
+    if directory.defect:
+        return _no_model(id, directory.defect)
+    error = directory.settings_error
+    return None if error is None else _wrong_settings(id, error)
+
+
+def _no_model(id: str, defect: str) -> str:
+    return f"{id[:200]!r} cannot be served: {defect}."
+
+
+def _wrong_settings(id: str, error: InvalidRequest, where: str = "") -> str:
+    return f"{id[:200]!r} has wrong settings{where}: {error.message}"
 
 
 def _is_mere_name(name: str, settings: Mapping[str, Any]) -> bool:
@@ -492,6 +526,17 @@ def _is_mere_name(name: str, settings: Mapping[str, Any]) -> bool:
 def _is_path(name: str) -> bool:
     """Whether a name is written as a path, which no repository's name is."""
     return name.startswith(("/", "./", "../", "~")) or name in (".", "..")
+
+
+def _identity_at(name: str) -> tuple[int, int] | None:
+    """Device and inode of what a name that is written as a path means; None: nothing."""
+    if not _is_path(name):
+        return None
+    try:
+        status = os.stat(Path(name).expanduser())
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _id_of(name: str) -> str:
@@ -527,13 +572,14 @@ def _visible(folder: str) -> list[str]:
         return []
 
 
-def _unknown(name: str, survey: _Survey) -> str:
-    shown = repr(name[:200])
-    if defect := survey.defects.get(name):
-        return f"The model {shown} cannot be served: {defect}."
+def _unknown(name: str, survey: _Survey) -> ModelNotFound:
     close = _near(name[:200], [entry.id for entry in survey.entries])
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    return f"The model {shown} does not exist.{hint}"
+    hint = f"Did you mean {' or '.join(close)}?" if close else ""
+    return ModelNotFound(f"The model {name[:200]!r} does not exist.", hint=hint)
+
+
+_NEAR_WHOLE = 0.8
+"""How alike two names with their organisations must be: those of one organisation begin alike."""
 
 
 def _near(name: str, ids: Sequence[str]) -> list[str]:
@@ -543,6 +589,6 @@ def _near(name: str, ids: Sequence[str]) -> list[str]:
     name = name.casefold()
     if name in whole:
         return [whole[name]]
-    near = [whole[one] for one in difflib.get_close_matches(name, whole)]
+    near = [whole[one] for one in difflib.get_close_matches(name, whole, cutoff=_NEAR_WHOLE)]
     near += [last[one] for one in difflib.get_close_matches(name.rpartition("/")[2], last)]
     return list(dict.fromkeys(near))[:3]

@@ -131,9 +131,10 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ) 
     if command == "demo":  # whoever shows it other models still wants its own
         bundled = str(demo.MODELS_DIR)
         values["catalog.models_dirs"] = (*values.get("catalog.models_dirs", ()), bundled)
-        _check_demo(values["catalog.model"], values["catalog.models_dirs"])
     settings = _assemble(values, models)
     check(settings)
+    if command == "demo":
+        _check_demo(values["catalog.model"], values["catalog.models_dirs"])
     return settings
 
 
@@ -402,6 +403,12 @@ def _chat_template(written: str, where: str) -> str:
 def check(settings: Settings) -> None:
     """Raises: ConfigError: the settings do not go together."""
     catalog, server = settings.catalog, settings.server
+    for folder in catalog.models_dirs:
+        if not folder.is_dir():
+            fault = (
+                "it is a file, not a directory" if folder.exists() else "there is no such directory"
+            )
+            raise ConfigError(f"--models-dir {folder}: {fault}")
     manageable = server.dev_mode or server.admin_key is not None
     if catalog.model is None and not (settings.swap.on_demand or manageable):
         raise ConfigError(
@@ -414,9 +421,6 @@ def check(settings: Settings) -> None:
         _check_name(name, "--served-model-name")
     if settings.engine.chat_template is not None and catalog.model is None:
         raise ConfigError("--chat-template needs --model; `models:` takes one per model")
-    for folder in catalog.models_dirs:
-        if not folder.is_dir():
-            raise ConfigError(f"--models-dir: there is no directory {folder}")
     if server.api_keys or is_loopback(server.host):
         return
     if server.dev_mode:

@@ -26,6 +26,7 @@ HotswapError
 │   └── InsufficientMemory
 └── ModelLoadFailed
     ├── CheckpointRefused      the files are unusable; trying again cannot help
+    │   └── ModelUnusable      as is known without loading it; or its settings are wrong
     └── DownloadFailed
         ├── HubUnavailable     it does not answer, or only that it cannot
         ├── WrongDownload      what came is not what the Hub says it is
@@ -88,7 +89,13 @@ class MethodNotAllowed(HotswapError):
 
 
 class ModelNotFound(HotswapError):
+    """``hint`` is what there is to say beside that, such as a name that is near."""
+
     code = "model_not_found"
+
+    def __init__(self, message: str, *, hint: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(f"{message} {hint}".rstrip(), retry_after_s=retry_after_s)
+        self.hint = hint
 
 
 class NotLoaded(HotswapError):
@@ -144,6 +151,18 @@ class ModelLoadFailed(HotswapError):
 
 class CheckpointRefused(ModelLoadFailed):
     """The model's files are missing, damaged, unsafe or of a kind that we do not serve."""
+
+
+class ModelUnusable(CheckpointRefused):
+    """What is on the disk under a model's name is none that can be served, or its settings are
+    wrong. That is seen at each look at it, so it ends as soon as it is mended."""
+
+    def __init__(
+        self, message: str, *, model: str = "", retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.model = model
+        """Its id."""
 
 
 class DownloadFailed(ModelLoadFailed):

@@ -36,6 +36,7 @@ _ENCODERS = frozenset(
     )
 )
 """Architectures without a head for any task, as models that embed texts are saved."""
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAX_JSON_BYTES = 32 * 1024 * 1024
 
 
@@ -128,7 +129,7 @@ def _defect(config: Mapping[str, Any], task: Task) -> str | None:
         str(name).endswith(("ForCausalLM", "GPT2LMHeadModel")) for name in architectures
     )
     if task == "generate" and not is_causal:
-        return f"{str(architectures[0])[:80]} is not a chat model"
+        return f"{str(architectures[0])[:80]!r} is not a chat model"
     if config.get("is_encoder_decoder"):
         return "it is an encoder-decoder model"
     return None
@@ -140,7 +141,8 @@ def _missing_file(path: Path, names: frozenset[str]) -> str | None:
     if _WEIGHTS in names:
         return None if (path / _WEIGHTS).is_file() else f"{_WEIGHTS} is missing"
     if _INDEX not in names:
-        return "it has no safetensors weights"
+        pickled = any(name.endswith(_PICKLES) for name in names)
+        return "it has no safetensors weights" + ", only pickles, which are not read" * pickled
     for shard in sorted(_shards(_json_object(path / _INDEX))):
         # Only plain names: the files of a checkpoint are in its own directory.
         if "/" in shard or not (path / shard).is_file():

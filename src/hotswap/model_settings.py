@@ -41,6 +41,12 @@ _REFUSED: Mapping[str, frozenset[str]] = {
     "model_dir": _OPERATORS | {"device_map"},
     "config_file": frozenset(),
 }
+_BESIDE: Mapping[str, frozenset[str]] = {
+    "request": frozenset({"model"}),
+    "uploaded": frozenset({"model"}),
+    "config_file": frozenset({"path"}),
+}
+"""Keys that stand beside the settings, and may have been meant."""
 
 
 def apply_overrides(spec: ModelSpec, overrides: Mapping[str, Any], source: str) -> ModelSpec:
@@ -72,7 +78,7 @@ def apply_overrides(spec: ModelSpec, overrides: Mapping[str, Any], source: str) 
             own[key] = _checked(key, _SPEC_KINDS[key], value)
         else:
             shown = key[:200]
-            hint = nearest(shown, _SETTABLE - refused)
+            hint = nearest(shown, (_SETTABLE - refused) | _BESIDE.get(source, frozenset()))
             raise InvalidRequest(f"There is no setting {shown!r}.{hint}", param=shown)
     _check_length(spec, engine.get("max_model_len"))
     settled = engine | own | {f"sampling.{key}": value for key, value in sampling.items()}

@@ -309,11 +309,20 @@ _VALUED = frozenset(
 """Flags that take one value."""
 
 
+_ALIKE = 0.7
+"""How alike a slip and what was meant must be. "modell" is as near as 0.63 to max_model_len."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """' Did you mean X?', or nothing if no name is near."""
-    names = {name.casefold(): name for name in sorted(known)}
-    close = difflib.get_close_matches(word.casefold(), names, n=1)
+    names = {_letters(name): name for name in sorted(known)}
+    close = difflib.get_close_matches(_letters(word), names, n=1, cutoff=_ALIKE)
     return f" Did you mean {names[close[0]]}?" if close else ""
+
+
+def _letters(name: str) -> str:
+    """What tells a setting's name from others, however it is written."""
+    return name.casefold().removeprefix("--").removeprefix("hotswap_").replace("-", "_")
 
 
 class _Parser(argparse.ArgumentParser):

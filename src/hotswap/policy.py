@@ -11,7 +11,7 @@ from typing import Protocol
 from hotswap.config import SwapRules
 from hotswap.contracts.progress import Progress
 from hotswap.contracts.snapshot import LoadFailure
-from hotswap.errors import HotswapError, ModelLoadFailed
+from hotswap.errors import HotswapError, ModelLoadFailed, ModelUnusable
 
 
 class Waiting(Protocol):
@@ -96,6 +96,12 @@ class FailureLedger:
     def forgive(self, model: str) -> None:
         self._entries.pop(model, None)
 
+    def mended(self, model: str) -> None:
+        """What is on the disk, and the settings, are all right by now: nothing is to be waited for
+        that failed because of them."""
+        if model in self._entries and isinstance(self._entries[model][1], ModelUnusable):
+            self.forgive(model)
+
     def check(self, model: str, now: float) -> None:
         """Raises: the kind of error that was noted, while the model cools down; it says for how
         long that will be."""
@@ -106,11 +112,13 @@ class FailureLedger:
             # The files may have been mended when the client tries again: not a final refusal.
             kind = ModelLoadFailed if isinstance(error, ModelLoadFailed) else type(error)
             left_s = cooldown.until - now
-            raise kind(
-                f"{model[:200]!r} failed to load and is not tried again before "
-                f"{math.ceil(left_s)} s have passed, unless it is loaded by hand: {error.message}",
-                retry_after_s=left_s,
-            )
+            told = error.message
+            if not isinstance(error, ModelUnusable):  # which is looked at again at once
+                told = (
+                    f"{model[:200]!r} failed to load and is not tried again before "
+                    f"{math.ceil(left_s)} s have passed, unless it is loaded by hand: {told}"
+                )
+            raise kind(told, retry_after_s=left_s)
 
     def cooling(self, model: str | None, now: float) -> bool:
         return model in self._entries and now < self._entries[model][0].until

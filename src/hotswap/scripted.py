@@ -30,6 +30,7 @@ from hotswap.errors import (
     InvalidRequest,
     ModelNotFound,
     ModelUnloaded,
+    ModelUnusable,
 )
 
 MODEL_BYTES = 1000
@@ -330,11 +331,18 @@ class ScriptedCatalog:
         return self._startup
 
     async def models(self) -> tuple[ModelSpec, ...]:
-        return tuple(self._specs.values())
+        """Those without files that have a fault are directories without a model."""
+        specs = self._specs.values()
+        return tuple(spec for spec in specs if spec.path is not None or spec.fault is None)
+
+    async def unusable(self) -> Mapping[str, str]:
+        return {spec.id: spec.fault for spec in self._specs.values() if spec.fault is not None}
 
     async def resolve(self, name: str) -> ModelSpec:
         for spec in self._specs.values():
             if name in (spec.id, *spec.aliases):
+                if spec.fault is not None:
+                    raise ModelUnusable(spec.fault, model=spec.id)
                 return spec
         raise ModelNotFound(f"The model {name!r} does not exist.")
 

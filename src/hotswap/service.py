@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import anyio
 from anyio import to_thread
 
 from hotswap.config import SwapRules
@@ -32,6 +34,7 @@ from hotswap.errors import (
     ModelLoadFailed,
     ModelNotFound,
     ModelUnloaded,
+    ModelUnusable,
     NotLoaded,
     NotPermitted,
 )
@@ -175,18 +178,28 @@ class SwapService:
         self, name: str | None, *, any_name: bool = False, task: Task = "generate"
     ) -> Target:
         """``task``: that of the model where any would do."""
+        target = await self._target(name, any_name=any_name, task=task)
+        # Nothing is wrong with its files and settings, as has just been seen.
+        self._controller.desk.failures.mended(target.spec.id)
+        return target
+
+    async def _target(self, name: str | None, *, any_name: bool, task: Task) -> Target:
         if name is None or name in RESIDENT_NAMES:
-            return await self._any(task)
+            return await self._any(task, name)
         try:
             spec = await self._named(name)
         except ModelNotFound:
             if not any_name:
                 raise
-            return await self._any(task)
+            return await self._any(task, name)
+        except ModelUnusable as error:
+            self._check_nameable(error.model, name)
+            self._note_unusable(error)
+            raise
         if spec is self._occupancy.resident:
             return Target(spec)
-        if spec.background:
-            return await self._any(task)
+        if spec.background or (any_name and self._is_elsewhere(spec)):
+            return await self._any(task, name)
         if not self._rules.on_demand and spec.id not in self._served_ids():
             if spec.id == self._catalog.startup:  # which is listed all the same
                 raise ModelUnloaded(
@@ -195,18 +208,56 @@ class SwapService:
             raise _not_served(name)
         return Target(spec)
 
+    def _note_unusable(self, error: ModelUnusable) -> None:
+        """To a request a model that cannot be loaded is one that failed to load.
+
+        Raises:
+            ModelLoadFailed: it had failed a moment ago.
+        """
+        failures, now = self._controller.desk.failures, anyio.current_time()
+        is_cooling = failures.cooling(error.model, now)
+        failures.note(error.model, copy.copy(error), now)  # one that is raised holds its frames
+        if is_cooling:
+            failures.check(error.model, now)
+
+    async def _nameable(self, name: str) -> ModelSpec:
+        """The model that a client means by a name."""
+        try:
+            return await self._named(name)
+        except ModelUnusable as error:
+            self._check_nameable(error.model, name)
+            raise
+
+    def _check_nameable(self, model: str, name: str) -> None:
+        """Raises: ModelNotFound: it would not be served if it could be loaded."""
+        if not self._rules.on_demand and model not in self._listed_ids():
+            raise _not_served(name) from None
+
     async def _named(self, name: str) -> ModelSpec:
         """The model of that name; the resident one as it was loaded."""
         resident = self._occupancy.resident
         # Before the disk is asked: the resident model is there even if its files are gone.
         if resident is not None and name in (resident.id, *resident.aliases):
             return resident
-        spec = await self._catalog.resolve(name)
+        try:
+            spec = await self._catalog.resolve(name)
+        except ModelUnusable as error:
+            if resident is not None and resident.id == error.model:
+                return resident
+            raise
         return resident if resident is not None and resident.id == spec.id else spec
 
-    async def _any(self, task: Task) -> Target:
+    def _is_elsewhere(self, spec: ModelSpec) -> bool:
+        """It is not on this machine, and no operator has asked for it."""
+        return spec.path is None and spec.id != self._catalog.startup
+
+    async def _any(self, task: Task, name: str | None) -> Target:
         """Whichever model for ``task`` is there when the request's turn comes; if there is none
-        then, the one that is there now or sleeps, else the start-up one."""
+        then, the one that is there now or sleeps, else the start-up one.
+
+        Args:
+            name: what the request calls it.
+        """
         present = self._occupancy.resident or self._occupancy.asleep
         if present is not None:
             if present.task == task:
@@ -218,21 +269,27 @@ class SwapService:
             ids.reverse()
         coming = self._occupancy.coming
         try:
-            return Target(await self._first_of(ids, task), is_any=True)
-        except HotswapError:
-            if coming is None or coming.task != task:
-                raise
-            return Target(coming, is_any=True)
+            spec = await self._first_of(ids, task)
+            if spec is None:
+                raise _none_loaded(task, name)
+            return Target(spec, is_any=True)
+        except HotswapError as error:
+            if coming is not None and coming.task == task:
+                return Target(coming, is_any=True)
+            if isinstance(error, ModelUnusable):
+                self._note_unusable(error)
+            raise
 
-    async def _first_of(self, ids: Sequence[str | None], task: Task | None = None) -> ModelSpec:
+    async def _first_of(
+        self, ids: Sequence[str | None], task: Task | None = None
+    ) -> ModelSpec | None:
         """``task``: None: whatever it is for."""
         for id in ids:
             if id is not None:
                 spec = await self._catalog.resolve(id)
                 if task in (None, spec.task) or spec.path is None:
                     return spec
-        kind = "embedding model" if task == "embed" else "model"
-        raise ModelNotFound(f"No {kind} is loaded and none was named: set `model`.")
+        return None
 
     def _expected_for(self, target: Target) -> ModelSpec:
         """The model that will answer, as things stand."""
@@ -251,6 +308,10 @@ class SwapService:
         absent = self._history.last_resident or self._catalog.startup
         return present or ({absent} if absent else set())
 
+    def _listed_ids(self) -> frozenset[str | None]:
+        """Those that are listed while loading on demand is off."""
+        return frozenset({*self._served_ids(), self._catalog.startup})
+
     async def _render(self, spec: ModelSpec, request: AnyRequest) -> Rendered:
         _check_task(spec, _task_of(request))
         try:
@@ -265,7 +326,7 @@ class SwapService:
 
     async def load(self, name: str | None, overrides: Mapping[str, Any], source: str) -> LoadReport:
         """See `ModelService.load`."""
-        spec = self._catalog.override(await self._loadable(name), overrides, source)
+        spec = await self._ordered(name, overrides, source)
         await self._survey()
         return await self._controller.orders.load(spec)
 
@@ -273,7 +334,7 @@ class SwapService:
         self, name: str | None, overrides: Mapping[str, Any], source: str
     ) -> LoadForecast:
         """See `ModelService.forecast`."""
-        spec = self._catalog.override(await self._loadable(name), overrides, source)
+        spec = await self._ordered(name, overrides, source)
         self._occupancy.check_open()
         if spec.path is None:
             raise InvalidRequest(
@@ -296,6 +357,18 @@ class SwapService:
         await self._survey()
         self._controller.orders.begin_load(spec)
 
+    async def _ordered(
+        self, name: str | None, overrides: Mapping[str, Any], source: str
+    ) -> ModelSpec:
+        """The model of that name, or the start-up one, with an operator's settings."""
+        try:
+            spec = await self._loadable(name)
+        except ModelNotFound:
+            if not name:  # where ``model`` is misspelt, it is among the settings
+                self._catalog.override(ModelSpec(id="", path=None), overrides, source)
+            raise
+        return self._catalog.override(spec, overrides, source)
+
     async def _loadable(self, name: str | None) -> ModelSpec:
         """The model of that name, or the start-up one."""
         startup = self._catalog.startup
@@ -317,7 +390,13 @@ class SwapService:
         """See `ModelService.wake_up`."""
         spec = self._present() or self._occupancy.asleep
         if spec is None:
-            spec = await self._first_of((self._history.last_resident, self._catalog.startup))
+            ids = (self._history.last_resident, self._catalog.startup)
+            spec = await self._first_of(ids)
+        if spec is None:
+            raise ModelNotFound(
+                "There is nothing to wake up: no model has been loaded, and the server was started "
+                "without one."
+            )
         return await self._controller.orders.load(spec)
 
     async def unload(
@@ -329,7 +408,7 @@ class SwapService:
         park: bool = True,
     ) -> UnloadReport:
         """See `ModelService.unload`."""
-        model = None if name is None else (await self._named(name)).id
+        model = None if name is None else await self._id_of(name)
         try:
             return await self._controller.orders.unload(model, drain_timeout_s, mode, park=park)
         except NotLoaded:
@@ -337,6 +416,13 @@ class SwapService:
                 raise
         self._forget(model)
         return UnloadReport(model=model, was_parked=True)
+
+    async def _id_of(self, name: str) -> str:
+        """Also of a model that could not be loaded: it may sleep."""
+        try:
+            return (await self._named(name)).id
+        except ModelUnusable as error:
+            return error.model
 
     # -- what everybody may see
 
@@ -366,6 +452,9 @@ class SwapService:
         specs = await self._catalog.models()
         if specs is not self._surveyed:
             self._surveyed = specs
+            for spec in specs:
+                if spec.fault is None:
+                    self._controller.desk.failures.mended(spec.id)
             # The start-up model is listed whether it is there or not, a revision is not listed.
             there = {spec.id for spec in specs} - {self._catalog.startup}
             for parked in self._registry.parked():
@@ -379,9 +468,20 @@ class SwapService:
         except (ModelNotFound, CheckpointRefused):
             return False
 
+    async def unusable(self) -> Mapping[str, str]:
+        """See `ModelService.unusable`."""
+        return await self._catalog.unusable()
+
     async def model(self, name: str) -> ModelListing:
         """See `ModelService.model`."""
-        return self._listed_as(await self._named(name), name)
+        try:
+            spec = await self._nameable(name)
+        except ModelUnusable as error:
+            listed = {one.id: one for one in await self._survey()}
+            if error.model not in listed:
+                raise
+            spec = listed[error.model]
+        return self._listed_as(spec, name)
 
     def _listed_as(self, spec: ModelSpec, name: str) -> ModelListing:
         """Raises: ModelNotFound: it is not being served."""
@@ -392,7 +492,7 @@ class SwapService:
 
     async def describe(self, name: str) -> ModelDescription:
         """See `ModelService.describe`."""
-        spec = await self._named(name)
+        spec = await self._nameable(name)
         listing = self._listed_as(spec, name)
         chats = spec.path is not None and spec.task == "generate"
         chat = await self._registry.chat_facts(spec) if chats else ChatFacts()
@@ -403,9 +503,7 @@ class SwapService:
         resident, coming = self._occupancy.resident, self._occupancy.coming
         wanted = [*controller.desk.wanted(), *((coming,) if coming else ())]
         progress = {spec.id: controller.overview.progress_of(spec.id) for spec in wanted}
-        served = None
-        if not self._rules.on_demand:
-            served = frozenset({*self._served_ids(), self._catalog.startup})
+        served = None if self._rules.on_demand else self._listed_ids()
         return _Facts(
             specs=specs,
             resident=resident,
@@ -453,9 +551,10 @@ def _listings(facts: _Facts) -> tuple[ModelListing, ...]:
 
 def _listing(spec: ModelSpec, facts: _Facts) -> ModelListing:
     failure, progress = facts.failures.get(spec.id), facts.progress.get(spec.id)
+    error = spec.fault or (failure.message if failure else None)
     status: ModelStatus = "unloaded"
     if facts.resident is not None and facts.resident.id == spec.id:
-        spec, status, progress, failure = facts.resident, "loaded", None, None
+        spec, status, progress, error = facts.resident, "loaded", None, None
     elif progress is not None:
         status = "loading"
     elif spec.id in facts.sleeping:
@@ -469,7 +568,7 @@ def _listing(spec: ModelSpec, facts: _Facts) -> ModelListing:
         max_model_len=_max_model_len(spec, facts),
         task=spec.task,
         progress=progress,
-        error=failure.message if failure else None,
+        error=error,
         facts=spec.facts,
     )
 
@@ -508,8 +607,18 @@ def _to_embed(request: GenerationRequest) -> EmbeddingRequest:
     return EmbeddingRequest(prompts=prompts, model=request.model, counted=request.counted)
 
 
+def _none_loaded(task: Task, name: str | None) -> ModelNotFound:
+    """For a request that any model for ``task`` would suit, where there is none."""
+    kind = "embedding model" if task == "embed" else "model"
+    whose = f"{name[:200]!r}" if name else "no name"
+    return ModelNotFound(
+        f"No {kind} is loaded.",
+        hint=f"A request for {whose} is answered by whichever is loaded: name one, or load one.",
+    )
+
+
 def _not_served(name: str) -> ModelNotFound:
     return ModelNotFound(
-        f"The model {name!r} is not being served. "
-        "(Other models are served with --enable-on-demand-loading.)"
+        f"The model {name[:200]!r} is not being served.",
+        hint="(Other models are served with --enable-on-demand-loading.)",
     )

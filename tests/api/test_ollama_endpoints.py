@@ -12,6 +12,7 @@ from hotswap.contracts.answers import Finished, TextDelta
 from hotswap.errors import (
     EngineFailed,
     ModelNotFound,
+    ModelUnusable,
     NotPermitted,
     Overloaded,
 )
@@ -82,6 +83,20 @@ def test_a_model_that_is_not_there_is_told_in_ollamas_words(
     service = ScriptedService(refusal=ModelNotFound("There is none."), pulled=())
     exchange = post(service, path, **{**body, "model": "x:latest"})
     assert (exchange.status, exchange.json) == (404, {"error": "model 'x' not found"})
+
+
+def test_what_there_is_to_say_beside_that_is_said() -> None:
+    service = ScriptedService(refusal=ModelNotFound("There is none.", hint="Did you mean y?"))
+    exchange = post(service, "/api/generate", model="x", prompt="x")
+    told = {"error": "model 'x' not found. Did you mean y?"}
+    assert (exchange.status, exchange.json) == (404, told)
+
+
+def test_a_model_that_cannot_be_served_says_why() -> None:
+    service = ScriptedService(refusal=ModelUnusable("config.json is not JSON."))
+    for body in ({"prompt": "x"}, {"prompt": "x", "stream": False}, {}):
+        exchange = post(service, "/api/generate", model="x", **body)
+        assert (exchange.status, exchange.json) == (422, {"error": "config.json is not JSON."})
 
 
 def test_no_model_at_all_keeps_its_own_words() -> None:

@@ -139,6 +139,7 @@ def test_status_has_all_of_the_snapshot_but_paths() -> None:
     assert status["engine"]["tokens"] == 40
     assert status["parked"] == [{"model": "d", "bytes": 100}]
     assert b"secret" not in exchange.body
+    assert status["unusable"] == {"broken": "'broken' cannot be served: config.json is not JSON."}
     missing = set(READY.__dataclass_fields__) - set(status) - {"version"}
     assert missing == set()
 

@@ -29,3 +29,47 @@ def models_dir(tmp_path: Path) -> Path:
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     return directory
+
+
+def _not_json(model: Path) -> None:
+    (model / "config.json").write_text("{")
+
+
+def _without_weights(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+
+
+def _without_tokenizer(model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+
+
+def _pickled(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+
+
+def _wrong_settings(model: Path) -> None:
+    (model / "hotswap_config.yaml").write_text("max_modle_len: 64")
+
+
+def _wrong_template(model: Path) -> None:
+    (model / "chat_template.jinja").write_text("\n{% for m in messages %}{{ m.content")
+
+
+BREAKS = {
+    "not-json": _not_json,
+    "no-weights": _without_weights,
+    "no-tokenizer": _without_tokenizer,
+    "pickled": _pickled,
+    "wrong-settings": _wrong_settings,
+    "wrong-template": _wrong_template,
+}
+
+
+@pytest.fixture(scope="module")
+def broken_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the demo models, and copies of one that are each broken in another way."""
+    directory = tmp_path_factory.mktemp("broken") / "models"
+    shutil.copytree(MODELS_DIR, directory)
+    for name, spoil in BREAKS.items():
+        spoil(Path(shutil.copytree(directory / "hotswap" / "sums", directory / name)))
+    return directory

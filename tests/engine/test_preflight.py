@@ -207,6 +207,15 @@ def test_a_tokenizer_must_be_there(model: Path) -> None:
         check_tokenizer_files(model, trust_remote_code=False)
 
 
+def test_a_template_must_be_text(model: Path) -> None:
+    (model / "tokenizer.json").touch()
+    (model / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointRefused, match=r"^'chat_template\.jinja' is not UTF-8 text\.$"):
+        check_tokenizer_files(model, trust_remote_code=False)
+    (model / "chat_template.jinja").write_text("{{ ü }}")
+    check_tokenizer_files(model, trust_remote_code=False)
+
+
 # -- files that nobody wrote on purpose
 
 anything = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

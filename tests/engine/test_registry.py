@@ -299,7 +299,9 @@ async def test_how_a_model_chats_is_what_its_speech_was_found_to_be(
 ) -> None:
     async with new_registry() as registry:
         facts = await registry.chat_facts(spec_of(checkpoint(), chat_template=template))
-    assert facts == ChatFacts(template=template, tools=tools, thinking=thinking)
+    is_readable = template != "{{"
+    expected = template if is_readable else None
+    assert facts == ChatFacts(template=expected, tools=tools, thinking=thinking)
 
 
 async def test_what_was_found_out_about_a_model_is_not_found_out_twice(

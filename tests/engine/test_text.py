@@ -94,7 +94,7 @@ def test_a_template_of_the_settings_replaces_the_models(checkpoint: Checkpoint) 
     assert written(spec, prompt) == "quick12"
 
 
-@pytest.mark.parametrize("template", ["{{ raise_exception('no such role') }}", "{{", "{{ 1 / 0 }}"])
+@pytest.mark.parametrize("template", ["{{ raise_exception('no such role') }}", "{{ 1 / 0 }}"])
 def test_what_a_template_cannot_write_is_refused(checkpoint: Checkpoint, template: str) -> None:
     with pytest.raises(InvalidRequest, match="chat template") as caught:
         rendered(spec_of(checkpoint(), chat_template=template), HELLO)
@@ -119,9 +119,49 @@ def test_a_model_without_a_template_answers_no_messages(
 ) -> None:
     copy = variant(checkpoint(), tmp_path)
     (copy / "chat_template.jinja").unlink()
-    with pytest.raises(InvalidRequest, match="no chat template"):
+    with pytest.raises(InvalidRequest, match="no chat template") as caught:
         rendered(spec_of(copy), HELLO)
+    assert caught.value.param == "model"
     assert rendered(spec_of(copy), "quick").prompt_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        (
+            "{% for m in messages %}\n{{ m.content }}\n{% endfr %}",
+            "line 3: Encountered unknown tag",
+        ),
+        ("\n{{", "line 2: unexpected 'end of template'"),
+        ("{{ x | no_such_filter }}", "line 1: No filter named 'no_such_filter'"),
+        ("x" * 200_000, "it has more than 131072 characters"),
+        ("{% for a in b %}" * 40 + "{% endfor %}" * 40, "it is too large, or nests too deeply"),
+        ("{{ " + "(" * 5000 + "x" + ")" * 5000 + " }}", "it is too large, or nests too deeply"),
+    ],
+    ids=["tag", "end", "filter", "length", "loops", "brackets"],
+)
+def test_a_model_whose_template_cannot_be_read_is_one_without(
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    template: str,
+    fault: str,
+) -> None:
+    copy = variant(checkpoint(), tmp_path)
+    (copy / "chat_template.jinja").write_text(template)
+    with pytest.raises(InvalidRequest, match="cannot be read") as caught:
+        rendered(spec_of(copy), HELLO)
+    assert caught.value.param == "model"
+    assert f"({fault}" in caught.value.message
+    assert str(copy) not in caught.value.message
+    assert "use /v1/completions" in caught.value.message
+    assert "--chat-template" in caught.value.message
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1
+    assert fault in told[0]
+    assert "\n" not in told[0]
+    assert rendered(spec_of(copy), "quick").prompt_tokens > 0
+    assert written(spec_of(copy, chat_template="{{ messages[0].content }}"), HELLO) == "quick"
 
 
 def test_what_each_token_stands_for_can_be_asked_for(checkpoint: Checkpoint) -> None:

@@ -69,10 +69,11 @@ def naming(model: str | None) -> Iterator[None]:
     """A model that is not there is told in the words that Ollama's clients look for."""
     try:
         yield
-    except ModelNotFound:
+    except ModelNotFound as error:
         if not model:
             raise
-        raise ModelNotFound(f"model {model[:200]!r} not found") from None
+        told = f"model {model[:200]!r} not found"
+        raise ModelNotFound(f"{told}." if error.hint else told, hint=error.hint) from None
 
 
 def digest(model: str) -> str:

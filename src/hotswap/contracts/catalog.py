@@ -16,13 +16,19 @@ class ModelCatalog(Protocol):
     def startup(self) -> str | None:
         """Id of the model that ``--model`` names."""
 
-    async def models(self) -> tuple[ModelSpec, ...]: ...
+    async def models(self) -> tuple[ModelSpec, ...]:
+        """What is listed, those included whose settings are wrong."""
+
+    async def unusable(self) -> Mapping[str, str]:
+        """Why what an operator put here cannot be loaded, by name: of models that are listed, and
+        of directories that hold none."""
 
     async def resolve(self, name: str) -> ModelSpec:
         """No network.
 
         Raises:
             ModelNotFound
+            ModelUnusable: there is something of that name, but it cannot be loaded.
         """
 
     def override(self, spec: ModelSpec, overrides: Mapping[str, Any], source: str) -> ModelSpec:

@@ -26,7 +26,7 @@ class ModelListing:
     task: Task = "generate"
     progress: Progress | None = None
     error: str | None = None
-    """Why the last load of this model failed, where it did."""
+    """Why it cannot be loaded, or why its last load failed."""
     facts: ModelFacts = ModelFacts()
 
 

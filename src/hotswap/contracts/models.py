@@ -96,3 +96,6 @@ class ModelSpec:
     max_position_embeddings: int | None = None
     created_unix: int = 0
     facts: ModelFacts = ModelFacts()
+    fault: str | None = None
+    """Why it cannot be loaded: its files make no model, or settings for it are wrong. A layer of
+    settings with a mistake in it is left out above."""

@@ -97,7 +97,7 @@ class GenerationRequest:
     model: str | None = None
     """The name as the client wrote it; None, "", "default", "current": the resident model."""
     any_name: bool = False
-    """A name that means no model here means the resident one too."""
+    """A name that means no model on this machine means the resident one too."""
     sampling: SamplingParams = SamplingParams()
     n: int = 1
     max_tokens: int | None = None

@@ -59,8 +59,11 @@ class ModelService(Protocol):
     async def models(self) -> tuple[ModelListing, ...]:
         """What a request may name now. Never waits for a load."""
 
+    async def unusable(self) -> Mapping[str, str]:
+        """See `ModelCatalog.unusable`."""
+
     async def model(self, name: str) -> ModelListing:
-        """Raises: ModelNotFound."""
+        """Raises: ModelNotFound; ModelUnusable: there is such a directory, and no model in it."""
 
     async def describe(self, name: str) -> ModelDescription:
         """More about a model than its listing, read from its files.

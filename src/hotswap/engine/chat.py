@@ -50,7 +50,7 @@ def write_out(model: str, front: Front, prompt: ChatPrompt, guide: Guide | None)
     """
     template = front.template
     if template is None:
-        raise InvalidRequest(_why_not(model, front), param="messages")
+        raise InvalidRequest(_why_not(model, front), param="model")
     tools = _tools(front.speech, prompt)
     text = _text(model, front, template, prompt)
     demanded = _demanded(front.speech, prompt, tools)
@@ -60,12 +60,13 @@ def write_out(model: str, front: Front, prompt: ChatPrompt, guide: Guide | None)
 
 
 def _why_not(model: str, front: Front) -> str:
-    if front.chat_template is None:
-        return (
-            f"{model!r} has no chat template, so it cannot answer messages; "
-            "use /v1/completions, or give a template with --chat-template."
-        )
-    return f"The chat template of {model!r} cannot be read. {front.template_fault or ''}".strip()
+    fault = f"{model!r} has no chat template"
+    if front.template_fault is not None:
+        fault = f"The chat template of {model!r} cannot be read ({front.template_fault})"
+    return (
+        f"{fault}, so it cannot answer messages; use /v1/completions, or give the model another "
+        "template: with --chat-template, or as `chat_template` in `models:` of the config file."
+    )
 
 
 # -- tools -----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio
 from anyio import to_thread
+from jinja2 import TemplateSyntaxError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -43,6 +44,8 @@ _FILES = (
 )
 _COLD_LOADS = 4
 """Fronts that are read at the same time."""
+_TEMPLATE_CHARS = 128 << 10
+"""Of a chat template's source at most. It takes 50 us a character to compile, and a kilobyte."""
 _UNBOUNDED_CONTEXT = 32768
 """Context of a model that has no maximum of its own (recurrent ones)."""
 
@@ -62,9 +65,9 @@ class Front:
     config: PreTrainedConfig
     chat_template: str | None
     template: ChatTemplate | None
-    """``chat_template``, compiled; None also where that failed."""
+    """``chat_template``, compiled."""
     template_fault: str | None
-    """Why it failed."""
+    """Why the model has no template although it brings one, or was given one."""
     speech: Speech
     """What template and vocabulary know of tools and of reasoning."""
     vocab_size: int
@@ -216,8 +219,11 @@ def _load(path: Path, engine: EngineConfig, task: Task, key: FrontKey) -> Front:
         | _ids(getattr(text_config, "eos_token_id", None))
         | _ids(tokenizer.eos_token_id)
     )
-    source = engine.chat_template or _own_template(tokenizer)
-    template, fault = _compiled(source)
+    given = engine.chat_template or _own_template(tokenizer) if task == "generate" else None
+    template, fault = _compiled(given)
+    if fault is not None:
+        _log.warning("The chat template of %s cannot be read, so it refuses chats: %s", path, fault)
+    source = None if template is None else given
     return Front(
         key=key,
         tokenizer=tokenizer,
@@ -331,12 +337,17 @@ def _compiled(source: str | None) -> tuple[ChatTemplate | None, str | None]:
     """The template, or what is wrong with it: the model can complete texts all the same."""
     if source is None:
         return None, None
+    if len(source) > _TEMPLATE_CHARS:
+        return None, f"it has more than {_TEMPLATE_CHARS} characters"
     try:
         return ChatTemplate(source), None
+    except TemplateSyntaxError as error:
+        problem = " ".join((error.message or "").split())[:200].rstrip(".")
+        return None, f"line {error.lineno}: {problem}"
     except Exception as error:  # whatever a compiler makes of wrong source
-        _log.warning("A chat template cannot be compiled", exc_info=True)
-        known = type(error).__module__.startswith("jinja2")
-        return None, str(error)[:200] if known else None
+        _log.debug("A chat template cannot be compiled", exc_info=True)
+        is_deep = isinstance(error, RecursionError | MemoryError | SyntaxError)
+        return None, "it is too large, or nests too deeply" if is_deep else "it is not Jinja"
 
 
 def _speech(template: ChatTemplate | None, source: str | None, vocabulary: Vocabulary) -> Speech:

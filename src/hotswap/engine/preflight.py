@@ -85,10 +85,13 @@ def read_config(directory: Path, *, trust_remote_code: bool) -> dict[str, Any]:
 
 
 def check_tokenizer_files(directory: Path, *, trust_remote_code: bool) -> None:
-    """Raises: CheckpointRefused: no vocabulary, foreign code, or a file that is not its own."""
+    """Raises: CheckpointRefused: no vocabulary, foreign code, a file that is not its own, or a
+    template that is no text."""
     for entry in sorted(directory.iterdir()):
         if entry.suffix in {".json", ".jinja", ".model", ".txt", ".tiktoken"}:
             resolve(directory, entry.name)
+        if entry.suffix == ".jinja" and not _is_text(_content(directory, entry.name)):
+            raise CheckpointRefused(f"{_shown(entry.name)} is not UTF-8 text.")
     if (directory / "tokenizer_config.json").exists():
         config = read_object(directory, "tokenizer_config.json")
         _refuse_code(config, "tokenizer_config.json", trust_remote_code)
@@ -277,6 +280,14 @@ def _repository(root: Path) -> Path:
 
 def _is_sizes(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_list_of_str(value: Any) -> TypeGuard[list[str]]:
