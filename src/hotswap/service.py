@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -15,9 +15,9 @@ from hotswap.config import SwapRules
 from hotswap.contracts.answers import Embeddings, Generation, Tokenized
 from hotswap.contracts.catalog import ModelCatalog
 from hotswap.contracts.engines import Engine, EngineRegistry, Rendered
-from hotswap.contracts.listing import ModelDescription, ModelListing, ModelStatus
+from hotswap.contracts.listing import ModelDescription, ModelListing
 from hotswap.contracts.models import ChatFacts, ModelSpec, Task
-from hotswap.contracts.progress import Progress, Report
+from hotswap.contracts.progress import Report
 from hotswap.contracts.reports import LoadForecast, LoadReport, UnloadReport
 from hotswap.contracts.requests import (
     RESIDENT_NAMES,
@@ -26,7 +26,7 @@ from hotswap.contracts.requests import (
     GenerationRequest,
 )
 from hotswap.contracts.service import UnloadMode
-from hotswap.contracts.snapshot import LoadFailure, SwapPhase, SwapSnapshot
+from hotswap.contracts.snapshot import SwapPhase, SwapSnapshot
 from hotswap.errors import (
     CheckpointRefused,
     HotswapError,
@@ -39,6 +39,7 @@ from hotswap.errors import (
     NotPermitted,
 )
 from hotswap.residency.desk import Target, is_same_load
+from hotswap.residency.listing import Facts, listing, listings
 from hotswap.swap import SwapController
 
 AnyRequest = GenerationRequest | EmbeddingRequest
@@ -63,7 +64,7 @@ class SwapService:
         self._rules = rules
         self._surveyed: tuple[ModelSpec, ...] | None = None
         self._listed: tuple[ModelListing, ...] = ()
-        self._listed_facts: _Facts | None = None
+        self._listed_facts: Facts | None = None
 
     def obey(self, catalog: ModelCatalog, rules: SwapRules) -> None:
         """Go by another catalogue and other rules from now on. What runs, waits or is resident is
@@ -442,7 +443,7 @@ class SwapService:
         """
         facts = self._facts(await self._survey())
         if facts != self._listed_facts:
-            self._listed = _listings(facts)
+            self._listed = listings(facts)
         self._listed_facts = facts
         return self._listed
 
@@ -488,7 +489,7 @@ class SwapService:
         facts = self._facts((spec,))
         if not facts.lists(spec):
             raise _not_served(name)
-        return _listing(spec, facts)
+        return listing(spec, facts)
 
     async def describe(self, name: str) -> ModelDescription:
         """See `ModelService.describe`."""
@@ -498,13 +499,13 @@ class SwapService:
         chat = await self._registry.chat_facts(spec) if chats else ChatFacts()
         return ModelDescription(listing=listing, sampling=spec.sampling, chat=chat)
 
-    def _facts(self, specs: tuple[ModelSpec, ...]) -> _Facts:
+    def _facts(self, specs: tuple[ModelSpec, ...]) -> Facts:
         controller = self._controller
         resident, coming = self._occupancy.resident, self._occupancy.coming
         wanted = [*controller.desk.wanted(), *((coming,) if coming else ())]
         progress = {spec.id: controller.overview.progress_of(spec.id) for spec in wanted}
         served = None if self._rules.on_demand else self._listed_ids()
-        return _Facts(
+        return Facts(
             specs=specs,
             resident=resident,
             coming=coming,
@@ -514,74 +515,6 @@ class SwapService:
             sleeping=frozenset(parked.model for parked in self._registry.parked()),
             room=self._history.room(),
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Facts:
-    """All that a listing is made from."""
-
-    specs: tuple[ModelSpec, ...]
-    resident: ModelSpec | None
-    coming: ModelSpec | None
-    served: frozenset[str | None] | None
-    """Ids of the models that answer; None: any."""
-    progress: Mapping[str, Progress]
-    failures: Mapping[str, LoadFailure]
-    sleeping: frozenset[str]
-    room: Mapping[str, tuple[ModelSpec, int]]
-    """See `History.room`."""
-
-    def lists(self, spec: ModelSpec) -> bool:
-        return self.served is None or spec.id in self.served or spec.background
-
-    def shows(self, spec: ModelSpec) -> bool:
-        """Clients offer for a chat whatever is listed; what is served alone hides nothing."""
-        return spec.task == "generate" or self.served is not None
-
-
-def _listings(facts: _Facts) -> tuple[ModelListing, ...]:
-    known = {spec.id: spec for spec in facts.specs if facts.lists(spec)}
-    # What is served is listed, even if its files are gone or it is an unlisted revision.
-    for spec in (facts.resident, facts.coming):
-        if spec is not None:
-            known.setdefault(spec.id, spec)
-    shown = (spec for spec in known.values() if facts.shows(spec))
-    return tuple(_listing(spec, facts) for spec in shown)
-
-
-def _listing(spec: ModelSpec, facts: _Facts) -> ModelListing:
-    failure, progress = facts.failures.get(spec.id), facts.progress.get(spec.id)
-    error = spec.fault or (failure.message if failure else None)
-    status: ModelStatus = "unloaded"
-    if facts.resident is not None and facts.resident.id == spec.id:
-        spec, status, progress, error = facts.resident, "loaded", None, None
-    elif progress is not None:
-        status = "loading"
-    elif spec.id in facts.sleeping:
-        status = "sleeping"
-    return ModelListing(
-        id=spec.id,
-        aliases=spec.aliases,
-        created_unix=spec.created_unix,
-        owned_by=spec.id.rpartition("/")[0] or "hotswap",
-        status=status,
-        max_model_len=_max_model_len(spec, facts),
-        task=spec.task,
-        progress=progress,
-        error=error,
-        facts=spec.facts,
-    )
-
-
-def _max_model_len(spec: ModelSpec, facts: _Facts) -> int | None:
-    """What a request can count on: as many tokens as its last start had room for, if nothing that
-    they depend on has changed since."""
-    wanted = spec.engine.max_model_len or spec.max_position_embeddings
-    started, tokens = facts.room.get(spec.id, (None, wanted))
-    if started is None or started.engine != spec.engine:
-        return wanted
-    same = started.max_position_embeddings == spec.max_position_embeddings
-    return tokens if same else wanted
 
 
 def _task_of(request: AnyRequest) -> Task:
