@@ -159,6 +159,9 @@ def _import_engines(
         ModelLoadFailed: it is not.
     """
     load_libtorch()
+    from hotswap.engine.lean import import_transformers  # noqa: PLC0415
+
+    import_transformers()
     from hotswap.engine.device import torch_device  # noqa: PLC0415
     from hotswap.engine.native.code import compiled_on_disk, native_forward  # noqa: PLC0415
     from hotswap.engine.registry import TorchEngineRegistry  # noqa: PLC0415

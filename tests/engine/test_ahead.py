@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +78,13 @@ async def mixed(served: Served) -> list[Answer]:
 
 
 def told(answers: list[Answer]) -> list[Any]:
-    """All but the pieces it came in; log-probabilities depend a little on who else is there."""
-    return [(a.text, a.finished, [entry.raw for entry in a.logprobs]) for a in answers]
+    """All but the pieces it came in, and how much of its prompt was remembered when it came;
+    log-probabilities depend a little on who else is there."""
+    return [
+        (a.text, replace(a.finished, cached_tokens=0), [entry.raw for entry in a.logprobs])
+        for a in answers
+        if a.finished is not None
+    ]
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "gpt_oss", "falcon", "mamba"])
