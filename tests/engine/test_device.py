@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import threading
 import weakref
 from functools import partial
@@ -162,3 +163,31 @@ def test_readings_of_the_host_are_plausible() -> None:
     release_cached(cpu)
     assert used_bytes(cpu) - before < 8 << 20
     assert free_host_bytes() > 0
+
+
+def test_what_a_thread_has_freed_at_the_end_of_its_heap_is_given_back() -> None:
+    import torch
+
+    from hotswap.engine.device import Device, trim_heap, used_bytes
+
+    libc, size = ctypes.CDLL(None), 31 << 20
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    # As glibc has it by itself once large blocks have been freed.
+    trim_threshold, mmap_threshold = -1, -3
+    assert libc.mallopt(mmap_threshold, 32 << 20)
+    assert libc.mallopt(trim_threshold, 64 << 20)
+
+    def leave_behind() -> int:
+        before = used_bytes(torch.device("cpu"))
+        block = libc.malloc(size)
+        libc.memset(block, 1, size)
+        libc.free(block)
+        trim_heap()
+        return used_bytes(torch.device("cpu")) - before
+
+    device = Device()
+    assert device.submit(leave_behind).result(60) < size // 4
+    device.close()
+    device.join()

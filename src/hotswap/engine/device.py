@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import torch
@@ -220,10 +220,34 @@ def release_cached(device: torch.device) -> None:
 
 
 def trim_heap() -> None:
-    """Give back the pages of what has been freed on the host."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-    if trim is not None:
-        trim(0)
+    """Give back the pages of what has been freed on the host; as to what is free at the end of a
+    thread's own heap, of the calling thread only."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc only
+        libc.malloc_trim(0)
+        _trim_end(libc)
+
+
+def _trim_end(libc: Any) -> None:
+    """`malloc_trim` leaves the end of a thread's heap as it is, and freeing something gives it back
+    only from a size on that grows with what has been freed, up to 64 MiB: the activations of one
+    text of 5,000 tokens were taken for a leak. That this size does not grow any more once it has
+    been set does no harm where it is the largest."""
+    malloc, free = libc.malloc, libc.free
+    malloc.restype, malloc.argtypes, free.argtypes = _POINTER, [ctypes.c_size_t], [_POINTER]
+    libc.mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK_BYTES)
+    libc.mallopt(_TRIM_THRESHOLD, 0)
+    free(malloc(_LEAST_TRIMMING_BYTES))
+    libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_BLOCK_BYTES)
+
+
+_POINTER = ctypes.c_void_p
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""glibc's names in mallopt."""
+_LARGEST_BLOCK_BYTES = 32 << 20
+"""Of a heap; what is larger is mapped by itself."""
+_LEAST_TRIMMING_BYTES = 128 << 10
+"""Freeing less does not look at the heap's end."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
