@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hotswap.contracts import ChatPrompt, Guide
+from hotswap.contracts.requests import ChatPrompt, Guide
 from hotswap.engine.front import Front
 from hotswap.engine.speech.call_grammar import CallGrammar
 from hotswap.engine.speech.families import THINKING_SWITCHES, Speech

@@ -58,14 +58,15 @@ class Listener:
         """That have begun."""
         return self._pieces.calls
 
-    def calling(self, text: str) -> bool:
-        """``text``, which comes next, belongs to a call, or to what may become one."""
+    def calling(self, text: str) -> bool | None:
+        """``text``, which comes next, belongs to a call, or to what may become one. None: its
+        beginning may be that of the mark which closes a call, or not."""
         if self.thinking or self._hearing.read_calls is None:
             return False
         if self._hearing.demanded or self._reader.notes:
             return True
         unread = self._reader.unread
-        return self._pieces.may_go_on(unread + text) if self._pieces.calling else bool(unread)
+        return self._pieces.goes_on(unread + text) if self._pieces.calling else bool(unread)
 
     @property
     def over(self) -> bool:
