@@ -11,6 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 from hotswap.api import edge as edge_module
 from hotswap.api.body import MAX_BODY_BYTES, MAX_DISCARDED_BYTES
 from hotswap.api.edge import Edge, ErrorEnvelope
+from hotswap.api.traffic import Traffic
 from hotswap.contracts.listing import ModelListing
 from tests.api.stage import Exchange, ScriptedService, app_of, ask, chat_body
 
@@ -176,7 +177,7 @@ def test_an_answer_that_breaks_off_is_not_followed_by_another() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise RuntimeError("too late")
 
-    app = Edge(ErrorEnvelope(broken, loading=lambda: None))
+    app = Edge(ErrorEnvelope(broken, loading=lambda: None), traffic=Traffic())
     exchange = ask(app, "GET", "/")
     assert exchange.status == 200
     assert exchange.body == b""

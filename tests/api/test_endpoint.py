@@ -10,6 +10,7 @@ import pytest
 from hotswap.api.endpoint import GenerationEndpoint
 from hotswap.api.openai import parse_chat
 from hotswap.api.pace import Pace
+from hotswap.api.traffic import Traffic
 from hotswap.contracts.answers import Finished, TextDelta
 from hotswap.contracts.progress import Progress
 from hotswap.errors import (
@@ -120,7 +121,9 @@ def test_a_stream_rests_between_its_news_and_not_before_its_end() -> None:
             rests.append(self.rest_s)
 
     service = ScriptedService(steps=(HELLO[0], HELLO[0], HELLO[-1]))
-    endpoint = GenerationEndpoint(service, parse_chat, keepalive_s=KEEPALIVE_S, pace=Noting())
+    endpoint = GenerationEndpoint(
+        service, parse_chat, keepalive_s=KEEPALIVE_S, pace=Noting(), traffic=Traffic()
+    )
     exchange = Exchange("POST", CHAT, json.dumps(chat_body(stream=True)).encode())
     exchange.scope["state"] = {"request_id": "r"}
     anyio.run(exchange.run, endpoint)

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import ASGIApp
 
 from hotswap.contracts.engines import EngineStats, ParkedModel
 from hotswap.contracts.models import ModelSpec
 from hotswap.contracts.progress import Progress
 from hotswap.contracts.reports import MemoryReport
-from hotswap.contracts.snapshot import SwapPhase, UnloadReason
+from hotswap.contracts.snapshot import PHASES, LoadFailure, SwapPhase, UnloadReason
 from tests.api.stage import Exchange, ScriptedService, app_of, ask, service_with
 
 FAMILIES = {
@@ -31,8 +32,23 @@ FAMILIES = {
     "hotswap:leaked_bytes": "gauge",
     "hotswap:teardown_leaked_bytes_total": "counter",
     "hotswap:model_info": "gauge",
+    "hotswap:model_load_failed": "gauge",
+    "hotswap:time_to_first_token_seconds": "histogram",
+    "hotswap:http_responses_total": "counter",
+    "process_cpu_seconds_total": "counter",
+    "process_max_fds": "gauge",
+    "process_open_fds": "gauge",
+    "process_resident_memory_bytes": "gauge",
+    "process_start_time_seconds": "gauge",
+    "process_virtual_memory_bytes": "gauge",
 }
 """By the names that are written, and asked for in queries."""
+STATUSES = ("200", "429", "500", "503")
+BOUNDS = (
+    *("0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0"),
+    *("30.0", "60.0", "120.0", "300.0", "+Inf"),
+)
+CHAT = {"model": "hotswap/sums", "messages": [{"role": "user", "content": "2 + 2?"}]}
 NASTY = 'org/"quoted"\nnext line\\back é'
 
 
@@ -57,16 +73,26 @@ def scrape(service: ScriptedService, headers: Mapping[str, str] | None = None) -
 
 
 def families(service: ScriptedService) -> dict[str, Metric]:
-    found = text_string_to_metric_families(scrape(service).body.decode())
+    return families_of(app_of(service))
+
+
+def families_of(app: ASGIApp) -> dict[str, Metric]:
+    found = text_string_to_metric_families(ask(app, "GET", "/metrics").body.decode())
     return {f"{one.name}_total" if one.type == "counter" else one.name: one for one in found}
 
 
 def samples(service: ScriptedService) -> dict[tuple[str, ...], float]:
-    """Each sample's value by its name and its labels' values, in the order of their names."""
+    return samples_of(app_of(service))
+
+
+def samples_of(app: ASGIApp) -> dict[tuple[str, ...], float]:
+    """Each sample's value by its name and its labels' values, in the order of their names; those of
+    the process aside."""
     return {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
-        for family in families(service).values()
+        for family in families_of(app).values()
         for sample in family.samples
+        if family.name.startswith("hotswap:")
     }
 
 
@@ -94,12 +120,13 @@ def test_the_metrics_are_the_snapshot_s() -> None:
         unloads_by_reason={**dict.fromkeys(UnloadReason, 0), UnloadReason.IDLE: 2},
         tokens=1040,
         phase_seconds={"prepare": 1.5, "start": 0.25, "gap": 0.75},
+        failures={"f": LoadFailure(model="f", message="", code="model_load_failed", retry_at=9.0)},
         memory=MemoryReport(before_bytes=9, after_bytes=3, baseline_bytes=1, leaked_bytes=2),
         teardown_leaked_bytes=40,
         rebuilds=3,
         restarts=2,
     )
-    assert samples(service) == {
+    expected: dict[tuple[str, ...], float] = {
         ("hotswap:num_requests_running",): 4,
         ("hotswap:num_requests_waiting",): 5,
         ("hotswap:generation_tokens_total",): 1040,
@@ -112,6 +139,7 @@ def test_the_metrics_are_the_snapshot_s() -> None:
         ("hotswap:unloads_total", "shutdown"): 0,
         ("hotswap:engine_rebuilds_total",): 3,
         ("hotswap:self_restarts_total",): 2,
+        **{("hotswap:load_seconds_total", phase): 0 for phase in PHASES},
         ("hotswap:load_seconds_total", "prepare"): 1.5,
         ("hotswap:load_seconds_total", "start"): 0.25,
         ("hotswap:gap_seconds_total",): 0.75,
@@ -120,7 +148,13 @@ def test_the_metrics_are_the_snapshot_s() -> None:
         ("hotswap:leaked_bytes",): 2,
         ("hotswap:teardown_leaked_bytes_total",): 40,
         ("hotswap:model_info", "hotswap/sums", "ready"): 1,
+        ("hotswap:model_load_failed", "f"): 1,
+        **{("hotswap:http_responses_total", status): 0 for status in (*STATUSES, "gone")},
+        **{("hotswap:time_to_first_token_seconds_bucket", bound): 0 for bound in BOUNDS},
+        ("hotswap:time_to_first_token_seconds_count",): 0,
+        ("hotswap:time_to_first_token_seconds_sum",): 0,
     }
+    assert samples(service) == expected
     assert b"secret" not in scrape(service).body
 
 
@@ -188,3 +222,33 @@ def test_two_apps_in_one_process_count_for_themselves() -> None:
     one, other = app_of(service_with(loads=1)), app_of(service_with(loads=2))
     assert b"loads_total 2.0" in ask(other, "GET", "/metrics").body
     assert b"loads_total 1.0" in ask(one, "GET", "/metrics").body
+
+
+def test_requests_are_counted_by_status_but_for_looks_that_were_answered() -> None:
+    app = app_of(service_with())
+    for path in ("/livez", "/metrics", "/v1/models"):
+        assert ask(app, "GET", path).status == 200
+    assert ask(app, "POST", "/v1/chat/completions", CHAT).status == 200
+    assert ask(app, "POST", "/v1/chat/completions", {"model": "absent"}).status == 400
+    assert ask(app, "GET", "/nowhere").status == 404
+    found = samples_of(app)
+    counted = {key[1]: n for key, n in found.items() if key[0] == "hotswap:http_responses_total"}
+    assert counted == {"200": 1, "400": 1, "404": 1, "429": 0, "500": 0, "503": 0, "gone": 0}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/chat/completions", CHAT), ("/api/chat", CHAT)],
+)
+def test_the_wait_for_the_first_token_is_measured_in_all_dialects(
+    path: str, body: dict[str, Any], stream: bool
+) -> None:
+    app = app_of(service_with())
+    assert ask(app, "POST", path, {**body, "stream": stream}).status == 200
+    found = samples_of(app)
+    name = "hotswap:time_to_first_token_seconds"
+    assert found[f"{name}_count",] == found[f"{name}_bucket", "+Inf"] == 1
+    assert found[f"{name}_sum",] > 0
+    within = [found[f"{name}_bucket", bound] for bound in BOUNDS]
+    assert within == sorted(within)

@@ -16,6 +16,7 @@ import msgspec
 
 from hotswap.api.openapi import Operation
 from hotswap.api.routes import operations_of
+from hotswap.api.traffic import Traffic
 from hotswap.config import ServerConfig
 from tests.api.bad_json import BAD_JSON
 from tests.api.stage import Problems, ScriptedService
@@ -107,7 +108,7 @@ def posted(path: str, body: Any, *lines: str) -> bytes:
 
 def operations() -> list[Operation]:
     """Those that take a body."""
-    every = operations_of(ScriptedService(), ServerConfig(dev_mode=True), Problems())
+    every = operations_of(ScriptedService(), ServerConfig(dev_mode=True), Problems(), Traffic())
     return [one for one in every if one.request]
 
 

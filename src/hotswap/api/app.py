@@ -16,6 +16,7 @@ from hotswap.api.gate import Crowd, Gate
 from hotswap.api.openapi import OpenApiRoute
 from hotswap.api.routes import operations_of
 from hotswap.api.status import HealthSource
+from hotswap.api.traffic import Traffic
 from hotswap.config import ServerConfig, Settings
 from hotswap.contracts.service import ModelService
 
@@ -33,7 +34,8 @@ def create_app(
 ) -> Starlette:
     """The whole HTTP side as one ASGI app."""
     server = settings.server
-    operations = operations_of(service, server, health)
+    traffic = Traffic()
+    operations = operations_of(service, server, health, traffic)
     openapi = OpenApiRoute(operations, keyed=bool(server.api_keys))
     app = Starlette(
         routes=[
@@ -41,7 +43,7 @@ def create_app(
             Route("/openapi.json", openapi.document),
         ],
         middleware=[
-            Middleware(Edge),
+            Middleware(Edge, traffic=traffic),
             *((_cors(server),) if server.cors_origins else ()),
             Middleware(ErrorEnvelope, loading=lambda: service.snapshot().progress),
             Middleware(Crowd, most=settings.swap.max_queue + BESIDE_THE_QUEUE),

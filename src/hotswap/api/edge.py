@@ -19,6 +19,7 @@ from hotswap.api.body import Incoming
 from hotswap.api.dialect import random_id
 from hotswap.api.errors import ClientGone, error_response, presentable
 from hotswap.api.headers import header
+from hotswap.api.traffic import Traffic
 from hotswap.contracts.progress import Progress
 from hotswap.errors import HotswapError, InvalidRequest, MethodNotAllowed, RouteNotFound
 
@@ -46,8 +47,9 @@ class Edge:
     sending, so that it arrives. A client that takes nothing for a minute counts as gone.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, traffic: Traffic) -> None:
         self._app = app
+        self._traffic = traffic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -68,8 +70,11 @@ class Edge:
         except ClientGone:
             pass  # nobody is left to answer; the line below tells how far it went
         finally:
+            importance = _importance(scope["method"], exchange.status)
+            if importance >= logging.INFO:
+                self._traffic.answered(exchange.status)
             _access.log(
-                _importance(scope["method"], exchange.status),
+                importance,
                 "%s %s %s %.1f ms %s",
                 scope["method"],
                 repr(scope["path"][:200]),

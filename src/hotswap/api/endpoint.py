@@ -18,6 +18,7 @@ from hotswap.api.errors import presentable
 from hotswap.api.outbox import Outbox
 from hotswap.api.pace import Pace
 from hotswap.api.sse import EventStream, progress_text, while_connected
+from hotswap.api.traffic import Traffic
 from hotswap.contracts.answers import Finished, Generation, GenerationEvent
 from hotswap.contracts.service import ModelService
 from hotswap.errors import EngineFailed, HotswapError
@@ -27,8 +28,8 @@ class GenerationEndpoint:
     """An ASGI app for one completion route.
 
     ``keepalive_s`` is how long a streaming request is held before its 200, so that a failure
-    still has a status, and afterwards the longest silence on the wire. ``pace`` is shared by all
-    routes that stream.
+    still has a status, and afterwards the longest silence on the wire. ``pace`` and ``traffic``
+    are shared by all routes that answer.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class GenerationEndpoint:
         *,
         keepalive_s: float,
         pace: Pace,
+        traffic: Traffic,
     ) -> None:
         self._service = service
         self._parse = parse
         self._keepalive_s = keepalive_s
         self._pace = pace
+        self._traffic = traffic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.answer(await read_object(receive, scope, self._parse), scope, receive, send)
@@ -51,24 +54,33 @@ class GenerationEndpoint:
         """What follows when the body has been read."""
         request = replace(parsed.request, request_id=scope["state"]["request_id"])
         call = replace(parsed, request=request)
-        if call.stream:
-            await self._stream(call, scope, receive, send)
-        else:
-            async with while_connected(receive):
-                body = await _answer(self._service, call)
-            await Response(body, media_type="application/json")(scope, receive, send)
+        stamp = Stamp()
+        try:
+            if call.stream:
+                show_loading = QueryParams(scope["query_string"]).get("show_loading")
+                answer = _StreamedAnswer(
+                    self._service,
+                    call,
+                    stamp,
+                    self._pace,
+                    show_loading=show_loading in ("true", "1"),
+                )
+                await self._stream(answer, receive, EventStream(send, call.media_type))
+            else:
+                async with while_connected(receive):
+                    body = await _answer(self._service, call, stamp)
+                await Response(body, media_type="application/json")(scope, receive, send)
+        finally:
+            self._traffic.ended(stamp)
 
-    async def _stream(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
-        show_loading = QueryParams(scope["query_string"]).get("show_loading") in ("true", "1")
-        answer = _StreamedAnswer(self._service, call, self._pace, show_loading=show_loading)
+    async def _stream(self, answer: _StreamedAnswer, receive: Receive, stream: EventStream) -> None:
         async with while_connected(receive) as tasks:
             tasks.start_soon(answer.produce)
             tasks.start_soon(answer.show_life, self._keepalive_s)
-            await answer.write(EventStream(send, call.media_type))
+            await answer.write(stream)
 
 
-async def _answer(service: ModelService, call: Call) -> bytes:
-    stamp = Stamp()
+async def _answer(service: ModelService, call: Call, stamp: Stamp) -> bytes:
     document = call.document(stamp)
     unfinished = call.choices
     async with service.generate(call.request) as generation:
@@ -90,13 +102,13 @@ class _StreamedAnswer:
     """
 
     def __init__(
-        self, service: ModelService, call: Call, pace: Pace, *, show_loading: bool
+        self, service: ModelService, call: Call, stamp: Stamp, pace: Pace, *, show_loading: bool
     ) -> None:
         self._service = service
         self._call = call
         self._pace = pace
         self._show_loading = show_loading
-        self._stamp = Stamp()
+        self._stamp = stamp
         self._frames = call.frames(self._stamp, call.request.model or "")
         self._outbox = Outbox()
 

@@ -1,30 +1,45 @@
-"""What Prometheus reads: the snapshot as metrics, under vLLM's names where it has them.
+"""What Prometheus reads: the snapshot, the requests so far and the process as metrics, under vLLM's
+names where it has them.
 
 There is one format, version 0.0.4 of the text, which every scraper takes. Choosing by the
 ``Accept`` header is left out: the library's way of it fails on a version that is not a number.
+The colon in the names is vLLM's; `promtool check metrics` warns of it, and of nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Metric, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client import (
+    CONTENT_TYPE_PLAIN_0_0_4,
+    CollectorRegistry,
+    Metric,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
 from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
+from hotswap.api.traffic import Traffic
 from hotswap.contracts.engines import EngineStats
 from hotswap.contracts.service import ModelService
-from hotswap.contracts.snapshot import SwapSnapshot
+from hotswap.contracts.snapshot import PHASES, SwapSnapshot
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 
 class MetricsRoute:
-    def __init__(self, service: ModelService) -> None:
+    def __init__(self, service: ModelService, traffic: Traffic) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Snapshots(service))
+        self._registry.register(_Snapshots(service, traffic))
+        ProcessCollector(registry=self._registry)
 
     async def metrics(self, _: Request) -> Response:
         """``/metrics``. On the event loop, which the snapshot belongs to."""
@@ -34,15 +49,17 @@ class MetricsRoute:
 class _Snapshots(Collector):
     """Takes a new snapshot each time it is asked, and keeps nothing."""
 
-    def __init__(self, service: ModelService) -> None:
+    def __init__(self, service: ModelService, traffic: Traffic) -> None:
         self._service = service
+        self._traffic = traffic
 
     def collect(self) -> Iterator[Metric]:
         snapshot = self._service.snapshot()
         yield from _requests(snapshot)
+        yield from _answers(self._traffic)
         yield from _changes(snapshot)
         yield from _bytes(snapshot)
-        yield _model(snapshot)
+        yield from _models(snapshot)
 
 
 def _requests(snapshot: SwapSnapshot) -> Iterator[Metric]:
@@ -74,6 +91,23 @@ def _kv_usage(engine: EngineStats) -> float | None:
     return engine.details["kv_used_bytes"] / limit if limit else None
 
 
+def _answers(traffic: Traffic) -> Iterator[Metric]:
+    yield HistogramMetricFamily(
+        "hotswap:time_to_first_token_seconds",
+        "Seconds from a request to its first token, with those in which it waited for its model.",
+        buckets=list(traffic.first_tokens_within()),
+        sum_value=traffic.first_token_s,
+    )
+    answers = CounterMetricFamily(
+        "hotswap:http_responses",
+        "Requests by status, without those that only looked and were answered (GET).",
+        labels=("status",),
+    )
+    for status, count in traffic.statuses.items():
+        answers.add_metric((status,), count)
+    yield answers
+
+
 def _changes(snapshot: SwapSnapshot) -> Iterator[Metric]:
     yield CounterMetricFamily(
         "hotswap:loads", "Models put on the device, swaps included.", snapshot.loads
@@ -100,9 +134,9 @@ def _changes(snapshot: SwapSnapshot) -> Iterator[Metric]:
     seconds = CounterMetricFamily(
         "hotswap:load_seconds", "Seconds that loads spent, by phase.", labels=("phase",)
     )
-    for phase, spent_s in snapshot.phase_seconds.items():
-        if phase != "gap":  # it overlaps with the phases
-            seconds.add_metric((phase,), spent_s)
+    # All of them from the start: a rate needs a zero to begin from.
+    for phase in PHASES:
+        seconds.add_metric((phase,), snapshot.phase_seconds.get(phase, 0.0))
     yield seconds
     yield CounterMetricFamily(
         "hotswap:gap_seconds",
@@ -130,7 +164,7 @@ def _bytes(snapshot: SwapSnapshot) -> Iterator[Metric]:
     )
 
 
-def _model(snapshot: SwapSnapshot) -> Metric:
+def _models(snapshot: SwapSnapshot) -> Iterator[Metric]:
     info = InfoMetricFamily(
         "hotswap:model", "The model on the device, else the one on its way; empty: neither."
     )
@@ -140,4 +174,12 @@ def _model(snapshot: SwapSnapshot) -> Metric:
     elif snapshot.progress is not None:
         model = snapshot.progress.model
     info.add_metric((), {"model": model, "phase": snapshot.phase})
-    return info
+    yield info
+    failed = GaugeMetricFamily(
+        "hotswap:model_load_failed",
+        "1 for each model whose last load failed, until one succeeds.",
+        labels=("model",),
+    )
+    for failing in snapshot.failures:
+        failed.add_metric((failing,), 1)
+    yield failed

@@ -20,6 +20,7 @@ from hotswap.api.ollama_orders import EmbedCall, Presence, Pull, parse_pull
 from hotswap.api.outbox import Outbox
 from hotswap.api.pace import Pace
 from hotswap.api.sse import EventStream, while_connected
+from hotswap.api.traffic import Traffic
 from hotswap.contracts.answers import Embeddings
 from hotswap.contracts.service import ModelService
 from hotswap.errors import HotswapError
@@ -40,9 +41,12 @@ class OllamaEndpoint:
         *,
         keepalive_s: float,
         pace: Pace,
+        traffic: Traffic,
     ) -> None:
         self._service = service
-        self._generation = GenerationEndpoint(service, parse, keepalive_s=keepalive_s, pace=pace)
+        self._generation = GenerationEndpoint(
+            service, parse, keepalive_s=keepalive_s, pace=pace, traffic=traffic
+        )
         self._read: Callable[[dict[str, Any]], Call | Presence] = lambda fields: (
             presence(fields) or parse(fields)
         )

@@ -51,6 +51,7 @@ from hotswap.api.tokens import (
     TokenizeText,
     TokenRoutes,
 )
+from hotswap.api.traffic import Traffic
 from hotswap.config import ServerConfig
 from hotswap.contracts.service import ModelService
 
@@ -59,10 +60,12 @@ _CHANGES = ("create", "copy", "push")
 _SHOW_LOADING: dict[str, tuple[str, ...]] = {"show_loading": ()}
 
 
-def operations_of(service: ModelService, server: ServerConfig, health: HealthSource) -> Rows:
+def operations_of(
+    service: ModelService, server: ServerConfig, health: HealthSource, traffic: Traffic
+) -> Rows:
     """All that is served."""
-    pace = Pace()
-    endpoint = partial(GenerationEndpoint, service, keepalive_s=server.keepalive_s, pace=pace)
+    shared: dict[str, Any] = {"keepalive_s": server.keepalive_s, "pace": Pace(), "traffic": traffic}
+    endpoint = partial(GenerationEndpoint, service, **shared)
     managed = server.dev_mode or server.admin_key
     # One after the other is tried, so those that answer in microseconds come first.
     return [
@@ -70,9 +73,9 @@ def operations_of(service: ModelService, server: ServerConfig, health: HealthSou
         *_openai(service, endpoint),
         *_responses(service, endpoint),
         *_anthropic(service, endpoint),
-        *_ollama(service, server, pace),
+        *_ollama(service, server, partial(OllamaEndpoint, service, **shared)),
         *_ollama_models(service),
-        *_status(service, health),
+        *_status(service, health, traffic),
         *(_management(service, server) if managed else ()),
     ]
 
@@ -176,14 +179,12 @@ def _openai(service: ModelService, endpoint: Any) -> Rows:
     ]
 
 
-def _ollama(service: ModelService, server: ServerConfig, pace: Pace) -> Rows:
-    keepalive_s = server.keepalive_s
-    prompted = partial(OllamaEndpoint, service, keepalive_s=keepalive_s, pace=pace)
+def _ollama(service: ModelService, server: ServerConfig, prompted: Any) -> Rows:
     chat = prompted(ollama.parse_chat, ollama.chat_presence)
     generate = prompted(ollama.parse_generate, ollama.generate_presence)
     embed = EmbedEndpoint(service, ollama_orders.parse_embed)
     embeddings = EmbedEndpoint(service, ollama_orders.parse_embeddings)
-    pull = PullEndpoint(service, keepalive_s=keepalive_s)
+    pull = PullEndpoint(service, keepalive_s=server.keepalive_s)
     post = partial(Operation, "POST")
     lines = partial(post, stream=NDJSON)
     return [
@@ -227,9 +228,9 @@ def _listing(service: ModelService) -> Rows:
     ]
 
 
-def _status(service: ModelService, health: HealthSource) -> Rows:
+def _status(service: ModelService, health: HealthSource, traffic: Traffic) -> Rows:
     status = StatusRoutes(service, health)
-    metrics = MetricsRoute(service).metrics
+    metrics = MetricsRoute(service, traffic).metrics
     return [
         Operation("GET", "/health", status.ready, "Say whether a request would be served."),
         Operation("GET", "/livez", status.live, "Say that the process lives."),

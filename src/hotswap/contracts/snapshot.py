@@ -11,6 +11,12 @@ from hotswap.contracts.models import ModelSpec
 from hotswap.contracts.progress import Progress
 from hotswap.contracts.reports import MemoryReport
 
+PHASES = (
+    *("queued", "prepare", "patience", "drain"),
+    *("teardown", "start", "warm_up", "first_token"),
+)
+"""Of a load, in their order; see `SwapSnapshot.timings`."""
+
 
 class SwapPhase(StrEnum):
     """EMPTY -> LOADING -> READY -> DRAINING -> EMPTY; FAILED when the device is lost."""
