@@ -327,6 +327,10 @@ class _Server:
     def _stop(self, exit_code: int = 0) -> None:
         self._exit_code = exit_code
         self._departure.for_good = True
+        if not self._stopping.is_set():
+            # Hypercorn does so too, but some turns of the loop later: whom it takes until then is
+            # refused, or cut, and could have waited for the next server at systemd's socket.
+            self._loop.remove_reader(self._accepting)
         self._listener.close()
         self._controller.stop_admitting()
         self._registry.refuse(ShuttingDown("The server is shutting down."))
