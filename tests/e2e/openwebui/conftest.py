@@ -146,17 +146,22 @@ def browser() -> Iterator[Any]:
 def ui(
     browser: Any, webui: str, server: Server, heard: Overheard, request: pytest.FixtureRequest
 ) -> Iterator[WebUI]:
-    """The page, with a new chat; a screenshot is left in ``.e2e/`` however the test ends."""
+    """The page, with a new chat; a screenshot is left in ``.e2e/`` however the test ends, and what
+    the page complained of."""
     context = browser.new_context(viewport={"width": 1280, "height": 860})
     page = context.new_page()
     page.set_default_timeout(30_000)
     page.route("**/*", _only_loopback)
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("requestfailed", lambda failed: complaints.append(f"{failed.url} {failed.failure}"))
     shots = Path(".e2e")
     shots.mkdir(exist_ok=True)
     try:
         yield WebUI.opened(page, webui, server, heard)
     finally:
         page.screenshot(path=shots / f"{request.node.name}.png")
+        (shots / f"{request.node.name}.txt").write_text("".join(f"{one}\n" for one in complaints))
         context.close()
 
 
