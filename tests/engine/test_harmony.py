@@ -64,8 +64,12 @@ AGAIN = "<|end|><|start|>assistant"
 HM = f"<|channel|>analysis<|message|>Hm.{AGAIN}"
 YES = "<|channel|>final<|message|>Yes."
 CALL = "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>"
-SCHEMA = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
-SCHEMA |= {"additionalProperties": False}
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"enum": [1, 2]}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
 JSON = Guide("json_schema", json.dumps(SCHEMA), "response_format")
 
 
@@ -97,8 +101,8 @@ def says(monkeypatch: pytest.MonkeyPatch, oss: Path) -> Says:
     tokenizer: Any = AutoTokenizer.from_pretrained(oss)
     accept = Sequence.accept
 
-    def script(text: str) -> None:
-        ids = tokenizer.encode(text, add_special_tokens=False)
+    def script(*texts: str) -> None:
+        ids = [id for text in texts for id in tokenizer.encode(text, add_special_tokens=False)]
 
         def accept_scripted(self: Any, draw: Any) -> None:
             given = ids[self.answer_tokens : self.answer_tokens + 1]
@@ -253,6 +257,15 @@ async def test_an_answer_is_told_by_its_channels(oss: Path, says: Says) -> None:
         assert "".join(entry.text for entry in answer.logprobs) == "Yes.<|return|>"[:4]
         assert answer.finished is not None
         assert 0 < answer.finished.reasoning_tokens < answer.finished.completion_tokens
+
+
+@pytest.mark.anyio
+async def test_an_answer_may_spell_the_marks(oss: Path, says: Says) -> None:
+    """With the tokens of their letters, as the model does when it is asked about them."""
+    async with serving(oss) as served:
+        says(f"{HM}{YES} It is <|", "end", "|><|", "start", "|>user.", "<|return|>")
+        answer = await served.ask(chat())
+        assert (answer.reasoning, answer.text) == ("Hm.", "Yes. It is <|end|><|start|>user.")
 
 
 @pytest.mark.anyio

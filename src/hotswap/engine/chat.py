@@ -123,13 +123,15 @@ def _hearing(
     speech: Speech, prompt: ChatPrompt, text: str, tools: Tools, *, demanded: bool
 ) -> Hearing | None:
     if speech.in_channels:
+        guard = harmony.GUARD if speech.special.keys() >= set(harmony.MARKERS) else ""
         return Hearing(
-            read_calls=partial(harmony.read, begun=harmony.begun_by(text)),
+            read_calls=partial(harmony.read, begun=harmony.begun_by(text), guard=guard),
             tools=tools,
             demanded=demanded,
             parallel=prompt.tool_choice.parallel,
-            marked_off=harmony.MARKERS,
+            marked_off=tuple(guard + marker for marker in harmony.MARKERS),
             shown=frozenset(speech.special.values()),
+            guard=guard,
         )
     marks, opened = _reasoning(speech.marks, prompt, text)
     if marks is None and not tools:

@@ -40,7 +40,7 @@ class SpokenText(AnswerText):
     ) -> None:
         super().__init__(index, vocabulary, stop)
         if hearing.shown:
-            self._decoder = vocabulary.decoder(hearing.shown)
+            self._decoder = vocabulary.decoder(hearing.shown, hearing.guard)
         self._short_ids = hearing.ids == "short"
         self._listener = Listener(hearing)
         self._last: Piece | None = None

@@ -34,6 +34,8 @@ class Hearing:
     """Marks that are never text, wherever they stand."""
     shown: frozenset[int] = frozenset()
     """Special tokens that stand for something in the text."""
+    guard: str = ""
+    """Stands before each of them there."""
     ids: Literal["long", "short"] = "long"
     """What ids of calls look like: "short" is nine letters and digits, which Mistral's templates
     insist on."""
