@@ -31,7 +31,12 @@ TEMPLATE = """
 <|start|>system<|message|>Reasoning: {{ reasoning_effort or 'medium' }}<|end|>
 {%- if told or tools -%}
   <|start|>developer<|message|>{{ told }}
-  {%- for tool in tools or [] %}[{{ tool.function.name }}]{% endfor -%}
+  {%- for tool in tools or [] %}
+    {{- '// ' + tool.function.description + tool.function.name -}}
+    {%- for schema in (tool.function.parameters.properties or {}).values() -%}
+      {{- '=' + schema.default if schema.default is defined and schema.enum -}}
+    {%- endfor -%}
+  {%- endfor -%}
   <|end|>
 {%- endif -%}
 {%- set last = namespace(name=none) -%}
@@ -230,6 +235,22 @@ def test_messages_without_content_or_calls_can_be_written(oss: Path) -> None:
     )
     assert "final<|message|><|end|>" in text
     assert "final<|message|>Yes.<|end|>" in text
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        ({"description": "Tells. "}, "// Tells. f"),
+        ({}, "// f"),
+        ({"parameters": {"properties": {"a": {"enum": [1, 2], "default": 1}}}}, "// f=1"),
+        ({"parameters": {"properties": {"a": {"enum": ["x"], "default": "x"}}}}, "// f=x"),
+        ({"parameters": {"properties": {"a": True}}}, "// f"),
+    ],
+)
+def test_any_tool_can_be_written(oss: Path, function: dict[str, Any], told: str) -> None:
+    named = {"name": "f", "parameters": {"properties": {}}, **function}
+    text = written(oss, HELLO, tools=({"type": "function", "function": named},))
+    assert f"<|start|>developer<|message|>{told}<|end|>" in text
 
 
 def test_every_system_message_is_told(oss: Path) -> None:

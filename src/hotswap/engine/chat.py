@@ -14,7 +14,7 @@ from typing import Any
 from hotswap.contracts import ChatPrompt, Guide
 from hotswap.engine.front import Front
 from hotswap.engine.grammar import Preamble, WrittenPreamble
-from hotswap.engine.history import for_harmony
+from hotswap.engine.history import for_harmony, tools_for_harmony
 from hotswap.engine.speech import harmony
 from hotswap.engine.speech.call_grammar import CallGrammar
 from hotswap.engine.speech.families import THINKING_SWITCHES, Speech
@@ -191,9 +191,9 @@ def _text(model: str, front: Front, template: ChatTemplate, prompt: ChatPrompt) 
     if reserved:
         raise InvalidRequest(f"{min(reserved)!r} cannot be set here.", param="chat_template_kwargs")
     messages = [_message(message) for message in prompt.messages]
-    if front.speech.in_channels:
-        messages = for_harmony(messages)
     tools = [_plain(tool) for tool in prompt.tools] if front.speech.tools else []
+    if front.speech.in_channels:
+        messages, tools = for_harmony(messages), tools_for_harmony(tools)
     if tools and "tools" not in template.variables:
         messages = _told_in_system(messages, tools)
     mark = ""

@@ -1,7 +1,8 @@
-"""Earlier messages as the chat templates of some families want to be given them."""
+"""Earlier messages, and tools, as the chat templates of some families want to be given them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,32 @@ def for_harmony(messages: Sequence[Message]) -> list[Message]:
         told = [{**told[0], "content": content}]
     rest = [{**m, "role": "user"} if m.get("role") == "system" else m for m in messages[at:]]
     return [*told, *_one_call_each(rest)]
+
+
+def tools_for_harmony(tools: Sequence[Any]) -> list[Any]:
+    """As gpt-oss's template takes them: it needs each to have a description, and writes what a
+    parameter is by default as a text where its values are listed."""
+    return [_described(tool) for tool in tools]
+
+
+def _described(tool: Any) -> Any:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict):
+        return tool
+    written = {**function, "description": function.get("description") or ""}
+    parameters = function.get("parameters")
+    properties = parameters.get("properties") if isinstance(parameters, dict) else None
+    if isinstance(parameters, dict) and isinstance(properties, dict):
+        plain = {name: _with_default_as_text(schema) for name, schema in properties.items()}
+        written["parameters"] = {**parameters, "properties": plain}
+    return {**tool, "function": written}
+
+
+def _with_default_as_text(schema: Any) -> Any:
+    listed = isinstance(schema, dict) and (schema.get("enum") or schema.get("oneOf"))
+    if not listed or isinstance(schema.get("default", ""), str):
+        return schema
+    return {**schema, "default": json.dumps(schema["default"], ensure_ascii=False)}
 
 
 def _one_call_each(messages: Sequence[Message]) -> Iterator[Message]:
