@@ -85,6 +85,10 @@ ANSWERS: list[tuple[str, Heard]] = [
         '<|channel|>commentary to=functions.weather<|message|>{"city": "<|end|>"}<|end|>',
         call("weather", '{"city": "<|end|>"}'),
     ),
+    (
+        "<|channel|>commentary to=functions.clock to=functions.clock<|message|>{}<|call|>",
+        call("clock", "{}"),
+    ),
     # Calls of what is no tool of the request
     ("<|channel|>commentary to=functions.rm<|message|>{}<|call|>", [("text", "{}")]),
     ("<|channel|>analysis to=python code<|message|>print(1)<|call|>", [("reasoning", "print(1)")]),
