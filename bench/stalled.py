@@ -37,11 +37,11 @@ async def _rate(port: int, model: str, *, stalled: bool) -> float:
             connection.connect((LOOPBACK, port))
             connection.sendall(_asked(model))
         reading = STREAMS if stalled else 2 * STREAMS
-        seconds = await asyncio.gather(*(_read(port, model) for _ in range(reading)))
+        seconds = await asyncio.gather(*(stream(port, model) for _ in range(reading)))
     return TOKENS / statistics.median(seconds)
 
 
-async def _read(port: int, model: str) -> float:
+async def stream(port: int, model: str) -> float:
     """Seconds from its first to its last byte.
 
     Raises:

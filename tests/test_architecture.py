@@ -34,8 +34,7 @@ FLOORS: dict[str, int] = {
     "late": 3,
     "handover": 3,
     "reread": 3,
-    "desk": 4,
-    "downloads": 4,
+    "residency": 4,
     "swap": 4,
     "service": 4,
     "watchdog": 4,
@@ -45,7 +44,7 @@ FLOORS: dict[str, int] = {
     "__main__": 6,
 }
 ROOMS_APART = [  # rooms of one floor that do not know each other
-    {"swap", "desk", "downloads", "service"},
+    {"swap", "residency", "service"},
     {"watchdog"},
     {"api"},
 ]
@@ -133,6 +132,15 @@ def test_rooms_of_one_floor_do_not_know_each_other() -> None:
         or (other == "engine" and FLOORS[room(path)] == 4)
     ]
     assert not met
+
+
+def test_what_lies_around_the_owner_of_the_device_does_not_know_it() -> None:
+    knowing = [
+        named(path)
+        for path in MODULES
+        if room(path) == "residency" and own_rooms(path) & {"swap", "service"}
+    ]
+    assert not knowing
 
 
 def test_each_library_is_used_only_where_it_belongs() -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from hotswap.catalog import Catalog
 from hotswap.config import CatalogConfig, ConfigError
-from hotswap.contracts import AppliedSetting, EngineConfig, ModelSpec, Report
+from hotswap.contracts.models import AppliedSetting, EngineConfig, ModelSpec
+from hotswap.contracts.progress import Report
 from hotswap.errors import DownloadFailed, InvalidRequest, ModelNotFound, ModelUnusable
 from hotswap.hub import CachedModel, Hub
 from tests.model_files import CONFIG, sharded, write_cached, write_model

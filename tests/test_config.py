@@ -19,7 +19,7 @@ from hotswap.config import (
     settle_threads,
     warnings_about,
 )
-from hotswap.contracts import EngineConfig
+from hotswap.contracts.models import EngineConfig
 from hotswap.options import OPTIONS
 
 

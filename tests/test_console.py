@@ -11,14 +11,11 @@ import pytest
 
 from hotswap.config import ServerConfig, Settings, SwapRules
 from hotswap.console import LoadProgress, banner, print_error, print_warning
-from hotswap.contracts import (
-    EngineStats,
-    ModelListing,
-    ModelSpec,
-    Progress,
-    SwapPhase,
-    SwapSnapshot,
-)
+from hotswap.contracts.engines import EngineStats
+from hotswap.contracts.listing import ModelListing
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.progress import Progress
+from hotswap.contracts.snapshot import SwapPhase, SwapSnapshot
 from tests.api.stage import READY
 
 URL = "http://127.0.0.1:8000"

@@ -14,7 +14,7 @@ import pytest
 
 from hotswap import departure
 from hotswap.config import ServerConfig
-from hotswap.contracts import ModelSpec
+from hotswap.contracts.models import ModelSpec
 from hotswap.departure import RESTART_WINDOW_S, RESTARTS_TOLERATED, Departure, too_often
 from hotswap.handover import Image, Note
 from hotswap.model_settings import apply_overrides

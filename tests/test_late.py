@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from hotswap.contracts import EngineRegistry, GenerationRequest, TextPrompt
+from hotswap.contracts.engines import EngineRegistry
+from hotswap.contracts.requests import GenerationRequest, TextPrompt
 from hotswap.errors import ShuttingDown
 from hotswap.late import LateRegistry, import_under_way, imported
 from hotswap.scripted import Script, ScriptedRegistry

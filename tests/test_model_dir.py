@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hotswap.contracts import ModelFacts
+from hotswap.contracts.models import ModelFacts
 from hotswap.model_dir import Remembered, files_of, look_at
 from tests.model_files import CONFIG, sharded, write_model
 

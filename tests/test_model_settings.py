@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from hotswap.config import apply_overrides
-from hotswap.contracts import AppliedSetting, EngineConfig, ModelSpec, SamplingParams
+from hotswap.contracts.models import AppliedSetting, EngineConfig, ModelSpec
+from hotswap.contracts.requests import SamplingParams
 from hotswap.errors import InvalidRequest
 from hotswap.model_settings import overrides_of
 
@@ -75,7 +76,13 @@ def test_null_takes_back_a_limit() -> None:
         ({"ttl_s": -1}, "ttl_s", "seconds"),
         ({"ttl_s": 10**400}, "ttl_s", "seconds"),
         ({"kv_cache_memory": "9" * 400 + "GiB"}, "kv_cache_memory", "bytes"),
-        ({"sampling": {"top_k": 2**31}}, "sampling.top_k", "up to|to 2.14"),
+        ({"sampling": {"top_k": 2**31}}, "sampling.top_k", "from -1 to 2147483647"),
+        ({"sampling": {"temperature": -1}}, "sampling.temperature", "from 0 to 100"),
+        ({"sampling": {"min_p": 1.5}}, "sampling.min_p", "from 0 to 1"),
+        ({"sampling": {"presence_penalty": 3}}, "sampling.presence_penalty", "from -2 to 2"),
+        ({"sampling": {"repetition_penalty": 1e9}}, "sampling.repetition_penalty", "0.01 to 100"),
+        ({"sampling": {"repetition_penalty": 0}}, "sampling.repetition_penalty", "0.01 to 100"),
+        ({"sampling": {"seed": -1}}, "sampling.seed", "from 0 to 9223372036854775807"),
         ({"x" * 300: 1}, "x" * 200, "no setting 'x{200}'"),
         ({"sampling": {"x" * 300: 1}}, "sampling." + "x" * 200, "no setting 'x{200}'"),
     ],

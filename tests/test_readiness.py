@@ -14,7 +14,7 @@ import httpx2
 
 from hotswap.api.app import create_app
 from hotswap.config import Settings, SwapRules
-from hotswap.contracts import Engine, EngineStats
+from hotswap.contracts.engines import Engine, EngineStats
 from hotswap.errors import DeviceLost
 from hotswap.scripted import Script, ScriptedCatalog, ScriptedRegistry
 from hotswap.service import SwapService

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hotswap.contracts import EngineStats
+from hotswap.contracts.engines import EngineStats
 from hotswap.errors import DeviceLost
 from hotswap.watchdog import (
     LOOKS_BEFORE_ALARM,

@@ -12,14 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.worker import Answer, Tasks
-from hotswap.contracts import (
-    EngineConfig,
-    Finished,
-    GenerationRequest,
-    ModelSpec,
-    SamplingParams,
-    TokenPrompt,
-)
+from hotswap.contracts.answers import Finished
+from hotswap.contracts.models import EngineConfig, ModelSpec
+from hotswap.contracts.requests import GenerationRequest, SamplingParams, TokenPrompt
 from hotswap.engine.engine import TorchEngine
 from hotswap.engine.registry import TorchEngineRegistry
 

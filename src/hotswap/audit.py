@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hotswap.contracts import MemoryReport
+from hotswap.contracts.reports import MemoryReport
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +19,9 @@ class Cause:
     by: str
     """"request ID", "operator", "start-up", "idle time", "engine", "watchdog" or "shutdown"."""
     why: str
+
+
+BY_HAND = Cause("operator", "asked for by hand")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

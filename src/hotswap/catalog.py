@@ -18,7 +18,9 @@ from typing import Any
 from anyio import Lock, from_thread, lowlevel, to_thread
 
 from hotswap.config import CatalogConfig, ConfigError, EngineConfig, apply_overrides
-from hotswap.contracts import RESIDENT_NAMES, ModelFacts, ModelSpec, Report
+from hotswap.contracts.models import ModelFacts, ModelSpec
+from hotswap.contracts.progress import Report
+from hotswap.contracts.requests import RESIDENT_NAMES
 from hotswap.errors import CheckpointRefused, InvalidRequest, ModelNotFound, ModelUnusable
 from hotswap.hub import CachedModel, Hub, snapshot_files
 from hotswap.model_dir import CONFIG, SETTINGS, ModelDir, Remembered, files_of, look_at

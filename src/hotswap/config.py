@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import hotswap
 from hotswap import demo
-from hotswap.contracts import RESIDENT_NAMES, EngineConfig, ModelSpec
+from hotswap.contracts.models import EngineConfig, ModelSpec
+from hotswap.contracts.requests import RESIDENT_NAMES
 from hotswap.errors import InvalidRequest
 from hotswap.model_settings import apply_overrides
 from hotswap.options import (

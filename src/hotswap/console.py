@@ -13,7 +13,9 @@ from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
 from tqdm.contrib.logging import logging_redirect_tqdm  # type: ignore[import-untyped]
 
 from hotswap.config import Settings
-from hotswap.contracts import ModelListing, Progress, SwapSnapshot
+from hotswap.contracts.listing import ModelListing
+from hotswap.contracts.progress import Progress
+from hotswap.contracts.snapshot import SwapSnapshot
 
 _SHOWN_MODELS = 8
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from hotswap.config import ServerConfig
-from hotswap.contracts import Engine, ModelSpec
+from hotswap.contracts.engines import Engine
+from hotswap.contracts.models import ModelSpec
 from hotswap.handover import Image, Note, hand_over
 from hotswap.model_settings import overrides_of
 from hotswap.watchdog import Problem

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import huggingface_hub
 from huggingface_hub import constants, errors
 
-from hotswap.contracts import Report
+from hotswap.contracts.progress import Report
 from hotswap.errors import (
     DiskFull,
     DownloadFailed,

@@ -20,20 +20,11 @@ from typing import Any, TypeVar
 
 import anyio
 
-from hotswap.contracts import (
-    ChatFacts,
-    EmbeddingRequest,
-    Engine,
-    EngineRegistry,
-    Estimate,
-    GenerationRequest,
-    MemoryReport,
-    ModelSpec,
-    ParkedModel,
-    PreparedModel,
-    Rendered,
-    Report,
-)
+from hotswap.contracts.engines import Engine, EngineRegistry, ParkedModel, PreparedModel, Rendered
+from hotswap.contracts.models import ChatFacts, ModelSpec
+from hotswap.contracts.progress import Report
+from hotswap.contracts.reports import Estimate, MemoryReport
+from hotswap.contracts.requests import EmbeddingRequest, GenerationRequest
 from hotswap.errors import HotswapError
 
 T = TypeVar("T")

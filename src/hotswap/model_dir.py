@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from hotswap.config import parse_yaml
-from hotswap.contracts import ModelFacts, Task
+from hotswap.contracts.models import ModelFacts, Task
 from hotswap.errors import InvalidRequest
 
 CONFIG = "config.json"

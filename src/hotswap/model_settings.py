@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from hotswap import values
-from hotswap.contracts import AppliedSetting, ModelSpec
+from hotswap.contracts.models import AppliedSetting, ModelSpec
 from hotswap.errors import InvalidRequest
 from hotswap.options import ENGINE_KINDS, nearest
 from hotswap.values import Kind
@@ -25,7 +25,7 @@ SAMPLING_KINDS: Mapping[str, Kind] = {
     "top_k": values.optional(values.whole(-1, 2**31 - 1)),
     "top_p": values.optional(values.number(0, 1, above=True)),
     "min_p": values.optional(values.number(0, 1)),
-    "repetition_penalty": values.optional(values.number(0, above=True)),
+    "repetition_penalty": values.optional(values.number(0.01, 100)),
     "frequency_penalty": values.optional(values.number(-2, 2)),
     "presence_penalty": values.optional(values.number(-2, 2)),
     "seed": values.optional(values.whole(0, 2**63 - 1)),

@@ -9,7 +9,8 @@ from operator import itemgetter
 from typing import Protocol
 
 from hotswap.config import SwapRules
-from hotswap.contracts import LoadFailure, Progress
+from hotswap.contracts.progress import Progress
+from hotswap.contracts.snapshot import LoadFailure
 from hotswap.errors import HotswapError, ModelLoadFailed, ModelUnusable
 
 
@@ -131,6 +132,29 @@ class FailureLedger:
         }
 
 
+CRASH_WINDOW_S = 60.0
+CRASHES_TOLERATED = 3
+"""In that time. After each the engine is built again, but not after the next one."""
+
+
+class Crashes:
+    """How often engines have failed lately, and whether that was too often."""
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+        self.worn_out = False
+        """The last engine that failed was not built again; nothing has worked since."""
+
+    def note(self, now: float) -> None:
+        recent = [crash for crash in self._times if now - crash < CRASH_WINDOW_S]
+        self._times = [*recent, now]
+        self.worn_out = len(self._times) > CRASHES_TOLERATED
+
+    def recover(self) -> None:
+        """An engine works, whichever; but those that failed are not forgotten."""
+        self.worn_out = False
+
+
 _LOCAL: Mapping[str, tuple[float, float]] = {
     "checking": (0.0, 0.05),
     "reading": (0.05, 0.8),
@@ -146,28 +170,44 @@ _DOWNLOADED: Mapping[str, tuple[float, float]] = {
 
 @dataclass(slots=True)
 class Meter:
-    """Turns the stages of one load into a single progress that never goes back."""
+    """Turns the stages of one load into a single progress that never goes back, and measures what
+    every load of the model takes: reading it and starting it. Not so its download, the imports and
+    compilations that a process waits for once, and the time that a model before it needs to leave.
+    """
 
     model: str
     download: bool
     started: float
     expected_s: float | None
-    """How long this model's last load took."""
+    """How long reading and starting it should take; None: nobody knows."""
     stage: str = "queued"
     value: float = 0.0
+    _spent_s: float = 0.0
+    """On that, but for the stretch that is under way."""
+    _since: float | None = None
+    """When that one began; None: there is none."""
     _shares: Mapping[str, tuple[float, float]] = field(init=False)
 
     def __post_init__(self) -> None:
         self._shares = _DOWNLOADED if self.download else _LOCAL
 
-    def advance(self, stage: str, done: float) -> bool:
+    def advance(self, stage: str, done: float, now: float) -> bool:
         """Whether the change is worth telling: another stage or a whole per cent."""
+        self._measure(now, goes_on=stage in ("reading", "starting") and done < 1.0)
         start, end = self._shares.get(stage, (self.value, self.value))
         value = max(self.value, start + (end - start) * min(max(done, 0.0), 1.0))
         told = stage != self.stage or int(value * 100) > int(self.value * 100)
         self.stage, self.value = stage, value
         return told
 
+    def _measure(self, now: float, *, goes_on: bool) -> None:
+        self._spent_s = self.spent_s(now)
+        self._since = now if goes_on else None
+
+    def spent_s(self, now: float) -> float:
+        """On reading and starting the model so far."""
+        return self._spent_s + (0.0 if self._since is None else now - self._since)
+
     def reading(self, now: float) -> Progress:
-        eta = None if self.expected_s is None else max(0.0, self.expected_s - (now - self.started))
+        eta = None if self.expected_s is None else max(0.0, self.expected_s - self.spent_s(now))
         return Progress(model=self.model, stage=self.stage, value=self.value, eta_s=eta)

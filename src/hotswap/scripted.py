@@ -18,23 +18,12 @@ from typing import Any
 import anyio
 from anyio import Event
 
-from hotswap.contracts import (
-    AppliedSetting,
-    ChatFacts,
-    EmbeddingRequest,
-    Embeddings,
-    EngineStats,
-    Estimate,
-    Finished,
-    GenerationEvent,
-    GenerationRequest,
-    MemoryReport,
-    ModelSpec,
-    ParkedModel,
-    Report,
-    Task,
-    TextDelta,
-)
+from hotswap.contracts.answers import Embeddings, Finished, GenerationEvent, TextDelta
+from hotswap.contracts.engines import EngineStats, ParkedModel
+from hotswap.contracts.models import AppliedSetting, ChatFacts, ModelSpec, Task
+from hotswap.contracts.progress import Report
+from hotswap.contracts.reports import Estimate, MemoryReport
+from hotswap.contracts.requests import EmbeddingRequest, GenerationRequest
 from hotswap.errors import (
     CheckpointRefused,
     HotswapError,
@@ -261,6 +250,7 @@ class ScriptedRegistry:
 
     async def prepare(self, spec: ModelSpec, report: Report) -> ScriptedModel:
         report("checking", 1.0)
+        report("reading", 0.0)
         await anyio.sleep(self.script.prepare_s)
         if error := self.script.prepare_errors.get(spec.id):
             raise error

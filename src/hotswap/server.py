@@ -25,7 +25,9 @@ from hotswap.api.app import create_app
 from hotswap.audit import Cause
 from hotswap.catalog import Catalog
 from hotswap.config import ConfigError, Settings, SwapRules
-from hotswap.contracts import EngineRegistry, ModelSpec, Report
+from hotswap.contracts.engines import EngineRegistry
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.progress import Report
 from hotswap.departure import Departure, leave_at_once
 from hotswap.errors import (
     DeviceLost,
@@ -38,8 +40,9 @@ from hotswap.handover import HEEDED, Image, Note
 from hotswap.hub import Hub
 from hotswap.late import LateRegistry, import_under_way, imported, load_libtorch
 from hotswap.reread import merged
+from hotswap.residency.drain import ABORT_GRACE_S
 from hotswap.service import SwapService
-from hotswap.swap import ABORT_GRACE_S, SwapController
+from hotswap.swap import SwapController
 from hotswap.watchdog import Fault, Problem, Watchdog, WatchRules
 
 logger = logging.getLogger(__name__)
@@ -379,8 +382,8 @@ class _Server:
         self._departure.leave(self._problem)
 
     def _to_go_on_with(self) -> ModelSpec | None:
-        untried = self._controller.last_resident is None
-        return self._first if untried else self._controller.last_good
+        untried = self._controller.history.last_resident is None
+        return self._first if untried else self._controller.occupancy.last_good
 
     # -- the beginning
 
@@ -408,7 +411,7 @@ class _Server:
                 self._first = await _noted_model(self._catalog, note)
             if self._first is not None:
                 async with self._progress_shown():
-                    await self._controller.load(self._first, cause)
+                    await self._controller.orders.load(self._first, cause)
         except DeviceLost:  # the alarm is sounded, and what follows is up to that
             return False
         except (ModelUnloaded, ShuttingDown) as error:

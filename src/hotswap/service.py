@@ -5,42 +5,28 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import anyio
 from anyio import to_thread
 
 from hotswap.config import SwapRules
-from hotswap.contracts import (
+from hotswap.contracts.answers import Embeddings, Generation, Tokenized
+from hotswap.contracts.catalog import ModelCatalog
+from hotswap.contracts.engines import Engine, EngineRegistry, Rendered
+from hotswap.contracts.listing import ModelDescription, ModelListing
+from hotswap.contracts.models import ChatFacts, ModelSpec, Task
+from hotswap.contracts.progress import Report
+from hotswap.contracts.reports import LoadForecast, LoadReport, UnloadReport
+from hotswap.contracts.requests import (
     RESIDENT_NAMES,
-    ChatFacts,
     ChatPrompt,
     EmbeddingRequest,
-    Embeddings,
-    Engine,
-    EngineRegistry,
-    Generation,
     GenerationRequest,
-    LoadFailure,
-    LoadForecast,
-    LoadReport,
-    ModelCatalog,
-    ModelDescription,
-    ModelListing,
-    ModelSpec,
-    ModelStatus,
-    Progress,
-    Rendered,
-    Report,
-    SwapPhase,
-    SwapSnapshot,
-    Task,
-    Tokenized,
-    UnloadMode,
-    UnloadReport,
 )
-from hotswap.desk import Target, is_same_load
+from hotswap.contracts.service import UnloadMode
+from hotswap.contracts.snapshot import SwapPhase, SwapSnapshot
 from hotswap.errors import (
     CheckpointRefused,
     HotswapError,
@@ -52,6 +38,8 @@ from hotswap.errors import (
     NotLoaded,
     NotPermitted,
 )
+from hotswap.residency.desk import Target, is_same_load
+from hotswap.residency.listing import Facts, listing, listings
 from hotswap.swap import SwapController
 
 AnyRequest = GenerationRequest | EmbeddingRequest
@@ -69,12 +57,14 @@ class SwapService:
         rules: SwapRules,
     ) -> None:
         self._controller = controller
+        self._occupancy = controller.occupancy
+        self._history = controller.history
         self._registry = registry
         self._catalog = catalog
         self._rules = rules
         self._surveyed: tuple[ModelSpec, ...] | None = None
         self._listed: tuple[ModelListing, ...] = ()
-        self._listed_facts: _Facts | None = None
+        self._listed_facts: Facts | None = None
 
     def obey(self, catalog: ModelCatalog, rules: SwapRules) -> None:
         """Go by another catalogue and other rules from now on. What runs, waits or is resident is
@@ -135,12 +125,29 @@ class SwapService:
                 "with --enable-on-demand-loading."
             )
         target = await self._resolve(name)
-        await self._controller.let_go(target.spec.id)
-        return target.spec.id
+        model = target.spec.id
+        if self._is_parked(model) and not self._is_coming(model):
+            if not (target.is_any or target.spec.pin):
+                self._forget(model)
+        else:
+            await self._controller.let_go(model)
+        return model
+
+    def _is_parked(self, model: str) -> bool:
+        return any(parked.model == model for parked in self._registry.parked())
+
+    def _is_coming(self, model: str) -> bool:
+        coming = self._occupancy.coming
+        return coming is not None and coming.id == model
+
+    def _forget(self, model: str) -> None:
+        """Let go of what is kept in host memory of a model that is there only."""
+        self._registry.forget(model)
+        self._controller.desk.ring()
 
     async def pull(self, name: str, report: Report) -> str:
         """See `ModelService.pull`."""
-        self._controller.check_open()
+        self._occupancy.check_open()
         try:
             spec = await self._catalog.resolve(name)
         except ModelNotFound:
@@ -190,7 +197,7 @@ class SwapService:
             self._check_nameable(error.model, name)
             self._note_unusable(error)
             raise
-        if spec is self._controller.resident:
+        if spec is self._occupancy.resident:
             return Target(spec)
         if spec.background or (any_name and self._is_elsewhere(spec)):
             return await self._any(task, name)
@@ -229,7 +236,7 @@ class SwapService:
 
     async def _named(self, name: str) -> ModelSpec:
         """The model of that name; the resident one as it was loaded."""
-        resident = self._controller.resident
+        resident = self._occupancy.resident
         # Before the disk is asked: the resident model is there even if its files are gone.
         if resident is not None and name in (resident.id, *resident.aliases):
             return resident
@@ -252,16 +259,16 @@ class SwapService:
         Args:
             name: what the request calls it.
         """
-        present = self._controller.resident or self._controller.asleep
+        present = self._occupancy.resident or self._occupancy.asleep
         if present is not None:
             if present.task == task:
                 return Target(present, is_any=True)
             if not self._rules.on_demand:
                 _check_task(present, task)
-        ids = [self._catalog.startup, self._controller.last_for(task)]
+        ids = [self._catalog.startup, self._history.last_for(task)]
         if present is not None or not self._rules.on_demand:
             ids.reverse()
-        coming = self._controller.coming
+        coming = self._occupancy.coming
         try:
             spec = await self._first_of(ids, task)
             if spec is None:
@@ -292,14 +299,14 @@ class SwapService:
 
     def _present(self) -> ModelSpec | None:
         """The resident model; during a swap, the one to come."""
-        coming = self._controller.coming
-        swaps = coming is not None and self._controller.phase is not SwapPhase.READY
-        return coming if swaps else self._controller.resident
+        coming = self._occupancy.coming
+        swaps = coming is not None and self._occupancy.phase is not SwapPhase.READY
+        return coming if swaps else self._occupancy.resident
 
     def _served_ids(self) -> set[str]:
         """The models that answer while loading on demand is off."""
-        present = {spec.id for spec in (self._controller.resident, self._controller.coming) if spec}
-        absent = self._controller.last_resident or self._catalog.startup
+        present = {spec.id for spec in (self._occupancy.resident, self._occupancy.coming) if spec}
+        absent = self._history.last_resident or self._catalog.startup
         return present or ({absent} if absent else set())
 
     def _listed_ids(self) -> frozenset[str | None]:
@@ -322,26 +329,26 @@ class SwapService:
         """See `ModelService.load`."""
         spec = await self._ordered(name, overrides, source)
         await self._survey()
-        return await self._controller.load(spec)
+        return await self._controller.orders.load(spec)
 
     async def forecast(
         self, name: str | None, overrides: Mapping[str, Any], source: str
     ) -> LoadForecast:
         """See `ModelService.forecast`."""
         spec = await self._ordered(name, overrides, source)
-        self._controller.check_open()
+        self._occupancy.check_open()
         if spec.path is None:
             raise InvalidRequest(
                 f"What {spec.id!r} would take is not known before it is downloaded.", param="model"
             )
         estimate = await self._registry.estimate(spec)
-        resident = self._controller.resident
+        resident = self._occupancy.resident
         stays = resident is not None and is_same_load(resident, spec)
         return LoadForecast(
             model=spec.id,
             already_loaded=stays,
             leaves=None if resident is None or stays else resident.id,
-            expected_s=self._controller.expected_load_s(spec.id),
+            expected_s=self._history.expected_load_s(spec.id),
             estimate=estimate,
         )
 
@@ -349,7 +356,7 @@ class SwapService:
         """See `ModelService.request_load`."""
         spec = await self._loadable(name)
         await self._survey()
-        self._controller.begin_load(spec)
+        self._controller.orders.begin_load(spec)
 
     async def _ordered(
         self, name: str | None, overrides: Mapping[str, Any], source: str
@@ -378,21 +385,20 @@ class SwapService:
 
     async def sleep(self, *, park: bool, mode: UnloadMode = "drain") -> UnloadReport:
         """See `ModelService.sleep`."""
-        return await self._controller.sleep(mode, park=park)
+        return await self._controller.orders.sleep(mode, park=park)
 
     async def wake_up(self) -> LoadReport:
         """See `ModelService.wake_up`."""
-        controller = self._controller
-        spec = self._present() or controller.asleep
+        spec = self._present() or self._occupancy.asleep
         if spec is None:
-            ids = (controller.last_resident, self._catalog.startup)
+            ids = (self._history.last_resident, self._catalog.startup)
             spec = await self._first_of(ids)
         if spec is None:
             raise ModelNotFound(
                 "There is nothing to wake up: no model has been loaded, and the server was started "
                 "without one."
             )
-        return await controller.load(spec)
+        return await self._controller.orders.load(spec)
 
     async def unload(
         self,
@@ -405,13 +411,12 @@ class SwapService:
         """See `ModelService.unload`."""
         model = None if name is None else await self._id_of(name)
         try:
-            return await self._controller.unload(model, drain_timeout_s, mode, park=park)
+            return await self._controller.orders.unload(model, drain_timeout_s, mode, park=park)
         except NotLoaded:
-            if model not in {parked.model for parked in self._registry.parked()}:
+            if model is None or not self._is_parked(model):
                 raise
-        self._registry.forget(model)
-        self._controller.desk.ring()
-        return UnloadReport(model=model)
+        self._forget(model)
+        return UnloadReport(model=model, was_parked=True)
 
     async def _id_of(self, name: str) -> str:
         """Also of a model that could not be loaded: it may sleep."""
@@ -438,7 +443,7 @@ class SwapService:
         """
         facts = self._facts(await self._survey())
         if facts != self._listed_facts:
-            self._listed = _listings(facts)
+            self._listed = listings(facts)
         self._listed_facts = facts
         return self._listed
 
@@ -484,7 +489,7 @@ class SwapService:
         facts = self._facts((spec,))
         if not facts.lists(spec):
             raise _not_served(name)
-        return _listing(spec, facts)
+        return listing(spec, facts)
 
     async def describe(self, name: str) -> ModelDescription:
         """See `ModelService.describe`."""
@@ -494,13 +499,13 @@ class SwapService:
         chat = await self._registry.chat_facts(spec) if chats else ChatFacts()
         return ModelDescription(listing=listing, sampling=spec.sampling, chat=chat)
 
-    def _facts(self, specs: tuple[ModelSpec, ...]) -> _Facts:
+    def _facts(self, specs: tuple[ModelSpec, ...]) -> Facts:
         controller = self._controller
-        resident, coming = controller.resident, controller.coming
+        resident, coming = self._occupancy.resident, self._occupancy.coming
         wanted = [*controller.desk.wanted(), *((coming,) if coming else ())]
-        progress = {spec.id: controller.progress_of(spec.id) for spec in wanted}
+        progress = {spec.id: controller.overview.progress_of(spec.id) for spec in wanted}
         served = None if self._rules.on_demand else self._listed_ids()
-        return _Facts(
+        return Facts(
             specs=specs,
             resident=resident,
             coming=coming,
@@ -508,76 +513,8 @@ class SwapService:
             progress={model: one for model, one in progress.items() if one is not None},
             failures=controller.desk.failures.readings(),
             sleeping=frozenset(parked.model for parked in self._registry.parked()),
-            room=controller.room(),
+            room=self._history.room(),
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Facts:
-    """All that a listing is made from."""
-
-    specs: tuple[ModelSpec, ...]
-    resident: ModelSpec | None
-    coming: ModelSpec | None
-    served: frozenset[str | None] | None
-    """Ids of the models that answer; None: any."""
-    progress: Mapping[str, Progress]
-    failures: Mapping[str, LoadFailure]
-    sleeping: frozenset[str]
-    room: Mapping[str, tuple[ModelSpec, int]]
-    """See `SwapController.room`."""
-
-    def lists(self, spec: ModelSpec) -> bool:
-        return self.served is None or spec.id in self.served or spec.background
-
-    def shows(self, spec: ModelSpec) -> bool:
-        """Clients offer for a chat whatever is listed; what is served alone hides nothing."""
-        return spec.task == "generate" or self.served is not None
-
-
-def _listings(facts: _Facts) -> tuple[ModelListing, ...]:
-    known = {spec.id: spec for spec in facts.specs if facts.lists(spec)}
-    # What is served is listed, even if its files are gone or it is an unlisted revision.
-    for spec in (facts.resident, facts.coming):
-        if spec is not None:
-            known.setdefault(spec.id, spec)
-    shown = (spec for spec in known.values() if facts.shows(spec))
-    return tuple(_listing(spec, facts) for spec in shown)
-
-
-def _listing(spec: ModelSpec, facts: _Facts) -> ModelListing:
-    failure, progress = facts.failures.get(spec.id), facts.progress.get(spec.id)
-    error = spec.fault or (failure.message if failure else None)
-    status: ModelStatus = "unloaded"
-    if facts.resident is not None and facts.resident.id == spec.id:
-        spec, status, progress, error = facts.resident, "loaded", None, None
-    elif progress is not None:
-        status = "loading"
-    elif spec.id in facts.sleeping:
-        status = "sleeping"
-    return ModelListing(
-        id=spec.id,
-        aliases=spec.aliases,
-        created_unix=spec.created_unix,
-        owned_by=spec.id.rpartition("/")[0] or "hotswap",
-        status=status,
-        max_model_len=_max_model_len(spec, facts),
-        task=spec.task,
-        progress=progress,
-        error=error,
-        facts=spec.facts,
-    )
-
-
-def _max_model_len(spec: ModelSpec, facts: _Facts) -> int | None:
-    """What a request can count on: as many tokens as its last start had room for, if nothing that
-    they depend on has changed since."""
-    wanted = spec.engine.max_model_len or spec.max_position_embeddings
-    started, tokens = facts.room.get(spec.id, (None, wanted))
-    if started is None or started.engine != spec.engine:
-        return wanted
-    same = started.max_position_embeddings == spec.max_position_embeddings
-    return tokens if same else wanted
 
 
 def _task_of(request: AnyRequest) -> Task:

@@ -170,5 +170,5 @@ def _is_number(value: Any) -> bool:
 
 def _bounds(low: float, high: float | None, above: bool = False) -> str:
     if high is not None:
-        return f"{'above' if above else 'from'} {low:g} {'up ' if above else ''}to {high:g}"
-    return f"above {low:g}" if above else f"of {low:g} or more"
+        return f"{'above' if above else 'from'} {low} {'up ' if above else ''}to {high}"
+    return f"above {low}" if above else f"of {low} or more"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from types import TracebackType
 
-from hotswap.contracts import Engine, EngineStats
+from hotswap.contracts.engines import Engine, EngineStats
 from hotswap.errors import HotswapError
 
 logger = logging.getLogger(__name__)

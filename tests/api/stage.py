@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import threading
 from array import array
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -17,29 +17,14 @@ from starlette.types import ASGIApp, Message, Scope
 
 from hotswap.api.app import create_app
 from hotswap.config import ServerConfig, Settings
-from hotswap.contracts import (
-    ChatFacts,
-    EmbeddingRequest,
-    Embeddings,
-    Estimate,
-    Finished,
-    GenerationEvent,
-    GenerationRequest,
-    LoadForecast,
-    LoadReport,
-    ModelDescription,
-    ModelFacts,
-    ModelListing,
-    Report,
-    SamplingParams,
-    SwapPhase,
-    SwapSnapshot,
-    TextDelta,
-    Tokenized,
-    UnloadMode,
-    UnloadReason,
-    UnloadReport,
-)
+from hotswap.contracts.answers import Embeddings, Finished, GenerationEvent, TextDelta, Tokenized
+from hotswap.contracts.listing import ModelDescription, ModelListing
+from hotswap.contracts.models import ChatFacts, ModelFacts
+from hotswap.contracts.progress import Report
+from hotswap.contracts.reports import Estimate, LoadForecast, LoadReport, UnloadReport
+from hotswap.contracts.requests import EmbeddingRequest, GenerationRequest, SamplingParams
+from hotswap.contracts.service import UnloadMode
+from hotswap.contracts.snapshot import SwapPhase, SwapSnapshot, UnloadReason
 from hotswap.errors import ModelNotFound
 
 T = TypeVar("T")
@@ -168,9 +153,7 @@ class ScriptedService:
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[ScriptedGeneration]:
         self.requests.append(request)
-        self.running += 1
-        self._poke()
-        try:
+        with self._at_work():
             if self.admission is not None:
                 await self.admission.wait()
             if self.refusal is not None:
@@ -179,6 +162,13 @@ class ScriptedService:
             if steps is None:
                 steps = hello(len(request.prompts) * request.n)
             yield ScriptedGeneration(self._answering(request), steps)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        self.running += 1
+        self._poke()
+        try:
+            yield
         finally:
             self.running -= 1
             self._poke()
@@ -191,9 +181,7 @@ class ScriptedService:
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Each prompt as its number, 0.5 and -1."""
         self.embedding_requests.append(request)
-        self.running += 1
-        self._poke()
-        try:
+        with self._at_work():
             if self.admission is not None:
                 await self.admission.wait()
             if self.refusal is not None:
@@ -201,14 +189,14 @@ class ScriptedService:
             numbers = range(len(request.prompts))
             vectors = tuple(array("f", [float(number), 0.5, -1.0]) for number in numbers)
             return Embeddings(request.model or "hotswap/sums", vectors, 7 * len(vectors))
-        finally:
-            self.running -= 1
-            self._poke()
 
     async def tokenize(self, request: GenerationRequest, *, texts: bool = False) -> Tokenized:
         self.requests.append(request)
-        if self.refusal is not None:
-            raise self.refusal
+        with self._at_work():
+            if self.admission is not None:
+                await self.admission.wait()
+            if self.refusal is not None:
+                raise self.refusal
         each = range(len(request.prompts))
         words = tuple(("a", "b", "c") for _ in each) if texts else ()
         return Tokenized("hotswap/sums", tuple((1, 2, 3) for _ in each), words)

@@ -11,17 +11,10 @@ from trio.testing import MockClock
 
 from hotswap.api import uploads
 from hotswap.config import parse_yaml
-from hotswap.contracts import (
-    EngineStats,
-    Estimate,
-    LoadForecast,
-    LoadReport,
-    MemoryReport,
-    ParkedModel,
-    Progress,
-    SwapPhase,
-    UnloadReport,
-)
+from hotswap.contracts.engines import EngineStats, ParkedModel
+from hotswap.contracts.progress import Progress
+from hotswap.contracts.reports import Estimate, LoadForecast, LoadReport, MemoryReport, UnloadReport
+from hotswap.contracts.snapshot import SwapPhase
 from hotswap.errors import (
     CheckpointRefused,
     InsufficientMemory,
@@ -328,6 +321,26 @@ def test_sleep_answers_as_vllms_does(query: str, order: tuple[bool, str]) -> Non
 
 
 @pytest.mark.parametrize(
+    ("query", "body", "order"),
+    [
+        ("", b" ", (True, "drain")),
+        ("", {}, (True, "drain")),
+        ("", {"level": None, "mode": None}, (True, "drain")),
+        ("", {"level": 2}, (False, "drain")),
+        ("", {"level": 1, "mode": "abort"}, (True, "abort")),
+        ("?level=2", {"mode": "abort"}, (False, "abort")),
+        ("?level=2", {"level": 2}, (False, "drain")),
+    ],
+)
+def test_sleep_takes_in_its_body_what_it_takes_in_its_query(
+    query: str, body: Any, order: tuple[bool, str]
+) -> None:
+    service = ScriptedService()
+    assert ask(app_of(service), "POST", f"/sleep{query}", body).status == 200
+    assert service.orders == [("sleep", *order)]
+
+
+@pytest.mark.parametrize(
     ("query", "parked", "let_go"),
     [("", True, False), ("", False, True), ("?level=2", False, False)],
 )
@@ -360,24 +373,39 @@ def test_wake_up_answers_when_the_model_serves_whatever_part_is_asked_for(query:
     exchange = ask(app_of(service), "POST", f"/wake_up{query}")
     assert (exchange.status, exchange.body) == (200, b"")
     assert service.orders == [("wake_up",)]
+    service = ScriptedService()
+    for body in ({"tags": ["weights"]}, {"tags": ["kv_cache", "weights"]}, {"tags": None}, {}):
+        assert ask(app_of(service), "POST", "/wake_up", body).status == 200
+    assert service.orders == [("wake_up",)] * 4
 
 
 @pytest.mark.parametrize(
-    ("target", "param"),
+    ("target", "body", "param"),
     [
-        ("/sleep?level=3", "level"),
-        ("/sleep?level=x", "level"),
-        ("/sleep?level=", "level"),
-        ("/sleep?mode=keep", "mode"),
-        ("/sleep?model=m", "model"),
-        ("/wake_up?tags=lora", "tags"),
-        ("/wake_up?tags=weights&tags=lora", "tags"),
-        ("/wake_up?level=1", "level"),
+        ("/sleep?level=3", b"", "level"),
+        ("/sleep?level=x", b"", "level"),
+        ("/sleep?level=", b"", "level"),
+        ("/sleep?mode=keep", b"", "mode"),
+        ("/sleep?model=m", b"", "model"),
+        ("/sleep", {"level": 3}, "level"),
+        ("/sleep", {"level": "1"}, "level"),
+        ("/sleep", {"mode": "keep"}, "mode"),
+        ("/sleep", {"model": "m"}, "model"),
+        ("/sleep?level=1", {"level": 2}, "level"),
+        ("/sleep", b"level=2", None),
+        ("/sleep", b"[]", None),
+        ("/wake_up?tags=lora", b"", "tags"),
+        ("/wake_up?tags=weights&tags=lora", b"", "tags"),
+        ("/wake_up?level=1", b"", "level"),
+        ("/wake_up", {"tags": ["lora"]}, "tags[0]"),
+        ("/wake_up", {"tags": "weights"}, "tags"),
+        ("/wake_up", {"model": "m"}, "model"),
+        ("/wake_up", b"{", None),
     ],
 )
-def test_what_they_cannot_do_is_refused_by_name(target: str, param: str) -> None:
+def test_what_they_cannot_do_is_refused_by_name(target: str, body: Any, param: str | None) -> None:
     service = ScriptedService()
-    exchange = ask(app_of(service), "POST", target)
+    exchange = ask(app_of(service), "POST", target, body)
     assert (exchange.status, exchange.error["param"]) == (400, param)
     assert service.orders == []
 
@@ -547,6 +575,24 @@ def test_unloading_nothing_is_no_error() -> None:
     exchange = ask(app_of(service), "POST", UNLOAD)
     assert exchange.status == 200
     assert exchange.json == {"status": "info", "message": "No model is loaded."}
+
+
+def test_unloading_nothing_says_what_else_there_is_to_let_go_of() -> None:
+    service = service_with(
+        parked=(ParkedModel(model="a", bytes=1), ParkedModel(model="b", bytes=1))
+    )
+    service.unload_result = UnloadReport(model=None)
+    assert ask(app_of(service), "POST", UNLOAD).json["message"] == (
+        "No model is loaded. Parked in host memory: 'a', 'b'; "
+        "an unload that names one lets go of it."
+    )
+
+
+def test_a_parked_model_that_was_let_go_of_is_not_said_to_have_left_the_device() -> None:
+    service = ScriptedService(unload_result=UnloadReport(model="m", was_parked=True))
+    answer = ask(app_of(service), "POST", UNLOAD, {"model": "m"}).json
+    assert answer["message"] == "'m' was parked in host memory, and has been let go of."
+    assert (answer["status"], answer["model"], answer["parked"]) == ("success", "m", False)
 
 
 def test_models_load_answers_at_once() -> None:

@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 
 from hotswap.api.answer_blocks import Blocks, text_of
-from hotswap.contracts import Finished, GenerationEvent, ReasoningDelta, TextDelta, ToolCallDelta
+from hotswap.contracts.answers import (
+    Finished,
+    GenerationEvent,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+)
 
 END = Finished(index=0, reason="stop", completion_tokens=3)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 
 from hotswap.api.anthropic import MessagesBody, parse_count, parse_messages
 from hotswap.api.body import parse_object
-from hotswap.contracts import (
+from hotswap.contracts.requests import (
     ChatPrompt,
     GenerationRequest,
     Guide,

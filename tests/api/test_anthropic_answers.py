@@ -5,7 +5,13 @@ from typing import Any
 
 from hotswap.api.anthropic_answers import MessageDocument, MessageFrames
 from hotswap.api.dialect import Stamp
-from hotswap.contracts import Finished, GenerationEvent, ReasoningDelta, TextDelta, ToolCallDelta
+from hotswap.contracts.answers import (
+    Finished,
+    GenerationEvent,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+)
 from hotswap.errors import Overloaded
 
 STAMP = Stamp(key="k", created_unix=1700000000, prompt_tokens=7)

@@ -12,14 +12,9 @@ import anyio
 import pytest
 from pydantic import BaseModel
 
-from hotswap.contracts import (
-    ChatPrompt,
-    Finished,
-    ReasoningDelta,
-    SwapSnapshot,
-    TextDelta,
-    ToolCallDelta,
-)
+from hotswap.contracts.answers import Finished, ReasoningDelta, TextDelta, ToolCallDelta
+from hotswap.contracts.requests import ChatPrompt
+from hotswap.contracts.snapshot import SwapSnapshot
 from hotswap.errors import ContextLengthExceeded, EngineFailed, ModelLoading, Overloaded
 from tests.api.sdk_server import KEY, serving
 from tests.api.stage import HELLO, ScriptedService

@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 from hotswap.api import edge as edge_module
 from hotswap.api.body import MAX_BODY_BYTES, MAX_DISCARDED_BYTES
 from hotswap.api.edge import Edge, ErrorEnvelope
-from hotswap.contracts import ModelListing
+from hotswap.contracts.listing import ModelListing
 from tests.api.stage import Exchange, ScriptedService, app_of, ask, chat_body
 
 CHAT = "/v1/chat/completions"

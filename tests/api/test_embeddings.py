@@ -10,7 +10,8 @@ import anyio
 import pytest
 
 from hotswap.api.embeddings import MAX_TEXTS, embeddings_document
-from hotswap.contracts import EmbeddingRequest, Embeddings, TextPrompt, TokenPrompt
+from hotswap.contracts.answers import Embeddings
+from hotswap.contracts.requests import EmbeddingRequest, TextPrompt, TokenPrompt
 from hotswap.errors import InvalidRequest, ModelLoading
 from tests.api.stage import Exchange, ScriptedService, app_of, ask
 

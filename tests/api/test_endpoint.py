@@ -10,7 +10,8 @@ import pytest
 from hotswap.api.endpoint import GenerationEndpoint
 from hotswap.api.openai import parse_chat
 from hotswap.api.pace import Pace
-from hotswap.contracts import Finished, Progress, TextDelta
+from hotswap.contracts.answers import Finished, TextDelta
+from hotswap.contracts.progress import Progress
 from hotswap.errors import (
     ContextLengthExceeded,
     EngineFailed,

@@ -14,7 +14,7 @@ from hotswap.api.errors import (
     presentable,
     status_of,
 )
-from hotswap.contracts import Progress
+from hotswap.contracts.progress import Progress
 from hotswap.errors import (
     CheckpointRefused,
     HotswapError,

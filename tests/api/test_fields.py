@@ -26,6 +26,8 @@ class Order(Struct):
     on: bool | None = None
     names: list[StopString] | None = None
     either: str | list[str] | None = None
+    several: Annotated[list[int | list[int]], Meta(min_length=1)] | None = None
+    anything: list[Any] | None = None
     more: dict[str, Any] | None = None
     mode: Literal["drain", "abort"] | None = None
     bias: LogitBias | None = None
@@ -56,9 +58,13 @@ class Order(Struct):
         ({"mixed": []}, "mixed: must be a whole number or text"),
         ({"name": 7}, "name: must be text"),
         ({"on": 1}, "on: must be true or false"),
-        ({"names": "x"}, "names: must be a list"),
+        ({"names": "x"}, "names: must be a list of texts"),
         ({"names": [""]}, "names[0]: must be text of length 1 or more"),
-        ({"either": 7}, "either: must be text or a list"),
+        ({"either": 7}, "either: must be text or a list of texts"),
+        ({"parts": 7}, "parts: must be text or a list of objects whose kind is 'a' or 'b'"),
+        ({"several": 7}, "several: must be a list of whole numbers or lists"),
+        ({"several": []}, "several: must be a list of length 1 or more"),
+        ({"anything": 7}, "anything: must be a list"),
         ({"more": []}, "more: must be an object"),
         ({"mode": "kill"}, "mode: 'kill' is not one of its values; it can be 'abort' or 'drain'"),
         (
@@ -71,7 +77,7 @@ class Order(Struct):
         ),
         (
             {"named": {"n": {"kind": "a", "size": 2}}},
-            "named[...].size: 2 is not one of its values; it can be 1 or 'large' or 'small'",
+            "named.n.size: 2 is not one of its values; it can be 1 or 'large' or 'small'",
         ),
         (
             {"bias": {"x": 1}},
@@ -81,7 +87,8 @@ class Order(Struct):
             {"bias": {"-1": 1}},
             "bias: a key must be a whole number from 0 to 2147483647 (token id)",
         ),
-        ({"bias": {"1": 101}}, "bias[...]: must be a number from -100 to 100"),
+        ({"bias": {"7": 1, "50256": 101}}, "bias.50256: must be a number from -100 to 100"),
+        ({"bias": {"7": "1"}}, "bias.7: must be a number from -100 to 100"),
         (
             {"parts": [{"kind": "image"}]},
             "parts[0].kind: 'image' is not supported: this model reads text only; "

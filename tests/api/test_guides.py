@@ -15,7 +15,7 @@ from hotswap.api.ollama import parse_generate
 from hotswap.api.openai import parse_chat, parse_completion
 from hotswap.api.responses import parse_response
 from hotswap.api.responses_store import ResponseStore
-from hotswap.contracts import Guide
+from hotswap.contracts.requests import Guide
 from hotswap.errors import InvalidRequest
 from tests.api.stage import chat_body
 
@@ -123,6 +123,8 @@ def test_every_way_to_ask_for_a_form_becomes_a_guide(
         {"grammar": ""},
         {"structured_outputs": {}},
         {"structured_outputs": {"json_object": False}},
+        {"structured_outputs": {"jsn": None, "disable_additional_properties": False}},
+        {"guided_decoding_backend": "outlines", "guided_jsn": None},
     ],
 )
 def test_what_asks_for_no_form_is_no_guide(fields: dict[str, Any]) -> None:
@@ -161,6 +163,18 @@ def test_what_asks_for_no_form_is_no_guide(fields: dict[str, Any]) -> None:
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs.choice"),
         ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "guided_regex"),
         ({"guided_json": SCHEMA, "grammar": "start: A"}, "grammar"),
+        ({"structured_outputs": {"jsn": SCHEMA}}, "structured_outputs.jsn"),
+        ({"structured_outputs": {"json": SCHEMA, "schema": {}, "x": 1}}, "structured_outputs.x"),
+        (
+            {"structured_outputs": {"json": SCHEMA, "disable_additional_properties": True}},
+            "structured_outputs.disable_additional_properties",
+        ),
+        (
+            {"structured_outputs": {"regex": "a", "whitespace_pattern": " "}},
+            "structured_outputs.whitespace_pattern",
+        ),
+        ({"guided_jsn": SCHEMA}, "guided_jsn"),
+        ({"guided_json": SCHEMA, "guided_whitespace_pattern": " ?"}, "guided_whitespace_pattern"),
     ],
 )
 def test_a_form_that_cannot_be_honoured_is_refused_by_name(

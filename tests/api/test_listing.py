@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from hotswap.contracts import Progress
+from hotswap.contracts.progress import Progress
 from tests.api.stage import SUMS, TALES, ScriptedService, app_of, ask
 
 SUMS_ENTRY = {

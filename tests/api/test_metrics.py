@@ -8,15 +8,11 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from hotswap.contracts import (
-    EngineStats,
-    MemoryReport,
-    ModelSpec,
-    ParkedModel,
-    Progress,
-    SwapPhase,
-    UnloadReason,
-)
+from hotswap.contracts.engines import EngineStats, ParkedModel
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.progress import Progress
+from hotswap.contracts.reports import MemoryReport
+from hotswap.contracts.snapshot import SwapPhase, UnloadReason
 from tests.api.stage import Exchange, ScriptedService, app_of, ask, service_with
 
 FAMILIES = {

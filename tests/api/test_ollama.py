@@ -10,7 +10,7 @@ from hotswap.api import ollama, ollama_orders
 from hotswap.api.body import parse_object
 from hotswap.api.ollama_answers import NDJSON
 from hotswap.api.ollama_messages import OllamaMessage
-from hotswap.contracts import (
+from hotswap.contracts.requests import (
     ChatPrompt,
     EmbeddingRequest,
     GenerationRequest,

@@ -18,7 +18,7 @@ from hotswap.api.ollama_answers import (
     generate_end,
     timestamp,
 )
-from hotswap.contracts import (
+from hotswap.contracts.answers import (
     Embeddings,
     Finished,
     GenerationEvent,

@@ -11,15 +11,15 @@ import anyio
 import ollama
 import pytest
 
-from hotswap.contracts import (
-    ChatPrompt,
+from hotswap.contracts.answers import (
     Finished,
-    ModelSpec,
     ReasoningDelta,
     TextDelta,
     TokenLogprob,
     ToolCallDelta,
 )
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.requests import ChatPrompt
 from hotswap.errors import (
     ContextLengthExceeded,
     EngineFailed,

@@ -8,7 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from hotswap.contracts import Finished, TextDelta
+from hotswap.contracts.answers import Finished, TextDelta
 from hotswap.errors import (
     EngineFailed,
     ModelNotFound,

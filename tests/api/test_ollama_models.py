@@ -11,7 +11,8 @@ import pytest
 
 import hotswap
 from hotswap.api.ollama_models import digest
-from hotswap.contracts import EngineStats, ModelFacts, ModelSpec
+from hotswap.contracts.engines import EngineStats
+from hotswap.contracts.models import ModelFacts, ModelSpec
 from tests.api.stage import SUMS, ScriptedService, app_of, ask, service_with
 
 DETAILS = {

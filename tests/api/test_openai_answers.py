@@ -10,7 +10,13 @@ from hotswap.api.openai_answers import (
     CompletionDocument,
     CompletionFrames,
 )
-from hotswap.contracts import Finished, ReasoningDelta, TextDelta, TokenLogprob, ToolCallDelta
+from hotswap.contracts.answers import (
+    Finished,
+    ReasoningDelta,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+)
 from hotswap.errors import EngineFailed
 
 STAMP = Stamp(key="k", created_unix=1700000000)

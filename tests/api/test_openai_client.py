@@ -13,15 +13,14 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from hotswap.contracts import (
-    ChatPrompt,
+from hotswap.contracts.answers import (
     Finished,
-    GenerationRequest,
     ReasoningDelta,
     TextDelta,
     TokenLogprob,
     ToolCallDelta,
 )
+from hotswap.contracts.requests import ChatPrompt, GenerationRequest
 from hotswap.errors import ModelLoading
 from tests.api.stage import ScriptedGeneration, ScriptedService
 from tests.api.test_loopback import served

@@ -7,19 +7,21 @@ import pytest
 from hotswap.api.body import parse_object
 from hotswap.api.dialect import Call, Stamp
 from hotswap.api.openai import parse_chat, parse_completion
-from hotswap.contracts import (
-    ChatPrompt,
+from hotswap.contracts.answers import (
     Finished,
     GenerationEvent,
+    ReasoningDelta,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+)
+from hotswap.contracts.requests import (
+    ChatPrompt,
     GenerationRequest,
     Guide,
-    ReasoningDelta,
     SamplingParams,
-    TextDelta,
     TextPrompt,
-    TokenLogprob,
     TokenPrompt,
-    ToolCallDelta,
     ToolChoice,
 )
 

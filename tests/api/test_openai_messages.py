@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hotswap.api.openai import parse_chat
-from hotswap.contracts import ChatPrompt
+from hotswap.contracts.requests import ChatPrompt
 from hotswap.errors import InvalidRequest
 
 

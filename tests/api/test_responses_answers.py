@@ -6,7 +6,7 @@ from typing import Any
 from hotswap.api.dialect import Stamp
 from hotswap.api.responses_answers import Asked, ResponseDocument, ResponseFrames
 from hotswap.api.responses_store import ResponseStore
-from hotswap.contracts import (
+from hotswap.contracts.answers import (
     Finished,
     GenerationEvent,
     ReasoningDelta,

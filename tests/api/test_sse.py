@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotswap.api.sse import comment
-from hotswap.contracts import Finished, TextDelta
+from hotswap.contracts.answers import Finished, TextDelta
 from tests.api.stage import ScriptedService, app_of, ask
 
 MESSAGES = [{"role": "user", "content": "hi"}]

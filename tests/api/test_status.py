@@ -8,16 +8,11 @@ import pytest
 
 import hotswap
 from hotswap.api.status import describe
-from hotswap.contracts import (
-    AppliedSetting,
-    EngineStats,
-    LoadFailure,
-    MemoryReport,
-    ModelSpec,
-    ParkedModel,
-    Progress,
-    SwapPhase,
-)
+from hotswap.contracts.engines import EngineStats, ParkedModel
+from hotswap.contracts.models import AppliedSetting, ModelSpec
+from hotswap.contracts.progress import Progress
+from hotswap.contracts.reports import MemoryReport
+from hotswap.contracts.snapshot import LoadFailure, SwapPhase
 from tests.api.stage import READY, Problems, app_of, ask, service_with
 
 BUSY: dict[str, Any] = {

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import anyio
 import pytest
 
-from hotswap.contracts import ChatPrompt, TextPrompt
+from hotswap.contracts.requests import ChatPrompt, TextPrompt
 from hotswap.errors import ModelNotFound
-from tests.api.stage import ScriptedService, app_of, ask, chat_body
+from tests.api.stage import Exchange, ScriptedService, app_of, ask, chat_body
 
 
 def post(path: str, body: Any, service: ScriptedService | None = None) -> tuple[int, Any]:
@@ -87,3 +89,26 @@ def test_a_bad_field_is_named(path: str, body: Any, param: str) -> None:
 def test_a_model_that_is_not_there_is_a_404() -> None:
     service = ScriptedService(refusal=ModelNotFound("none"))
     assert post("/tokenize", {"prompt": "x", "model": "none"}, service)[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", chat_body()),
+        ("/v1/messages/count_tokens", chat_body()),
+        ("/v1/responses/input_tokens", {"input": "hi"}),
+    ],
+)
+def test_nothing_is_counted_for_a_client_that_has_left(path: str, body: Any) -> None:
+    service = ScriptedService(admission=anyio.Event())
+    exchange = Exchange("POST", path, json.dumps(body).encode())
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(exchange.run, app_of(service))
+            await service.until(lambda: service.running == 1)
+            exchange.leave()
+            await service.until(lambda: service.running == 0)
+
+    anyio.run(main)
+    assert not exchange.answered

@@ -6,7 +6,7 @@ import pytest
 
 from hotswap.api.openai import parse_chat
 from hotswap.api.tools import MAX_TOOLS_CHARS, DeclaredTool, tool_mappings
-from hotswap.contracts import ChatPrompt, ToolChoice
+from hotswap.contracts.requests import ChatPrompt, ToolChoice
 from hotswap.errors import InvalidRequest
 from tests.api.stage import chat_body
 

@@ -8,20 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hotswap.contracts import (
-    EngineConfig,
+from hotswap.contracts.answers import (
     Finished,
     GenerationEvent,
-    GenerationRequest,
-    ModelSpec,
-    Prompt,
     ReasoningDelta,
-    SamplingParams,
     TextDelta,
-    TextPrompt,
     TokenLogprob,
-    TokenPrompt,
     ToolCallDelta,
+)
+from hotswap.contracts.models import EngineConfig, ModelSpec
+from hotswap.contracts.requests import (
+    GenerationRequest,
+    Prompt,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
 )
 
 if TYPE_CHECKING:  # torch: not in the fast run

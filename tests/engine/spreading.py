@@ -12,7 +12,7 @@ from tests.engine.serving import Served, ignore, spec_of
 if TYPE_CHECKING:  # torch: not in the fast run
     import torch
 
-    from hotswap.contracts import ModelSpec
+    from hotswap.contracts.models import ModelSpec
     from hotswap.engine.device_memory import Room
     from hotswap.engine.registry import TorchEngineRegistry
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from hotswap.contracts import SamplingParams
+from hotswap.contracts.requests import SamplingParams
 from hotswap.errors import EngineFailed, InsufficientMemory
 from tests.engine.serving import GREEDY, Answer, Served, request, serving
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotswap.contracts import TextDelta
+from hotswap.contracts.answers import TextDelta
 from hotswap.engine.answer import AnswerText, StopStrings
 from hotswap.engine.drawing import Draw
 

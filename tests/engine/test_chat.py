@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from hotswap.contracts import ChatPrompt, ModelSpec, SamplingParams, ToolChoice
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.requests import ChatPrompt, SamplingParams, ToolChoice
 from hotswap.errors import InvalidRequest
 from tests.engine.serving import Answer, request, serving, spec_of
 

@@ -15,7 +15,7 @@ from hotswap.errors import CheckpointRefused
 from tests.engine.serving import Served, ignore, spec_of
 
 if TYPE_CHECKING:
-    from hotswap.contracts import ModelSpec
+    from hotswap.contracts.models import ModelSpec
     from hotswap.engine.registry import TorchEngineRegistry
 
 pytestmark = [pytest.mark.torch, pytest.mark.anyio]
@@ -80,7 +80,7 @@ async def test_a_model_that_was_read_answers_as_a_mapped_one_each_time_it_comes(
 async def test_where_its_tensors_lie_is_found_out_once(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hotswap.engine import registry as module
+    from hotswap.engine import loader as module
 
     path = checkpoint()
     async with new_registry(park_bytes=0) as registry:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import threading
 import weakref
 from functools import partial
@@ -8,7 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from hotswap.errors import ModelLoadFailed
+from hotswap.errors import DeviceLost, ModelLoadFailed
 
 pytestmark = pytest.mark.torch
 
@@ -83,6 +84,38 @@ def test_joining_a_thread_that_hangs_ends() -> None:
     assert device.join(10)
 
 
+@pytest.mark.anyio
+async def test_a_job_that_does_not_end_gives_up_the_device() -> None:
+    from hotswap.engine.device import Device
+
+    device, release = Device(hung_s=0.01), threading.Event()
+    device.check_answering()
+    with anyio.fail_after(60), pytest.raises(DeviceLost, match="does not answer"):
+        await device.ended(device.submit(lambda: release.wait(20)))
+    with pytest.raises(DeviceLost, match="does not answer"):
+        device.check_answering()
+    device.close()
+    assert not device.ends(), "it is not waited for again"
+    release.set()
+    assert device.join(10)
+
+
+@pytest.mark.anyio
+async def test_the_end_of_a_job_brings_what_came_of_it() -> None:
+    from hotswap.engine.device import Device
+
+    def fails() -> None:
+        raise ModelLoadFailed("it does not load")
+
+    device = Device()
+    assert await device.ended(device.submit(lambda: 7)) == 7
+    with pytest.raises(ModelLoadFailed):
+        await device.ended(device.submit(fails))
+    device.check_answering()
+    device.close()
+    assert device.ends()
+
+
 def test_no_gradients_are_kept_on_the_device_thread() -> None:
     import torch
 
@@ -130,3 +163,31 @@ def test_readings_of_the_host_are_plausible() -> None:
     release_cached(cpu)
     assert used_bytes(cpu) - before < 8 << 20
     assert free_host_bytes() > 0
+
+
+def test_what_a_thread_has_freed_at_the_end_of_its_heap_is_given_back() -> None:
+    import torch
+
+    from hotswap.engine.device import Device, trim_heap, used_bytes
+
+    libc, size = ctypes.CDLL(None), 31 << 20
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    # As glibc has it by itself once large blocks have been freed.
+    trim_threshold, mmap_threshold = -1, -3
+    assert libc.mallopt(mmap_threshold, 32 << 20)
+    assert libc.mallopt(trim_threshold, 64 << 20)
+
+    def leave_behind() -> int:
+        before = used_bytes(torch.device("cpu"))
+        block = libc.malloc(size)
+        libc.memset(block, 1, size)
+        libc.free(block)
+        trim_heap()
+        return used_bytes(torch.device("cpu")) - before
+
+    device = Device()
+    assert device.submit(leave_behind).result(60) < size // 4
+    device.close()
+    device.join()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from hotswap.contracts import ModelSpec
+    from hotswap.contracts.models import ModelSpec
     from hotswap.engine.device_memory import HostMemory
     from hotswap.engine.engine import TorchEngine
     from hotswap.engine.registry import TorchEngineRegistry
@@ -110,9 +110,9 @@ def _runs(name: str) -> bool:
 
 
 def refuse_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hotswap.engine import registry
+    from hotswap.engine import loader
 
-    monkeypatch.setattr(registry, "read_weights", lambda *_: pytest.fail("it is read again"))
+    monkeypatch.setattr(loader, "read_weights", lambda *_: pytest.fail("it is read again"))
 
 
 # -- there and back ------------------------------------------------------------------------------

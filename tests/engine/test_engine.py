@@ -13,7 +13,8 @@ from typing import Any
 import anyio
 import pytest
 
-from hotswap.contracts import Finished, SamplingParams
+from hotswap.contracts.answers import Finished
+from hotswap.contracts.requests import SamplingParams
 from hotswap.errors import (
     ContextLengthExceeded,
     EngineFailed,

@@ -75,7 +75,7 @@ class Point:
 
 
 REGISTRY, STAGE = "hotswap.engine.registry:", "hotswap.engine.stage:"
-PLANNING = "hotswap.engine.planning:"
+PLANNING, LOADER = "hotswap.engine.planning:", "hotswap.engine.loader:"
 PREPARING = [
     Point("hotswap.engine.front:read_config", Bug, None, "kept"),
     Point("hotswap.engine.front:AutoTokenizer.from_pretrained", Bug, CheckpointRefused, "kept"),
@@ -84,10 +84,10 @@ PREPARING = [
     Point("hotswap.engine.fit:too_large", Bug, ModelLoadFailed, "kept"),
     Point(PLANNING + "estimate", Bug, ModelLoadFailed, "kept"),
     Point(REGISTRY + "loops_compiled", Bug, ModelLoadFailed, "kept"),
-    Point(REGISTRY + "map_files", unreadable, CheckpointRefused, "kept"),
-    Point(REGISTRY + "map_files", unmappable, InsufficientMemory, "kept"),
-    Point(REGISTRY + "fill_page_cache", unreadable, CheckpointRefused, "kept"),
-    Point(REGISTRY + "read_weights", Bug, ModelLoadFailed, "kept"),
+    Point(LOADER + "map_files", unreadable, CheckpointRefused, "kept"),
+    Point(LOADER + "map_files", unmappable, InsufficientMemory, "kept"),
+    Point(LOADER + "fill_page_cache", unreadable, CheckpointRefused, "kept"),
+    Point(LOADER + "read_weights", Bug, ModelLoadFailed, "kept"),
     *(
         Point("hotswap.engine.weights:AutoModelForCausalLM.from_pretrained", what, told, "kept")
         for what, told in (
@@ -99,7 +99,7 @@ PREPARING = [
 ]
 STARTING = [
     Point(REGISTRY + "Stay.begin", unreadable, ModelLoadFailed, "back"),
-    Point(REGISTRY + "TorchEngineRegistry._remember", Bug, ModelLoadFailed, "back"),
+    Point(REGISTRY + "Findings.remember", Bug, ModelLoadFailed, "back"),
     Point(STAGE + "Stage.build", Bug, ModelLoadFailed, "back"),
     *(
         Point(STAGE + name, what, told, after)
@@ -260,7 +260,7 @@ RETURNING = [
     Point("hotswap.engine.rested:AtRest.wake", lost, DeviceLost, "lost"),
     Point(STAGE + "Stage._resume", Bug, CheckpointRefused, "back"),
     Point(REGISTRY + "Park.claim", Bug, ModelLoadFailed, "back"),
-    Point(REGISTRY + "TorchEngineRegistry._as_parked", Bug, ModelLoadFailed, "back"),
+    Point(REGISTRY + "Park.as_parked", Bug, ModelLoadFailed, "back"),
 ]
 
 
@@ -285,7 +285,7 @@ async def test_a_parked_model_that_does_not_come_back_is_read_again(
 REBUILDING = [
     Point("hotswap.engine.weights:Known.rebuilt", unreadable, CheckpointRefused, "kept"),
     Point("hotswap.engine.weights:Known.rebuilt", Bug, ModelLoadFailed, "kept"),
-    Point(REGISTRY + "read_in", unreadable, CheckpointRefused, "kept"),
+    Point(LOADER + "read_in", unreadable, CheckpointRefused, "kept"),
     Point(STAGE + "made", no_memory, InsufficientMemory, "back"),
 ]
 

@@ -12,7 +12,8 @@ import pytest
 from tests.engine.serving import ignore, spec_of
 
 if TYPE_CHECKING:
-    from hotswap.contracts import Estimate, ModelSpec
+    from hotswap.contracts.models import ModelSpec
+    from hotswap.contracts.reports import Estimate
 
 pytestmark = [pytest.mark.torch, pytest.mark.anyio]
 

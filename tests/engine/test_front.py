@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from hotswap.contracts import ModelSpec
+from hotswap.contracts.models import ModelSpec
 from hotswap.errors import CheckpointRefused
 from tests.engine.serving import spec_of
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from hotswap.contracts import Finished, GenerationEvent, TextDelta
+from hotswap.contracts.answers import Finished, GenerationEvent, TextDelta
 from hotswap.errors import EngineFailed
 
 pytestmark = [pytest.mark.torch, pytest.mark.anyio]

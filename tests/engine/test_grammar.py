@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from hotswap.contracts import Guide
+from hotswap.contracts.requests import Guide
 from hotswap.engine.grammar import Preamble, grammar_of
 from hotswap.errors import InvalidRequest
 

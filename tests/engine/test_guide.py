@@ -13,7 +13,7 @@ import anyio
 import jsonschema
 import pytest
 
-from hotswap.contracts import ChatPrompt, Guide, SamplingParams
+from hotswap.contracts.requests import ChatPrompt, Guide, SamplingParams
 from hotswap.errors import HotswapError, InvalidRequest
 from tests.engine.serving import GREEDY, Answer, Served, ignore, request, serving, spec_of
 

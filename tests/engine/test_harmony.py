@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hotswap.contracts import ChatPrompt, Guide, ToolChoice
+from hotswap.contracts.requests import ChatPrompt, Guide, ToolChoice
 from hotswap.engine.history import for_harmony
 from hotswap.engine.speech.harmony import ENDS, MARKERS
 from hotswap.errors import InvalidRequest

@@ -17,7 +17,7 @@ from tests.engine.serving import Served, ignore, spec_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hotswap.contracts import ModelSpec
+    from hotswap.contracts.models import ModelSpec
     from hotswap.engine.forward.skeleton import Skeleton
     from hotswap.engine.park import Parked
     from hotswap.engine.prepared import TorchPrepared
@@ -54,12 +54,12 @@ def names(registry: TorchEngineRegistry) -> list[str]:
 
 def refuse_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on nothing is read through transformers."""
-    from hotswap.engine import registry
+    from hotswap.engine import loader
 
     def read(*_: object) -> None:
         pytest.fail("it is read again")
 
-    monkeypatch.setattr(registry, "read_weights", read)
+    monkeypatch.setattr(loader, "read_weights", read)
 
 
 # -- parked ------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def refuse_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_model_that_left_is_parked_and_found_again(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hotswap.engine import registry as module
+    from hotswap.engine import loader as module
 
     spec, other = spec_of(checkpoint()), spec_of(checkpoint("llama"))
     async with new_registry() as registry:
@@ -267,9 +267,9 @@ async def test_a_start_that_fails_before_it_begins_leaves_the_model_parked(
 async def test_a_parked_model_starts_when_more_models_were_seen_than_are_known(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hotswap.engine import registry as module
+    from hotswap.engine import findings
 
-    monkeypatch.setattr(module, "_KNOWN_MODELS", 1)
+    monkeypatch.setattr(findings, "_KNOWN_MODELS", 1)
     spec = spec_of(checkpoint())
     async with new_registry() as registry:
         first = await play(registry, spec, PROMPT)
@@ -405,9 +405,9 @@ def parked(name: str, size: int, *, pin: bool = False) -> Any:
 def test_the_park_keeps_what_fits(sizes: tuple[int, ...], pinned: str, left: str) -> None:
     from hotswap.engine.park import Park
 
-    park, gone = Park(), list[str]()
+    park, gone = Park(10), list[str]()
     for name, size in zip("abc", sizes, strict=True):
-        going = park.put(parked(name, size, pin=name in pinned), 10)
+        going = park.put(parked(name, size, pin=name in pinned))
         gone += [one.prepared.spec.id for one in going]
     assert [reading.model for reading in park.readings()] == list(left)
     assert sorted(gone) == sorted(set("abc") - set(left))
@@ -416,14 +416,17 @@ def test_the_park_keeps_what_fits(sizes: tuple[int, ...], pinned: str, left: str
 def test_the_model_whose_turn_it_is_stays_in_the_park_and_its_room_is_free() -> None:
     from hotswap.engine.park import Park
 
-    park = Park()
-    assert not park.put(parked("next", 60), 100)
-    assert not park.put(parked("old", 40), 100)
-    gone = park.put(parked("left", 70), 100, leaving="next")
+    park = Park(100)
+    assert not park.put(parked("next", 60))
+    assert not park.put(parked("old", 40))
+    park.expect("next")
+    gone = park.put(parked("left", 70))
     assert [one.prepared.spec.id for one in gone] == ["old"]
     assert {reading.model for reading in park.readings()} == {"left", "next"}
-    assert park.put(parked("huge", 101), 100, leaving="next")[0].prepared.spec.id == "huge"
-    assert park.find("next", cast("Any", "next")) is not None
+    assert park.put(parked("huge", 101))[0].prepared.spec.id == "huge"
+    park.claim("next", cast("Any", "next"))
+    assert park.put(parked("next", 60))[0].prepared.spec.id == "left"
+    assert park.put(parked("left", 70))[0].prepared.spec.id == "next", "its turn has come and gone"
 
 
 async def test_two_models_with_room_for_one_are_parked_in_turn(checkpoint: Checkpoint) -> None:
@@ -544,7 +547,7 @@ async def test_files_that_go_after_they_were_read_do_no_harm(
 async def test_files_that_change_while_they_are_read_are_refused(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    from hotswap.engine import registry as module
+    from hotswap.engine import loader as module
     from hotswap.engine.blueprint import map_files
     from hotswap.errors import CheckpointRefused
 
@@ -650,7 +653,7 @@ async def test_a_load_is_given_up_between_two_parts_of_a_file(
     import anyio
 
     from hotswap.engine import blueprint
-    from hotswap.engine import registry as module
+    from hotswap.engine import loader as module
 
     monkeypatch.setattr(blueprint, "_CHUNK_BYTES", 4096)
     parts: list[int] = []

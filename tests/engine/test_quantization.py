@@ -214,7 +214,7 @@ async def test_what_cannot_be_read_is_refused_by_name_before_it_is_read(
     settings: Any,
     reason: str,
 ) -> None:
-    from hotswap.engine import registry as module
+    from hotswap.engine import loader as module
 
     monkeypatch.setattr(module, "map_files", lambda *_: pytest.fail("it is read"))
     path = Path(shutil.copytree(checkpoint(), tmp_path / "model"))

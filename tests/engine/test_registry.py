@@ -15,7 +15,9 @@ import anyio
 import pytest
 from anyio.abc import TaskGroup
 
-from hotswap.contracts import ChatFacts, ChatPrompt, EngineConfig, MemoryReport
+from hotswap.contracts.models import ChatFacts, EngineConfig
+from hotswap.contracts.reports import MemoryReport
+from hotswap.contracts.requests import ChatPrompt
 from hotswap.errors import (
     CheckpointRefused,
     ContextLengthExceeded,
@@ -186,7 +188,7 @@ async def test_a_start_that_is_cancelled_leaves_the_device_free(checkpoint: Chec
 async def test_a_preparation_that_is_cancelled_stops_at_once(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hotswap.engine import registry as module
+    from hotswap.engine import loader as module
 
     reading, release = threading.Event(), threading.Event()
 
@@ -495,6 +497,36 @@ async def test_requests_do_not_wait_for_those_that_are_only_counted(
         finally:
             release.set()
     assert most == [1]
+
+
+async def test_a_count_that_is_given_up_keeps_its_place_to_its_end_and_none_is_begun_for_nobody(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotswap.engine.text import PromptRenderer
+
+    render, release = PromptRenderer.render, threading.Event()
+    begun: list[str] = []
+
+    def slow(self: Any, asked: Any) -> Any:
+        begun.append(asked.prompts[0].text)
+        assert release.wait(60)
+        return render(self, asked)
+
+    monkeypatch.setattr(PromptRenderer, "render", slow)
+    spec = spec_of(checkpoint())
+    async with new_registry() as registry:
+        async with anyio.create_task_group() as group:
+            for text in ("first", "second"):
+                group.start_soon(registry.render, spec, request(text, counted=True))
+                while not begun:
+                    await anyio.sleep(0.001)
+            group.cancel_scope.cancel()
+        async with anyio.create_task_group() as group:
+            group.start_soon(registry.render, spec, request("third", counted=True))
+            await anyio.wait_all_tasks_blocked()
+            assert begun == ["first"]
+            release.set()
+    assert begun == ["first", "third"]
 
 
 async def test_the_model_on_the_device_does_not_wait_for_cold_ones(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotswap.contracts import GenerationEvent, ReasoningDelta, TextDelta, ToolCallDelta
+from hotswap.contracts.answers import GenerationEvent, ReasoningDelta, TextDelta, ToolCallDelta
 from hotswap.engine.drawing import Draw
 from hotswap.engine.speech.listener import Hearing
 from hotswap.engine.spoken import SpokenText
@@ -137,10 +137,27 @@ def test_a_stop_string_after_a_call_stops() -> None:
         ("qwen-coder", "<function=clock>\n<parameter=a>\n1\n</parameter>\n</function>"),
     ],
 )
-def test_a_stop_string_after_a_call_without_its_closing_mark_stops(name: str, called: str) -> None:
-    text = spoken("Observation:", read_calls=family(name).read)
-    assert summed(say(text, f"{called}\nObservation: 3"))[1] == ""
-    assert text.stop_sequence == "Observation:"
+@pytest.mark.parametrize(
+    "stop", ["Observation:", "\nObservation:", "\n\nObs", " \n\nObservation", "\n\n", "\n", " "]
+)
+def test_a_stop_string_after_a_call_without_its_closing_mark_stops(
+    name: str, called: str, stop: str
+) -> None:
+    text = spoken(stop, read_calls=family(name).read)
+    events = say(text, f"{called} \n\nObservation: 3")
+    assert summed(events)[1] == ""
+    assert summed(events)[2]
+    assert text.stop_sequence == stop
+
+
+@pytest.mark.parametrize("stop", ["\nObservation:", "\n<", "\n</tool", " ", "\n\n"])
+def test_a_stop_string_that_begins_like_what_closes_a_call_waits_for_the_closing_mark(
+    stop: str,
+) -> None:
+    text = spoken(stop)
+    events = say(text, f"{CALL}{CALL}Seen.", logprobs=True)
+    assert summed(events) == ("", "Seen.", '{"a": 1}{"a": 1}')
+    assert text.stop_sequence is None
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,8 @@ from typing import Any
 
 import pytest
 
-from hotswap.contracts import (
-    ChatPrompt,
-    EngineConfig,
-    ModelSpec,
-    SamplingParams,
-    TextPrompt,
-)
+from hotswap.contracts.models import EngineConfig, ModelSpec
+from hotswap.contracts.requests import ChatPrompt, SamplingParams, TextPrompt
 from hotswap.errors import ContextLengthExceeded, InvalidRequest
 from tests.engine.serving import request, spec_of
 

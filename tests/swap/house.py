@@ -11,14 +11,10 @@ import trio
 from trio.testing import MockClock
 
 from hotswap.config import SwapRules
-from hotswap.contracts import (
-    Finished,
-    GenerationRequest,
-    ModelSpec,
-    SwapSnapshot,
-    TextDelta,
-    TextPrompt,
-)
+from hotswap.contracts.answers import Finished, TextDelta
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.requests import GenerationRequest, TextPrompt
+from hotswap.contracts.snapshot import SwapSnapshot
 from hotswap.errors import HotswapError
 from hotswap.scripted import Script, ScriptedCatalog, ScriptedRegistry
 from hotswap.service import SwapService

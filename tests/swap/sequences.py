@@ -34,18 +34,12 @@ from hypothesis.stateful import (
 )
 
 from hotswap.config import SwapRules
-from hotswap.contracts import (
-    EngineRegistry,
-    Finished,
-    GenerationRequest,
-    ModelSpec,
-    Report,
-    SwapPhase,
-    TextDelta,
-    TextPrompt,
-)
-from hotswap.desk import LoadWish, Residency, Target, Waiter
-from hotswap.downloads import Fetch
+from hotswap.contracts.answers import Finished, TextDelta
+from hotswap.contracts.engines import EngineRegistry
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.progress import Report
+from hotswap.contracts.requests import GenerationRequest, TextPrompt
+from hotswap.contracts.snapshot import SwapPhase
 from hotswap.errors import (
     DeviceLost,
     DownloadFailed,
@@ -54,6 +48,9 @@ from hotswap.errors import (
     InsufficientMemory,
     ModelLoadFailed,
 )
+from hotswap.residency.desk import LoadWish, Target, Waiter
+from hotswap.residency.downloads import Fetch
+from hotswap.residency.stay import Residency
 from hotswap.scripted import (
     Script,
     ScriptedCatalog,
@@ -214,7 +211,7 @@ class Sequences(RuleBasedStateMachine):
         self.registry, self.catalog, self.controller = registry, catalog, controller
         self.house = House(registry, catalog, controller, service)
         self.close = asyncio.Event()
-        registry.wanted, registry.is_resident = self._wanted, controller.is_resident
+        registry.wanted, registry.is_resident = self._wanted, controller.occupancy.is_resident
         async with controller.running():
             await self.close.wait()
 
@@ -398,7 +395,7 @@ class Sequences(RuleBasedStateMachine):
         if snapshot.phase is SwapPhase.READY:
             assert snapshot.resident is not None
             assert not [one for one in desk.queue if one.takes(snapshot.resident)]
-        downloads = self.controller._downloads.models()
+        downloads = self.controller.downloads.models()
         assert {one.spec.id for one in waiting if one.spec.path is None} <= {*downloads}
 
     def _the_snapshot_tells_what_is_there(self) -> None:
@@ -439,7 +436,7 @@ class Sequences(RuleBasedStateMachine):
         self.all_is_well()
         assert not self.open
         assert not self.orders
-        if not self.closing and self.controller.phase is not SwapPhase.FAILED:
+        if not self.closing and self.controller.occupancy.phase is not SwapPhase.FAILED:
             for model in (*LOCAL, "current"):
                 self.request(model, 2)
                 self._go_on(10.0)
@@ -525,7 +522,7 @@ class _Unforeseen(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.errors: list[BaseException] = []
-        self._logger = logging.getLogger("hotswap.swap")
+        self._logger = logging.getLogger("hotswap.residency.faults")
         self._logger.addHandler(self)
         self._logger.propagate = False
 

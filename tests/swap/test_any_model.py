@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from hotswap.config import SwapRules
-from hotswap.contracts import ModelSpec
+from hotswap.contracts.models import ModelSpec
 from hotswap.errors import (
     ContextLengthExceeded,
     DownloadFailed,

@@ -139,7 +139,7 @@ def test_the_cause_of_a_load_that_goes_on_is_the_request_that_gave_up(told: Told
         house.registry.script.prepare_s = 10.0
         await house.ask("A", request_id="slow")
         await house.until(lambda: house.resident == "A")
-        await house.controller.load(spec("B"), Cause("watchdog", "the device was lost"))
+        await house.controller.orders.load(spec("B"), Cause("watchdog", "the device was lost"))
 
     play(scenario, SwapRules(on_demand=True, swap_timeout_s=2.0))
     assert told.shown()[:2] == [

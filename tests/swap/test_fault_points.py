@@ -15,7 +15,9 @@ import pytest
 import trio
 
 from hotswap.config import SwapRules
-from hotswap.contracts import GenerationRequest, ModelSpec, Report
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.progress import Report
+from hotswap.contracts.requests import GenerationRequest
 from hotswap.errors import (
     CheckpointRefused,
     DeviceLost,
@@ -27,6 +29,7 @@ from hotswap.errors import (
     ModelUnloaded,
     SwapInProgress,
 )
+from hotswap.policy import CRASHES_TOLERATED
 from hotswap.scripted import (
     Script,
     ScriptedCatalog,
@@ -35,7 +38,6 @@ from hotswap.scripted import (
     ScriptedPrompt,
     ScriptedRegistry,
 )
-from hotswap.swap import CRASHES_TOLERATED
 from tests.swap.house import Answer, House, play, spec, text
 
 RULES = SwapRules(on_demand=True, patience_s=0.0, drain_timeout_s=20.0, swap_timeout_s=100.0)

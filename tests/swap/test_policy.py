@@ -18,7 +18,16 @@ from hotswap.errors import (
     ModelUnusable,
     NotPermitted,
 )
-from hotswap.policy import Cooldown, FailureLedger, Meter, Successor, successor
+from hotswap.policy import (
+    CRASH_WINDOW_S,
+    CRASHES_TOLERATED,
+    Cooldown,
+    Crashes,
+    FailureLedger,
+    Meter,
+    Successor,
+    successor,
+)
 
 RULES = SwapRules(patience_s=5.0, max_wait_s=20.0)
 
@@ -156,25 +165,68 @@ def test_the_ledger_is_bounded() -> None:
         st.tuples(
             st.sampled_from(["downloading", "checking", "reading", "starting", "?"]),
             st.floats(-1, 2, allow_nan=False),
+            st.floats(0, 9),
         )
     ),
     st.booleans(),
 )
 def test_a_meter_stays_between_0_and_1_and_never_goes_back(
-    reports: list[tuple[str, float]], download: bool
+    reports: list[tuple[str, float, float]], download: bool
 ) -> None:
     meter = Meter("A", download=download, started=0.0, expected_s=None)
-    last = 0.0
-    for stage, done in reports:
-        meter.advance(stage, done)
+    last = now = spent_s = 0.0
+    for stage, done, passed_s in reports:
+        now += passed_s
+        meter.advance(stage, done, now)
         assert last <= meter.value <= 1.0
-        last = meter.value
+        assert spent_s <= meter.spent_s(now) <= now
+        last, spent_s = meter.value, meter.spent_s(now)
 
 
 def test_a_meter_tells_only_what_is_worth_telling() -> None:
     meter = Meter("A", download=False, started=0.0, expected_s=4.0)
-    assert meter.advance("reading", 0.0)
-    told = sum(meter.advance("reading", step / 10_000) for step in range(10_000))
+    assert meter.advance("reading", 0.0, 0.0)
+    told = sum(meter.advance("reading", step / 10_000, 0.0) for step in range(10_000))
     assert 50 < told < 100
     assert meter.reading(1.0).eta_s == 3.0
     assert meter.reading(9.0).eta_s == 0.0
+
+
+class TestCrashes:
+    def test_of_one_window_wear_the_engine_out(self) -> None:
+        crashes = Crashes()
+        for number in range(CRASHES_TOLERATED):
+            crashes.note(float(number))
+            assert not crashes.worn_out
+        crashes.note(CRASH_WINDOW_S - 0.1)
+        assert crashes.worn_out
+
+    def test_that_lie_far_apart_do_not(self) -> None:
+        crashes = Crashes()
+        for number in range(4 * CRASHES_TOLERATED):
+            crashes.note(number * CRASH_WINDOW_S / CRASHES_TOLERATED)
+            assert not crashes.worn_out
+
+    def test_are_remembered_when_an_engine_works_again(self) -> None:
+        crashes = Crashes()
+        for _ in range(CRASHES_TOLERATED + 1):
+            crashes.note(0.0)
+        crashes.recover()
+        assert not crashes.worn_out
+        crashes.note(1.0)
+        assert crashes.worn_out
+
+
+def test_a_meter_measures_reading_and_starting_and_nothing_else() -> None:
+    meter = Meter("A", download=True, started=0.0, expected_s=4.0)
+    for stage, done, now in (
+        *(("downloading", 0.5, 10.0), ("checking", 0.0, 20.0), ("checking", 1.0, 30.0)),
+        *(("reading", 0.0, 40.0), ("reading", 0.5, 41.0), ("reading", 1.0, 42.0)),
+    ):
+        assert meter.spent_s(now) == max(0.0, now - 40.0)
+        meter.advance(stage, done, now)
+    assert (meter.spent_s(90.0), meter.reading(90.0).eta_s) == (2.0, 2.0)
+    meter.advance("starting", 0.0, 90.0)
+    assert (meter.spent_s(91.5), meter.reading(91.5).eta_s) == (3.5, 0.5)
+    meter.advance("starting", 1.0, 92.0)
+    assert meter.spent_s(99.0) == 4.0

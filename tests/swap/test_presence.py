@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from hotswap.config import SwapRules
-from hotswap.contracts import ChatFacts, EngineConfig, UnloadReason
+from hotswap.contracts.models import ChatFacts, EngineConfig
+from hotswap.contracts.snapshot import UnloadReason
 from hotswap.errors import (
     CheckpointRefused,
     DownloadFailed,
@@ -18,6 +19,11 @@ from hotswap.errors import (
 )
 from hotswap.scripted import Script
 from tests.swap.house import ON_DEMAND, House, play, spec
+
+
+def parked(house: House) -> list[str]:
+    return [model.model for model in house.controller.snapshot().parked]
+
 
 ABSENT = replace(spec("far/away"), path=None)
 
@@ -99,6 +105,52 @@ def test_letting_go_waits_for_no_answer_and_cuts_none() -> None:
     play(scenario)
 
 
+def test_who_comes_after_a_model_was_let_go_of_keeps_it() -> None:
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "A", 50)
+            await house.until(lambda: house.controller.snapshot().leases == 1)
+            await house.service.let_go("A")
+            assert (await house.ask("A", 1)).finished
+        await trio.sleep(59)
+        assert house.resident == "A"
+        await house.until(lambda: house.resident is None)
+
+    play(scenario, rules=replace(ON_DEMAND, idle_timeout_s=60.0))
+
+
+def test_a_parked_model_that_is_let_go_of_leaves_the_host_too_unless_it_is_pinned() -> None:
+    async def scenario(house: House) -> None:
+        for model in ("A", "P"):
+            assert (await house.ask(model)).finished
+            assert await house.service.let_go(model) == model
+        assert parked(house) == ["A", "P"], "it leaves the device first"
+        for model in ("A", "P"):
+            assert await house.service.let_go(model) == model
+        assert parked(house) == ["P"]
+        assert (await house.ask("A")).finished
+        assert await house.service.let_go(None) == "A"
+        assert parked(house) == ["P", "A"], "nobody named it"
+        assert await house.service.let_go(None) == "A"
+        assert parked(house) == ["P", "A"]
+
+    play(scenario, models=(spec("A"), spec("P", pin=True)))
+
+
+def test_a_parked_model_that_is_on_its_way_back_is_not_let_go_of() -> None:
+    async def scenario(house: House) -> None:
+        for model in ("A", "B"):
+            assert (await house.ask(model)).finished
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "A")
+            await house.until(lambda: house.controller.occupancy.coming is not None)
+            await house.service.let_go("A")
+            assert parked(house) == ["A"]
+        assert house.answers[-1].finished
+
+    play(scenario)
+
+
 def test_letting_go_of_a_model_that_is_not_there_changes_nothing() -> None:
     async def scenario(house: House) -> None:
         await house.ask("A")
@@ -116,7 +168,7 @@ def test_letting_go_waits_for_no_other_model() -> None:
         await house.ask("A")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(house.ask, "B")
-            await house.until(lambda: house.controller.coming is not None)
+            await house.until(lambda: house.controller.occupancy.coming is not None)
             with trio.fail_after(0.01):
                 await house.service.let_go("A")
         assert house.resident == "B"

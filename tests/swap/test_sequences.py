@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from hotswap.desk import Desk, Residency
+from hotswap.residency.desk import Desk
+from hotswap.residency.stay import Residency
+from hotswap.residency.succession import Succession
 from hotswap.swap import SwapController
 from tests.swap.sequences import run
 
@@ -44,6 +46,6 @@ class TestABrokenController:
     def test_that_loads_what_nobody_waits_for_is_found_out(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(SwapController, "_is_wanted", lambda self, load: True)
+        monkeypatch.setattr(Succession, "is_due", lambda self, load: True)
         with pytest.raises(AssertionError):
             run(200, derandomize=True, shrink=False)

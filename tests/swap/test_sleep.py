@@ -9,7 +9,8 @@ import trio
 import trio.testing
 
 from hotswap.config import SwapRules
-from hotswap.contracts import ModelSpec, UnloadReason
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.snapshot import UnloadReason
 from hotswap.errors import HotswapError, ModelNotFound, ModelUnloaded, SwapInProgress
 from hotswap.scripted import Script
 from tests.swap.house import ON_DEMAND, House, play
@@ -65,7 +66,7 @@ def test_it_wakes_with_the_settings_that_it_had() -> None:
         await house.service.load("B", {"max_model_len": 64}, "request")
         await house.service.sleep(park=True)
         await house.service.wake_up()
-        resident = house.controller.resident
+        resident = house.controller.occupancy.resident
         assert resident is not None
         assert (resident.id, resident.engine.max_model_len) == ("B", 64)
 
@@ -186,7 +187,7 @@ def test_a_model_that_cannot_drain_in_time_stays_awake() -> None:
             await house.until(lambda: house.controller.snapshot().leases == 1)
             with pytest.raises(SwapInProgress):
                 await house.service.sleep(park=False)
-            assert house.controller.asleep is None
+            assert house.controller.occupancy.asleep is None
         assert house.answers[0].finished
 
     rules = SwapRules(on_demand=True, drain_timeout_s=1.0)
@@ -224,7 +225,7 @@ def test_sleep_calls_off_a_load_and_what_was_there_before_it_sleeps(
         await trio.sleep(60)
         assert (house.phase, (await statuses(house))["A"]) == ("empty", "sleeping")
         assert (await house.service.wake_up()).model == "A"
-        resident = house.controller.resident
+        resident = house.controller.occupancy.resident
         assert resident is not None
         assert resident.engine.max_model_len == 64
 
@@ -323,7 +324,7 @@ def test_who_wakes_it_up_is_told_that_it_was_put_to_sleep_again(moment_s: float)
             assert house.phase == "empty"
         assert [refused_by_sleep(error) for error in told] == [True]
         await house.service.wake_up()
-        resident = house.controller.resident
+        resident = house.controller.occupancy.resident
         assert resident is not None
         assert resident.engine.max_model_len == 64
 

@@ -7,12 +7,14 @@ import itertools
 import random
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import trio
 
 from hotswap.config import SwapRules
-from hotswap.contracts import ModelSpec, Report
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.progress import Report
 from hotswap.errors import (
     CheckpointRefused,
     ContextLengthExceeded,
@@ -607,6 +609,48 @@ def test_a_request_may_say_how_long_its_model_stays(keep_alive_s: float, stays_s
     play(scenario, SwapRules(on_demand=True, idle_timeout_s=3600.0))
 
 
+@pytest.mark.parametrize("first_s", [0.5, 1000.0, -1.0])
+@pytest.mark.parametrize(("ttl_s", "stays_s"), [(None, 60.0), (5.0, 5.0)])
+def test_what_one_request_said_does_not_bind_the_next(
+    first_s: float, ttl_s: float | None, stays_s: float
+) -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A", keep_alive_s=first_s)
+        answer = await house.ask("A")
+        await house.until(lambda: house.phase == "empty")
+        assert trio.current_time() - answer.ended == pytest.approx(stays_s, abs=0.1)
+
+    rules = SwapRules(on_demand=True, idle_timeout_s=60.0)
+    play(scenario, rules, models=(spec("A", ttl_s=ttl_s),))
+
+
+@pytest.mark.parametrize(("last_s", "stays_s"), [(None, 60.0), (5.0, 5.0)])
+def test_of_requests_that_run_together_the_last_one_to_end_says_how_long_the_model_stays(
+    last_s: float | None, stays_s: float
+) -> None:
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(house.ask, "A", 50, keep_alive_s=last_s))
+            await house.until(lambda: house.controller.snapshot().leases == 1)
+            await house.ask("A", keep_alive_s=1000.0)
+        ended = max(answer.ended for answer in house.answers)
+        await house.until(lambda: house.phase == "empty")
+        assert trio.current_time() - ended == pytest.approx(stays_s, abs=0.1)
+
+    play(scenario, SwapRules(on_demand=True, idle_timeout_s=60.0), models=(spec("A"),))
+
+
+def test_while_it_runs_a_request_is_seen_to_say_how_long_its_model_stays() -> None:
+    async def scenario(house: House) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(house.ask, "A", 50, keep_alive_s=1000.0))
+            await house.until(lambda: house.controller.snapshot().leases == 1)
+            await trio.sleep(1.0)
+            assert house.controller.snapshot().expires_in_s == 1000.0
+
+    play(scenario, SwapRules(on_demand=True, idle_timeout_s=60.0))
+
+
 def test_a_models_own_idle_time_goes_before_the_servers() -> None:
     async def scenario(house: House) -> None:
         answer = await house.ask("A")
@@ -689,9 +733,9 @@ def test_what_is_given_up_ends_its_answers_and_refuses_all_others() -> None:
         assert all(isinstance(error, DeviceLost) for error in errors)
         assert str((await house.ask("A")).error) == "it hangs"
         assert house.phase == "failed"
-        assert house.controller.last_good == spec("A")
+        assert house.controller.occupancy.last_good == spec("A")
         await house.until(lambda: house.resident is None)
-        assert (house.phase, house.controller.last_good) == ("failed", spec("A"))
+        assert (house.phase, house.controller.occupancy.last_good) == ("failed", spec("A"))
 
     assert play(scenario).registry.started == ["A"]
 
@@ -713,14 +757,14 @@ def test_what_is_given_up_during_a_load_is_not_loaded(after_s: float) -> None:
 
 
 def _going_on_with(house: House) -> ModelSpec | None:
-    return house.controller.last_good
+    return house.controller.occupancy.last_good
 
 
 def test_the_model_to_go_on_with_is_the_one_that_worked() -> None:
     async def scenario(house: House) -> None:
         assert _going_on_with(house) is None
         await house.service.load("A", {"max_model_len": 7}, "request")
-        good = house.controller.last_good
+        good = house.controller.occupancy.last_good
         assert good is not None
         assert (good.id, good.engine.max_model_len) == ("A", 7)
         house.registry.script.start_errors["B"] = DeviceLost("gone")
@@ -738,7 +782,7 @@ def test_there_is_none_to_go_on_with_once_the_device_is_meant_to_be_empty(idle: 
         if not idle:
             await house.service.unload()
         await house.until(lambda: house.phase == "empty")
-        assert house.controller.last_good is None
+        assert house.controller.occupancy.last_good is None
 
     play(scenario, SwapRules(on_demand=True, idle_timeout_s=5.0))
 
@@ -925,7 +969,7 @@ def test_cancelling_the_whole_house_leaves_the_device_empty(cancelled_after_s: f
             async with controller.running(), trio.open_nursery() as nursery:
                 nursery.start_soon(house.ask, "A", 5)
                 nursery.start_soon(house.ask, "B", 5)
-        assert controller.phase == "closed"
+        assert controller.occupancy.phase == "closed"
         assert registry.current is None
         assert all(engine.running == 0 for engine in registry.engines)
 
@@ -952,8 +996,8 @@ def test_the_resident_model_admits_for_as_long_as_the_next_one_is_prepared() -> 
 def test_the_model_before_is_let_go_once_the_next_one_runs() -> None:
     async def scenario(house: House) -> None:
         await house.ask("A")
-        assert house.controller._residency is not None
-        before = weakref.ref(house.controller._residency.prepared)
+        assert house.controller.occupancy.stay is not None
+        before = weakref.ref(house.controller.occupancy.stay.prepared)
         await house.ask("B")
         gc.collect()
         assert before() is None, "its weights would take host memory for nothing"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotswap.config import SwapRules
-from hotswap.contracts import ModelSpec
+from hotswap.contracts.models import ModelSpec
 from hotswap.errors import EngineFailed, HotswapError, InsufficientMemory, ModelLoadFailed
 from hotswap.scripted import Script
 from tests.swap.house import House, drawn, play, spec, text, watch_counters

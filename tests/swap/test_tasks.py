@@ -8,14 +8,9 @@ import pytest
 import trio
 
 from hotswap.config import SwapRules
-from hotswap.contracts import (
-    ChatPrompt,
-    EmbeddingRequest,
-    Embeddings,
-    GenerationRequest,
-    ModelSpec,
-    TextPrompt,
-)
+from hotswap.contracts.answers import Embeddings
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.requests import ChatPrompt, EmbeddingRequest, GenerationRequest, TextPrompt
 from hotswap.errors import HotswapError, InvalidRequest, ModelNotFound
 from hotswap.scripted import Script
 from tests.swap.house import House, play, spec

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
 import pytest
 import trio
 
-from hotswap.scripted import Script
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.progress import Report
+from hotswap.scripted import Script, ScriptedEngine, ScriptedModel, ScriptedRegistry
 from tests.swap.house import House, play
 
 
@@ -82,21 +88,72 @@ def test_without_a_model_before_it_there_is_no_gap() -> None:
 
 def test_what_a_load_will_take_depends_on_whether_the_model_is_parked() -> None:
     async def scenario(house: House) -> None:
-        expected = house.controller.expected_load_s
+        expected = house.controller.history.expected_load_s
         assert expected("A") is None
         script(house)
         await house.ask("A")
         await house.ask("B")
-        assert expected("A") == pytest.approx(3.2), "it has not been loaded from the park yet"
-        house.registry.script.prepare_s = 0.0
+        assert expected("A") == pytest.approx(0.2), "parked, it needs not be read"
+        house.registry.script.prepare_s = 0.5
         await house.ask("A")
-        assert expected("B") == pytest.approx(3.6)
         await house.ask("B")
-        assert expected("A") == pytest.approx(0.6)
+        assert expected("A") == pytest.approx(0.7), "the last time, from the park, it took this"
         house.registry.forget("A")
         assert expected("A") == pytest.approx(3.2)
+        await house.ask("A")
+        assert house.controller.history.expected_load_s("A") == pytest.approx(0.7), (
+            "the last one counts"
+        )
 
     play(scenario)
+
+
+def test_what_a_load_will_take_is_told_without_what_is_done_once_and_without_waiting() -> None:
+    class Once(ScriptedRegistry):
+        """The first load of the process waits for what is imported, and each model's first one
+        finds out how to run it."""
+
+        async def prepare(self, spec: ModelSpec, report: Report) -> ScriptedModel:
+            if not self.prepared:
+                await trio.sleep(30.0)
+            return await super().prepare(spec, report)
+
+        @asynccontextmanager
+        async def start(
+            self, prepared: ScriptedModel, report: Report, changed: Callable[[], None]
+        ) -> AsyncIterator[ScriptedEngine]:
+            is_first = prepared.spec.id not in self.started
+            self.script.start_s = 5.2 if is_first else 0.2
+            async with super().start(prepared, report, changed) as engine:
+                stats, warm_up = engine.stats, {"warm_up_s": 5.0 * is_first}
+                engine.stats = lambda: replace(stats(), details=warm_up)  # type: ignore[method-assign]
+                yield engine
+
+    async def scenario(house: House) -> None:
+        script(house)
+        report = await house.service.load("A", {}, "request")
+        assert report.load_time_s == pytest.approx(30.0 + 3.0 + 5.2)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "A", 40)  # twenty seconds
+            await house.until(lambda: house.controller.snapshot().leases == 1)
+            report = await house.service.load("B", {}, "request")
+        assert report.load_time_s > 20.0
+        for model in "AB":
+            house.registry.forget(model)
+            assert house.controller.history.expected_load_s(model) == pytest.approx(3.2)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "B", 40)
+            await house.until(lambda: house.controller.snapshot().leases == 1)
+            nursery.start_soon(house.ask, "A")
+            left_s = []
+            for _ in range(2):
+                await trio.sleep(6.0)
+                progress = house.controller.snapshot().progress
+                assert progress is not None
+                left_s.append(progress.eta_s)
+        assert left_s == [pytest.approx(0.2), pytest.approx(0.2)], "while the other model leaves"
+
+    play(scenario, registry=Once())
 
 
 def test_a_request_that_waits_for_another_model_s_load_is_queued() -> None:
@@ -105,12 +162,12 @@ def test_a_request_that_waits_for_another_model_s_load_is_queued() -> None:
         script(house)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(house.ask, "B", 1)
-            await house.until(lambda: house.controller.coming is not None)
+            await house.until(lambda: house.controller.occupancy.coming is not None)
             await trio.sleep(1.0)
             nursery.start_soon(house.ask, "C", 1)
         timings = house.controller.snapshot().timings
-        assert house.controller.resident is not None
-        assert house.controller.resident.id == "C"
+        assert house.controller.occupancy.resident is not None
+        assert house.controller.occupancy.resident.id == "C"
         assert timings["queued"] >= 2.0
         assert sum(timings[p] for p in ("prepare", "start")) == pytest.approx(3.2)
 

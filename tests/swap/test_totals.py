@@ -6,8 +6,18 @@ import pytest
 import trio
 
 from hotswap.config import SwapRules
+from hotswap.contracts.reports import MemoryReport
+from hotswap.contracts.snapshot import UnloadReason
 from hotswap.errors import DeviceLost, EngineFailed, InsufficientMemory
-from hotswap.scripted import Script, ScriptedCatalog, ScriptedRegistry
+from hotswap.residency.stay import Residency
+from hotswap.residency.totals import Totals
+from hotswap.scripted import (
+    Script,
+    ScriptedCatalog,
+    ScriptedEngine,
+    ScriptedModel,
+    ScriptedRegistry,
+)
 from hotswap.swap import SwapController
 from tests.swap.house import ON_DEMAND, House, drawn, play, spec, watch_counters
 
@@ -167,3 +177,43 @@ def test_a_load_tells_what_the_model_that_made_way_gave_back() -> None:
         assert (await house.service.load("A", {}, "request")).memory is None
 
     play(scenario, script=Script(leaked_bytes={"A": 5}))
+
+
+class TestTheTotalsAlone:
+    def test_count_each_teardown_once(self) -> None:
+        totals, first = Totals(), leaked(3)
+        for memory in (None, first, first, leaked(3)):
+            totals.torn_down(memory)
+        assert totals.leaked_bytes == 6
+
+    def test_have_what_a_stay_counts_on_top_until_it_has_ended(self) -> None:
+        async def main() -> None:
+            totals = Totals()
+            engine = ScriptedEngine(1, "A", Script(), lambda: None)
+            stay = Residency(ScriptedModel(spec("A")), engine, 10.0, 10.0, None, awaited=True)
+            totals.loaded({"start": 2.0}, swapped=False, rebuilt=False)
+            assert totals.timings(stay) == {"start": 2.0}
+            engine.first_token, engine.steps = 10.5, 7
+            so_far = totals.timings(stay)
+            assert so_far == {"start": 2.0, "first_token": 0.5}
+            assert totals.phase_seconds(so_far) == so_far
+            assert totals.tokens(7) == 7
+            totals.ended(stay)
+            assert totals.timings(None) == totals.phase_seconds({}) == so_far
+            assert totals.tokens(0) == 7
+            totals.loaded({"start": 1.0}, swapped=True, rebuilt=True)
+            assert totals.phase_seconds({"start": 1.0}) == {"start": 3.0, "first_token": 0.5}
+            assert (totals.loads, totals.swaps, totals.rebuilds) == (2, 1, 1)
+
+        trio.run(main)
+
+    def test_give_readings_that_do_not_change(self) -> None:
+        totals = Totals()
+        before = totals.unloads()
+        totals.unloaded(UnloadReason.IDLE)
+        assert before == dict.fromkeys(UnloadReason, 0)
+        assert totals.unloads() == {**before, UnloadReason.IDLE: 1}
+
+
+def leaked(count: int) -> MemoryReport:
+    return MemoryReport(before_bytes=9, after_bytes=count, baseline_bytes=0, leaked_bytes=count)

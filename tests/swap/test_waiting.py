@@ -8,14 +8,17 @@ import pytest
 import trio
 
 from hotswap.config import SwapRules
-from hotswap.contracts import EmbeddingRequest, ModelSpec, TextPrompt
-from hotswap.desk import Desk, Target
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.requests import EmbeddingRequest, TextPrompt
 from hotswap.errors import CheckpointRefused, ModelLoading, ModelUnloaded
+from hotswap.residency.desk import Desk, Target
 from hotswap.scripted import Script
 from tests.swap.house import House, play, spec
 
-SLOW_TO_READ = Script(render_s=3.0)
-"""As where the engines are still being imported."""
+
+def slow_to_read() -> Script:
+    """As where the engines are still being imported."""
+    return Script(render_s=3.0)
 
 
 def waiting(house: House) -> dict[str, int]:
@@ -37,7 +40,7 @@ def test_a_request_is_seen_from_the_moment_it_is_accepted(name: str | None, show
             assert waiting(house) == {shown: 1}, "once, though it queues now"
         assert house.answers[0].finished
 
-    play(scenario, script=SLOW_TO_READ, startup="A")
+    play(scenario, script=slow_to_read(), startup="A")
 
 
 def test_texts_to_be_embedded_are_seen_too() -> None:
@@ -48,7 +51,7 @@ def test_texts_to_be_embedded_are_seen_too() -> None:
             await trio.sleep(1.0)
             assert (house.phase, waiting(house)) == ("empty", {"E": 1})
 
-    play(scenario, script=SLOW_TO_READ, models=(spec("E", task="embed"),))
+    play(scenario, script=slow_to_read(), models=(spec("E", task="embed"),))
 
 
 def test_who_is_read_beside_its_resident_model_waits_for_no_model() -> None:
@@ -60,7 +63,7 @@ def test_who_is_read_beside_its_resident_model_waits_for_no_model() -> None:
             await trio.sleep(1.0)
             assert (house.resident, waiting(house)) == ("A", {"B": 1})
 
-    play(scenario, script=SLOW_TO_READ)
+    play(scenario, script=slow_to_read())
 
 
 def test_who_leaves_or_is_refused_while_it_is_read_waits_no_more() -> None:
@@ -81,11 +84,31 @@ def test_who_leaves_or_is_refused_while_it_is_read_waits_no_more() -> None:
             await house.until(lambda: waiting(house) == {})
         assert isinstance(house.answers[-1].error, CheckpointRefused)
 
-    assert play(scenario, script=SLOW_TO_READ).registry.prepared == []
+    assert play(scenario, script=slow_to_read()).registry.prepared == []
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_sleep_calls_off_requests_that_are_being_read_and_none_that_come_later(
+    resident: bool,
+) -> None:
+    async def scenario(house: House) -> None:
+        if resident:
+            await house.ask("A")
+        async with trio.open_nursery() as nursery:
+            for name in ("A", "B", None):
+                nursery.start_soon(house.ask, name)
+            await trio.sleep(1.0)
+            await house.service.sleep(park=True)
+        for answer in house.answers[-3:]:
+            assert isinstance(answer.error, ModelUnloaded)
+        assert house.phase == "empty"
+        assert (await house.ask("A")).finished
+
+    play(scenario, script=slow_to_read(), startup="A")
 
 
 def test_a_request_that_has_been_read_is_told_from_others_like_it() -> None:
-    desk, first, second = Desk(), Target(spec("A")), Target(spec("A"))
+    desk, first, second = Desk(SwapRules()), Target(spec("A")), Target(spec("A"))
     with desk.seen(first):
         with desk.seen(second):
             assert [id(one) for one in desk.arriving] == [id(first), id(second)]
@@ -135,7 +158,7 @@ def test_a_load_by_hand_that_is_called_off_waits_no_more() -> None:
 def test_who_was_sent_away_waits_no_more_though_the_load_goes_on() -> None:
     async def scenario(house: House) -> None:
         assert isinstance((await house.ask("remote")).error, ModelLoading)
-        assert house.controller.progress_of("remote") is not None
+        assert house.controller.overview.progress_of("remote") is not None
         assert waiting(house) == {}
         await house.until(lambda: house.resident == "remote")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,20 +20,14 @@ from hotswap.api.headers import content_type
 from hotswap.api.listing import status_event
 from hotswap.api.sse import EventStream, comment, while_connected
 from hotswap.api.uploads import read_upload
-from hotswap.contracts import (
-    LoadForecast,
-    LoadReport,
-    MemoryReport,
-    ModelListing,
-    ModelService,
-    SwapPhase,
-    SwapSnapshot,
-    UnloadMode,
-    UnloadReport,
-)
+from hotswap.contracts.listing import ModelListing
+from hotswap.contracts.reports import LoadForecast, LoadReport, MemoryReport, UnloadReport
+from hotswap.contracts.service import ModelService, UnloadMode
+from hotswap.contracts.snapshot import SwapPhase, SwapSnapshot
 from hotswap.errors import InvalidRequest
 
 Choice = TypeVar("Choice")
+Order = TypeVar("Order", bound=Struct)
 
 _OVER = (SwapPhase.CLOSED, SwapPhase.FAILED)
 """Nothing changes any more in this process."""
@@ -75,6 +69,19 @@ class UnloadOrder(Struct, forbid_unknown_fields=True):
     park: bool | None = None
 
 
+class SleepOrder(Struct, forbid_unknown_fields=True):
+    """The body that ``/sleep`` may have in place of its query."""
+
+    level: Literal[1, 2] | None = None
+    mode: Literal["wait", "abort"] | None = None
+
+
+class WakeOrder(Struct, forbid_unknown_fields=True):
+    """The same of ``/wake_up``."""
+
+    tags: list[Literal["weights", "kv_cache"]] | None = None
+
+
 TRUTH = {"false": False, "true": True, "0": False, "1": True}
 SLEEP_LEVELS = {"1": True, "2": False}
 """Whether a model that sleeps so is kept in host memory."""
@@ -108,8 +115,7 @@ class ManagementRoutes:
     async def unload_model(self, request: Request) -> Response:
         """``/v1/unload_model``."""
         _check_query(request)
-        body = await read_body(request.receive, request.scope)
-        order = decode(parse_object(body) if body.strip() else {}, UnloadOrder)
+        order = await _read_order(request, UnloadOrder)
         device = _device(self._service)
         report = await self._service.unload(
             order.model or None,
@@ -117,7 +123,7 @@ class ManagementRoutes:
             mode=order.mode or "drain",
             park=order.park is not False,
         )
-        return json_response(_unload_answer(report, device))
+        return json_response(_unload_answer(report, device, self._parked()))
 
     async def request_load(self, request: Request) -> Response:
         """``/models/load``: answers at once, the load goes on."""
@@ -133,12 +139,12 @@ class ManagementRoutes:
         """``/sleep``: answers as an unload does, where vLLM's has no body. Running answers end
         first, unless ``mode=abort``."""
         _check_query(request, "level", "mode", elsewhere="")
-        park = _choice(request, "level", SLEEP_LEVELS)
-        mode = _choice(request, "mode", SLEEP_MODES)
-        await read_body(request.receive, request.scope)
+        order = await _read_order(request, SleepOrder)
+        park = _choice(request, "level", SLEEP_LEVELS, order.level)
+        mode = _choice(request, "mode", SLEEP_MODES, order.mode)
         device = _device(self._service)
         report = await self._service.sleep(park=park, mode=mode)
-        answer = _unload_answer(report, device)
+        answer = _unload_answer(report, device, self._parked())
         if report.called_off is not None:
             answer["message"] += f" {report.model!r} sleeps."
         was_there = report.model not in (None, report.called_off)
@@ -152,9 +158,12 @@ class ManagementRoutes:
         _check_query(request, "tags", elsewhere="")
         for tag in request.query_params.getlist("tags"):
             _one_of(WAKE_TAGS, tag, "tags")
-        await read_body(request.receive, request.scope)
+        await _read_order(request, WakeOrder)
         await self._service.wake_up()
         return Response()
+
+    def _parked(self) -> Sequence[str]:
+        return [parked.model for parked in self._service.snapshot().parked]
 
     async def is_sleeping(self, request: Request) -> Response:
         """``/is_sleeping``: whether ``/wake_up`` would wake a model up, and none is on its way."""
@@ -231,10 +240,20 @@ def _check_query(request: Request, *known: str, elsewhere: str = ", put it in th
             raise InvalidRequest(f"{shown}: not a query parameter{elsewhere}", param=shown)
 
 
-def _choice(request: Request, name: str, meanings: Mapping[str, Choice]) -> Choice:
-    """What a query parameter means; where it is not given, the first of ``meanings``."""
-    written = request.query_params.get(name, next(iter(meanings))).lower()
+def _choice(
+    request: Request, name: str, meanings: Mapping[str, Choice], in_body: object = None
+) -> Choice:
+    """What a query parameter, or the same field of the body, means; where neither is given, the
+    first of ``meanings``."""
+    told = None if in_body is None else str(in_body)
+    written = request.query_params.get(name)
+    if written is None:
+        return meanings[next(iter(meanings)) if told is None else told]
+    written = written.lower()
     _one_of(meanings, written, name)
+    if told not in (None, written):
+        problem = f"{written} in the query, but {told} in the body"
+        raise InvalidRequest(f"{name}: {problem}", param=name)
     return meanings[written]
 
 
@@ -256,6 +275,12 @@ async def _read_load(request: Request) -> LoadOrder:
         return LoadOrder(flat.model or None, settings)
     nested = decode(fields, NestedLoad)
     return LoadOrder(nested.model or None, nested.config or {})
+
+
+async def _read_order(request: Request, kind: type[Order]) -> Order:
+    """From a body that may be empty."""
+    body = await read_body(request.receive, request.scope)
+    return decode(parse_object(body) if body.strip() else {}, kind)
 
 
 async def _read_name(request: Request) -> str:
@@ -315,11 +340,14 @@ def _forecast_sentence(forecast: LoadForecast) -> str:
     return f"Model would fit{goes}."
 
 
-def _unload_answer(report: UnloadReport, device: str) -> dict[str, Any]:
+def _unload_answer(report: UnloadReport, device: str, parked: Sequence[str]) -> dict[str, Any]:
+    """``parked``: the models in host memory."""
     if report.model is None:
-        return {"status": "info", "message": "No model is loaded."}
+        return {"status": "info", "message": _nothing_loaded(parked)}
     message = f"Model unloaded successfully in {report.total_time_s:.2f}s."
-    if report.called_off is not None:
+    if report.was_parked:
+        message = f"{report.model!r} was parked in host memory, and has been let go of."
+    elif report.called_off is not None:
         took = f" in {report.total_time_s:.2f}s" if report.total_time_s else ""
         message = f"Loading {report.called_off!r} was called off{took}."
     if report.memory is not None:
@@ -334,6 +362,14 @@ def _unload_answer(report: UnloadReport, device: str) -> dict[str, Any]:
         "memory": report.memory,
         "parked": report.parked,
     }
+
+
+def _nothing_loaded(parked: Sequence[str]) -> str:
+    told = "No model is loaded."
+    if not parked:
+        return told
+    names = ", ".join(map(repr, parked))
+    return f"{told} Parked in host memory: {names}; an unload that names one lets go of it."
 
 
 def _memory_sentence(memory: MemoryReport, device: str, *, parked: bool) -> str:

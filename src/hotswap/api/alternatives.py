@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -44,6 +44,36 @@ def number_range(into: type, fields: Any, path: str, *, key: bool = False) -> st
     schemas = (one.extra_json_schema or {} for one in found if isinstance(one, inspect.Metadata))
     names = [f" ({schema['title']})" for schema in schemas if "title" in schema]
     return "".join([_range(numbers[0]), *names])
+
+
+def list_items(into: type, fields: Any, path: str) -> str:
+    """What a list at a place is a list of, "texts or whole numbers"; nothing where of anything.
+
+    Args:
+        fields, path: as `alternatives` has them.
+    """
+    kinds: dict[str, None] = {}
+    tags: dict[str, list[str]] = {}
+    for one in _each(_items(_at(into, fields, path))):
+        if isinstance(one, inspect.StructType) and one.tag_field is not None:
+            tags.setdefault(one.tag_field, []).append(repr(one.tag))
+        elif type(one) in _PLURALS:
+            kinds[_PLURALS[type(one)]] = None
+    told = [f"objects whose {field} is {_either(sorted(some))}" for field, some in tags.items()]
+    return " or ".join([*told, *kinds])
+
+
+_PLURALS: Mapping[type[inspect.Type], str] = {
+    inspect.StrType: "texts",
+    inspect.IntType: "whole numbers",
+    inspect.FloatType: "numbers",
+    inspect.ListType: "lists",
+    inspect.StructType: "objects",
+}
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join([*filter(None, [", ".join(words[:-1])]), words[-1]])
 
 
 def _range(one: inspect.IntType | inspect.FloatType) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from hotswap.contracts import (
+from hotswap.contracts.answers import (
     Finished,
     GenerationEvent,
     ReasoningDelta,

@@ -27,7 +27,7 @@ from hotswap.api.tools import (
     required_choice,
     tool_mappings,
 )
-from hotswap.contracts import (
+from hotswap.contracts.requests import (
     ChatPrompt,
     GenerationRequest,
     Guide,

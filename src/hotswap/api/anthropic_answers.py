@@ -14,7 +14,7 @@ from hotswap.api.answer_blocks import Block, Blocks, text_of
 from hotswap.api.dialect import Stamp
 from hotswap.api.errors import anthropic_envelope
 from hotswap.api.sse import comment
-from hotswap.contracts import Finished, GenerationEvent
+from hotswap.contracts.answers import Finished, GenerationEvent
 from hotswap.errors import HotswapError
 
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'

@@ -17,7 +17,7 @@ from hotswap.api.openapi import OpenApiRoute
 from hotswap.api.routes import operations_of
 from hotswap.api.status import HealthSource
 from hotswap.config import ServerConfig, Settings
-from hotswap.contracts import ModelService
+from hotswap.contracts.service import ModelService
 
 BESIDE_THE_QUEUE = 768
 """Requests that may be in hand and do not wait for a model: they are read, or answered."""

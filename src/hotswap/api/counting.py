@@ -10,7 +10,9 @@ from starlette.types import Receive, Scope, Send
 
 from hotswap.api.body import read_object
 from hotswap.api.documents import json_response
-from hotswap.contracts import GenerationRequest, ModelService
+from hotswap.api.sse import while_connected
+from hotswap.contracts.requests import GenerationRequest
+from hotswap.contracts.service import ModelService
 
 
 class TokenCount:
@@ -29,6 +31,7 @@ class TokenCount:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         parsed = await read_object(receive, scope, self._parse)
         request = replace(parsed, request_id=scope["state"]["request_id"])
-        tokenized = await self._service.tokenize(request)
+        async with while_connected(receive):
+            tokenized = await self._service.tokenize(request)
         count = sum(map(len, tokenized.ids))
         await json_response({**self._fields, "input_tokens": count})(scope, receive, send)

@@ -11,7 +11,8 @@ from typing import Protocol
 from msgspec import Struct
 
 from hotswap.api.fields import Duration, Seconds, duration_s
-from hotswap.contracts import GenerationEvent, GenerationRequest
+from hotswap.contracts.answers import GenerationEvent
+from hotswap.contracts.requests import GenerationRequest
 from hotswap.errors import HotswapError
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 
 def encode(value: Any) -> bytes:
-    """``value``, which may hold the frozen types of contracts.py, as JSON."""
+    """``value``, which may hold the frozen types of `hotswap.contracts`, as JSON."""
     return msgspec.json.encode(value, enc_hook=_plain)
 
 

@@ -19,7 +19,7 @@ from hotswap.api.body import Incoming
 from hotswap.api.dialect import random_id
 from hotswap.api.errors import ClientGone, error_response, presentable
 from hotswap.api.headers import header
-from hotswap.contracts import Progress
+from hotswap.contracts.progress import Progress
 from hotswap.errors import HotswapError, InvalidRequest, MethodNotAllowed, RouteNotFound
 
 _access = logging.getLogger("hotswap.access")

@@ -18,7 +18,9 @@ from hotswap.api.body import read_object
 from hotswap.api.dialect import Lasting
 from hotswap.api.fields import Count, TokenId, decode
 from hotswap.api.sse import while_connected
-from hotswap.contracts import EmbeddingRequest, Embeddings, ModelService, TextPrompt, TokenPrompt
+from hotswap.contracts.answers import Embeddings
+from hotswap.contracts.requests import EmbeddingRequest, TextPrompt, TokenPrompt
+from hotswap.contracts.service import ModelService
 
 MAX_TEXTS = 2048
 MAX_TOKENS = 1 << 20

@@ -18,7 +18,8 @@ from hotswap.api.errors import presentable
 from hotswap.api.outbox import Outbox
 from hotswap.api.pace import Pace
 from hotswap.api.sse import EventStream, progress_text, while_connected
-from hotswap.contracts import Finished, Generation, GenerationEvent, ModelService
+from hotswap.contracts.answers import Finished, Generation, GenerationEvent
+from hotswap.contracts.service import ModelService
 from hotswap.errors import EngineFailed, HotswapError
 
 

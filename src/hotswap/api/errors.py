@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from hotswap.api.headers import is_anthropic
-from hotswap.contracts import Progress
+from hotswap.contracts.progress import Progress
 from hotswap.errors import (
     CheckpointRefused,
     ContextLengthExceeded,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from hotswap.api.alternatives import alternatives, number_range
+from hotswap.api.alternatives import alternatives, list_items, number_range
 from hotswap.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -32,6 +32,7 @@ LogitBias = Annotated[
 
 # The last place: before it a value of the client's may stand.
 _LOCATED = re.compile(r"(?P<what>.*) - at (?:`key` in )?`\$\.?(?P<path>.*)`$", re.DOTALL)
+_ANY_ENTRY = "[...]"
 _MISSING = re.compile(r"Object missing required field `(?P<field>.*)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
 _NO_CHOICE = re.compile(r"Invalid (?P<literal>enum )?value (?P<value>.*)", re.DOTALL)
@@ -45,7 +46,6 @@ _KINDS = {
     "float": "a number",
     "str": "text",
     "bool": "true or false",
-    "array": "a list",
     "object": "an object",
 }
 _NO_TEXT = frozenset(
@@ -80,21 +80,37 @@ def decode(fields: Any, into: type[T]) -> T:
 def _named(complaint: str, fields: Any, into: type) -> InvalidRequest:
     located = _LOCATED.match(complaint)
     what, path = (located["what"], located["path"]) if located else (complaint, "")
+    shown = _entry(complaint, fields, into, path) if _ANY_ENTRY in path else path
     choice = _NO_CHOICE.fullmatch(what)
     if missing := _MISSING.match(what):
-        param = ".".join(filter(None, (path, missing["field"])))
+        param = ".".join(filter(None, (shown, missing["field"])))
         return InvalidRequest(f"{param}: required, but missing", param=param)
     if unknown := _UNKNOWN.match(what):
-        param = ".".join(filter(None, (path, unknown["field"][:200])))
+        param = ".".join(filter(None, (shown, unknown["field"][:200])))
         return InvalidRequest(f"{param}: unknown field", param=param)
     is_key = " - at `key` in " in complaint
     if choice:
         what = _not_among(choice, alternatives(into, fields, path))
     else:
-        what = _in_words(what, number_range(into, fields, path, key=is_key))
+        allowed = number_range(into, fields, path, key=is_key)
+        what = _in_words(what, allowed, list_items(into, fields, path))
     if is_key:
         what = f"a key {what}"
-    return InvalidRequest(f"{path}: {what}" if path else what, param=path or None)
+    return InvalidRequest(f"{shown}: {what}" if shown else what, param=shown or None)
+
+
+def _entry(complaint: str, fields: Any, into: type, path: str) -> str:
+    """``path`` to an entry of a mapping, which msgspec does not name, with its key; without it
+    where the mapping is no field of the whole."""
+    name, _, rest = path.partition(_ANY_ENTRY)
+    mapping = fields.get(name) if isinstance(fields, dict) else None
+    for key, value in mapping.items() if isinstance(mapping, dict) else ():
+        try:
+            msgspec.convert({name: {key: value}}, into, strict=True, str_keys=True)
+        except msgspec.ValidationError as error:
+            if str(error) == complaint:
+                return f"{name}.{key[:200]}{rest}"
+    return f"{name}{rest}"
 
 
 def _not_among(choice: re.Match[str], values: tuple[str, ...]) -> str:
@@ -106,18 +122,21 @@ def _not_among(choice: re.Match[str], values: tuple[str, ...]) -> str:
     return f"{choice['value'][:200]} {fault}{told}"
 
 
-def _in_words(complaint: str, allowed: str) -> str:
+def _in_words(complaint: str, allowed: str, items: str) -> str:
     """What msgspec complains about, without the names of Python's types.
 
     Args:
         allowed: which numbers may be there; msgspec tells of the bound that was passed only.
+        items: what a list there is a list of.
     """
     if pattern := _NO_MATCH.fullmatch(complaint):
         return f"must be text that matches {pattern['pattern']}"
     expected = _EXPECTED.fullmatch(complaint)
     if expected is None:
         return complaint[:1].lower() + complaint[1:]
-    kinds = [_KINDS.get(kind, kind) for kind in expected["types"].split(" | ") if kind != "null"]
+    of = f" of {items}" if items and not expected["limit"] else ""
+    names = {**_KINDS, "array": f"a list{of}"}
+    kinds = [names.get(kind, kind) for kind in expected["types"].split(" | ") if kind != "null"]
     bound = ""
     if allowed and kinds in (["a number"], ["a whole number"]):
         bound = f" {allowed}"

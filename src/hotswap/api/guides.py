@@ -8,15 +8,17 @@ form in a way that we do not know is refused by name.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
 from hotswap.api.body import parse_object
 from hotswap.api.dialect import Lasting
-from hotswap.contracts import Guide
+from hotswap.api.rules import asks_for_something
+from hotswap.contracts.requests import Guide
 from hotswap.errors import InvalidJson, InvalidRequest
+from hotswap.options import nearest
 
 MAX_SOURCE_CHARS = 256 << 10
 
@@ -52,7 +54,7 @@ ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
 
 
 class StructuredOutputs(Struct):
-    """vLLM's; one of them is given."""
+    """vLLM's; one of them is given. Beside these it has `_OPTIONS`."""
 
     json: JsonObject | str | None = None
     json_object: bool | None = None
@@ -103,6 +105,38 @@ class GuideFields(Lasting, kw_only=True):
             yield schema_guide(self.json_schema, "json_schema")
         if self.grammar:
             yield _grammar_guide(self.grammar, "grammar")
+
+
+_OPTIONS = frozenset(
+    {"disable_fallback", "disable_any_whitespace", "_backend", "_backend_was_auto"}
+)
+"""Of vLLM's ``structured_outputs``: which engine enforces it, and that JSON is without more spaces
+than it needs to have, which it is here anyway."""
+_GUIDED_OPTIONS = frozenset({"guided_decoding_backend"})
+
+
+def refuse_other_forms(fields: Mapping[str, Any]) -> None:
+    """Of a request as it came, refuse what asks for a form under a name that nothing here has: a
+    slip, mostly, and else it would be answered with any text.
+
+    Raises:
+        InvalidRequest: names it.
+    """
+    guided = {name: value for name, value in fields.items() if name.startswith("guided_")}
+    _refuse_strangers(guided, "", (*GuideFields.__struct_fields__, *_GUIDED_OPTIONS))
+    wanted = fields.get("structured_outputs")
+    if isinstance(wanted, dict):
+        known = (*StructuredOutputs.__struct_fields__, *_OPTIONS)
+        _refuse_strangers(wanted, "structured_outputs.", known)
+
+
+def _refuse_strangers(fields: Mapping[str, Any], prefix: str, known: Sequence[str]) -> None:
+    for name, value in fields.items():
+        if name not in known and asks_for_something(value):
+            shown = name[:200]
+            param = f"{prefix}{shown}"
+            hint = nearest(shown, known)
+            raise InvalidRequest(f"{param}: not supported.{hint}", param=param)
 
 
 def schema_guide(schema: JsonObject | str, param: str) -> Guide:

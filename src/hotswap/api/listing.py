@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from hotswap.api.documents import json_response
 from hotswap.api.headers import is_anthropic
-from hotswap.contracts import ModelListing, ModelService
+from hotswap.contracts.listing import ModelListing
+from hotswap.contracts.service import ModelService
 
 
 class ListingRoutes:

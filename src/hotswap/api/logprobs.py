@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from hotswap.contracts import TokenLogprob
+from hotswap.contracts.answers import TokenLogprob
 
 _LEAST = -9999.0
 """What OpenAI writes for minus infinity, which JSON cannot."""

@@ -14,7 +14,9 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hotswap.contracts import EngineStats, ModelService, SwapSnapshot
+from hotswap.contracts.engines import EngineStats
+from hotswap.contracts.service import ModelService
+from hotswap.contracts.snapshot import SwapSnapshot
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 

@@ -28,7 +28,7 @@ from hotswap.api.ollama_messages import OllamaMessage, continues, message_mappin
 from hotswap.api.ollama_orders import Presence, Staying
 from hotswap.api.rules import logprobs_of, refuse_not_honoured, seed_of, stops_of, top_k_of
 from hotswap.api.tools import DeclaredTool, ToolName, tool_mappings
-from hotswap.contracts import (
+from hotswap.contracts.requests import (
     ChatPrompt,
     GenerationRequest,
     Guide,

@@ -18,7 +18,7 @@ import msgspec
 from hotswap.api.dialect import Stamp
 from hotswap.api.errors import ollama_envelope
 from hotswap.api.logprobs import token_logprobs
-from hotswap.contracts import (
+from hotswap.contracts.answers import (
     Embeddings,
     Finished,
     GenerationEvent,

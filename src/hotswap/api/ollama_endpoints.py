@@ -20,7 +20,8 @@ from hotswap.api.ollama_orders import EmbedCall, Presence, Pull, parse_pull
 from hotswap.api.outbox import Outbox
 from hotswap.api.pace import Pace
 from hotswap.api.sse import EventStream, while_connected
-from hotswap.contracts import Embeddings, ModelService
+from hotswap.contracts.answers import Embeddings
+from hotswap.contracts.service import ModelService
 from hotswap.errors import HotswapError
 
 PARTS = 1000

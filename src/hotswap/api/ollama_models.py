@@ -16,17 +16,11 @@ from hotswap.api.body import read_object
 from hotswap.api.documents import json_response
 from hotswap.api.ollama_answers import timestamp
 from hotswap.api.ollama_orders import parse_name
-from hotswap.contracts import (
-    ChatFacts,
-    ModelDescription,
-    ModelFacts,
-    ModelListing,
-    ModelService,
-    ModelSpec,
-    SamplingParams,
-    SwapSnapshot,
-    Task,
-)
+from hotswap.contracts.listing import ModelDescription, ModelListing
+from hotswap.contracts.models import ChatFacts, ModelFacts, ModelSpec, Task
+from hotswap.contracts.requests import SamplingParams
+from hotswap.contracts.service import ModelService
+from hotswap.contracts.snapshot import SwapSnapshot
 from hotswap.errors import ModelNotFound, NotPermitted
 
 OLLAMA_VERSION = "0.12.11"

@@ -12,7 +12,8 @@ from msgspec import Meta, Struct
 from hotswap.api.dialect import Stamp
 from hotswap.api.fields import INT32_MAX, Duration, Seconds, decode, duration_s
 from hotswap.api.ollama_answers import embed_body, embeddings_body
-from hotswap.contracts import EmbeddingRequest, Embeddings, TextPrompt
+from hotswap.contracts.answers import Embeddings
+from hotswap.contracts.requests import EmbeddingRequest, TextPrompt
 from hotswap.errors import InvalidRequest
 
 MAX_INPUTS = 2048

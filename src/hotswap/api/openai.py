@@ -24,7 +24,7 @@ from hotswap.api.fields import (
     TokenId,
     decode,
 )
-from hotswap.api.guides import GuideFields
+from hotswap.api.guides import GuideFields, refuse_other_forms
 from hotswap.api.openai_answers import (
     ChatDocument,
     ChatFrames,
@@ -55,7 +55,7 @@ from hotswap.api.tools import (
     required_choice,
     tool_mappings,
 )
-from hotswap.contracts import (
+from hotswap.contracts.requests import (
     ChatPrompt,
     GenerationRequest,
     Prompt,
@@ -228,6 +228,7 @@ def parse_chat(fields: dict[str, Any]) -> Call:
         InvalidRequest: names the field.
     """
     refuse_not_honoured(fields, _NOT_HONOURED_IN_CHATS)
+    refuse_other_forms(fields)
     refuse_other_content(fields.get("messages"))
     chat = decode(fields, Chat)
     prompt = _chat_prompt(chat)
@@ -251,6 +252,7 @@ def parse_completion(fields: dict[str, Any]) -> Call:
         InvalidRequest: names the field.
     """
     refuse_not_honoured(fields, _NOT_HONOURED)
+    refuse_other_forms(fields)
     completion = decode(fields, Completion)
     if completion.best_of is not None and completion.best_of > (completion.n or 1):
         raise InvalidRequest("best_of: more than n is not supported", param="best_of")

@@ -18,7 +18,7 @@ from hotswap.api.dialect import Stamp
 from hotswap.api.errors import envelope
 from hotswap.api.logprobs import token_logprobs, written
 from hotswap.api.sse import comment
-from hotswap.contracts import (
+from hotswap.contracts.answers import (
     Finished,
     GenerationEvent,
     ReasoningDelta,

@@ -18,7 +18,7 @@ from hotswap.api.errors import envelope
 from hotswap.api.logprobs import token_logprobs
 from hotswap.api.responses_store import Kept, ResponseStore
 from hotswap.api.sse import comment
-from hotswap.contracts import GenerationEvent, TextDelta
+from hotswap.contracts.answers import GenerationEvent, TextDelta
 from hotswap.errors import HotswapError, Overloaded
 
 _encode = msgspec.json.encode

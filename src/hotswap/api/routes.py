@@ -22,7 +22,9 @@ from hotswap.api.admin import (
     ManagementRoutes,
     ModelEvents,
     NamedModel,
+    SleepOrder,
     UnloadOrder,
+    WakeOrder,
 )
 from hotswap.api.counting import TokenCount
 from hotswap.api.dialect import EVENT_STREAM
@@ -50,7 +52,7 @@ from hotswap.api.tokens import (
     TokenRoutes,
 )
 from hotswap.config import ServerConfig
-from hotswap.contracts import ModelService
+from hotswap.contracts.service import ModelService
 
 Rows = list[Operation]
 _CHANGES = ("create", "copy", "push")
@@ -289,6 +291,8 @@ def _management(service: ModelService, server: ServerConfig) -> Rows:
             "/sleep",
             management.sleep,
             "Take the model off the device for a while.",
+            request=SleepOrder,
+            body_required=False,
             query={"level": tuple(SLEEP_LEVELS), "mode": tuple(SLEEP_MODES)},
         ),
         operation(
@@ -296,6 +300,8 @@ def _management(service: ModelService, server: ServerConfig) -> Rows:
             "/wake_up",
             management.wake_up,
             "Bring it back.",
+            request=WakeOrder,
+            body_required=False,
             answer=None,
             query={"tags": WAKE_TAGS},
         ),

@@ -19,15 +19,19 @@ def refuse_not_honoured(fields: Mapping[str, Any], names: Mapping[str, tuple[Any
     """
     for name, values in names.items():
         value = fields.get(name)
-        # By identity, because 0 asks for something where False does not.
-        if value is not None and value is not False and value not in ("", [], {}, *values):
+        if asks_for_something(value) and value not in values:
             what = "not supported with this value" if values else "not supported"
             raise InvalidRequest(f"{name}: {what}", param=name)
 
 
+def asks_for_something(value: Any) -> bool:
+    # By identity, because 0 asks for something where False does not.
+    return value is not None and value is not False and value not in ("", [], {})
+
+
 def effort_of(asked: str | None) -> str | None:
-    """In the words of `hotswap.contracts.ChatPrompt`: OpenAI's and Anthropic's newest models know
-    more than chat templates do."""
+    """In the words of `hotswap.contracts.requests.ChatPrompt`: OpenAI's and Anthropic's
+    newest models know more than chat templates do."""
     return "high" if asked in ("xhigh", "max") else asked
 
 
@@ -46,7 +50,7 @@ def stops_of(asked: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def logprobs_of(logprobs: bool | None, top_logprobs: int | None) -> int | None:
-    """As `hotswap.contracts.GenerationRequest` has them.
+    """As `hotswap.contracts.requests.GenerationRequest` has them.
 
     Raises:
         InvalidRequest: the second is asked for without the first.

@@ -12,7 +12,7 @@ from starlette.types import Receive, Send
 from hotswap.api.dialect import EVENT_STREAM
 from hotswap.api.errors import ClientGone, leaf_of
 from hotswap.api.outbox import Outbox
-from hotswap.contracts import SwapSnapshot
+from hotswap.contracts.snapshot import SwapSnapshot
 from hotswap.errors import HotswapError
 
 _HEADERS = (

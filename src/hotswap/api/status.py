@@ -13,14 +13,10 @@ from starlette.responses import Response
 from hotswap import __version__
 from hotswap.api.documents import json_response
 from hotswap.api.errors import envelope, error_headers
-from hotswap.contracts import (
-    EngineStats,
-    LoadFailure,
-    ModelService,
-    ModelSpec,
-    SwapPhase,
-    SwapSnapshot,
-)
+from hotswap.contracts.engines import EngineStats
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.service import ModelService
+from hotswap.contracts.snapshot import LoadFailure, SwapPhase, SwapSnapshot
 from hotswap.errors import (
     DeviceLost,
     EngineFailed,

@@ -14,8 +14,10 @@ from hotswap.api.documents import json_response
 from hotswap.api.fields import TokenId, decode
 from hotswap.api.openai import parse_chat, parse_completion
 from hotswap.api.openai_messages import Message
+from hotswap.api.sse import while_connected
 from hotswap.api.tools import MAX_TOOLS, Choice, Tool
-from hotswap.contracts import ChatPrompt, GenerationRequest, ModelService, Prompt
+from hotswap.contracts.requests import ChatPrompt, GenerationRequest, Prompt
+from hotswap.contracts.service import ModelService
 from hotswap.errors import InvalidRequest
 
 MAX_TOKENS = 1 << 20
@@ -64,7 +66,8 @@ class TokenRoutes:
 
     async def tokenize(self, request: Request) -> Response:
         asked, texts = await read_object(request.receive, request.scope, _parse)
-        found = await self._service.tokenize(asked, texts=texts)
+        async with while_connected(request.receive):
+            found = await self._service.tokenize(asked, texts=texts)
         (ids,) = found.ids
         return json_response(
             TokenizeAnswer(
@@ -84,7 +87,8 @@ class TokenRoutes:
         asked = await read_object(
             request.receive, request.scope, lambda fields: decode(fields, Detokenize)
         )
-        _, text = await self._service.detokenize(asked.model, asked.tokens)
+        async with while_connected(request.receive):
+            _, text = await self._service.detokenize(asked.model, asked.tokens)
         return json_response(DetokenizeAnswer(text))
 
 

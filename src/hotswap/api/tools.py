@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from hotswap.contracts import Guide, ToolChoice
+from hotswap.contracts.requests import Guide, ToolChoice
 from hotswap.errors import InvalidRequest
 
 MAX_TOOLS = 1024

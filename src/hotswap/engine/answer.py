@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from hotswap.contracts import GenerationEvent, TextDelta, TokenLogprob
+from hotswap.contracts.answers import GenerationEvent, TextDelta, TokenLogprob
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.drawing import Draw
 
@@ -82,8 +82,9 @@ class AnswerText:
         delta = self.take()
         return () if delta is None else (delta,)
 
-    def _heeds_stop(self, text: str) -> bool:  # noqa: ARG002
-        """A stop string that ``text``, which comes next, begins with ends the answer."""
+    def _heeds_stop(self, text: str) -> bool | None:  # noqa: ARG002
+        """A stop string that ``text``, which comes next, begins with ends the answer. None: that
+        depends on what follows."""
         return True
 
     def _stops_in(self, text: str) -> bool:
@@ -96,7 +97,10 @@ class AnswerText:
                 return True
             if at == len(text):
                 return False
-            if self._heeds_stop(text[at:]):
+            heeds = self._heeds_stop(text[at:])
+            if heeds is None:
+                return False
+            if heeds:
                 break
             self._passed.append(self._released_chars)
             self._release(text[at], held="")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from hotswap.contracts import ChatPrompt, Guide
+from hotswap.contracts.requests import ChatPrompt, Guide
 from hotswap.engine.front import Front
 from hotswap.engine.grammar import Preamble, WrittenPreamble
 from hotswap.engine.history import for_harmony, tools_for_harmony

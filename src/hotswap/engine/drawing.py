@@ -12,7 +12,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawParams:
-    """`hotswap.contracts.SamplingParams` with nothing left unset."""
+    """`hotswap.contracts.requests.SamplingParams` with nothing left unset."""
 
     temperature: float = 1.0
     top_k: int = 0

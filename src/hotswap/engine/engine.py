@@ -26,7 +26,8 @@ from typing import Any
 
 import torch
 
-from hotswap.contracts import Embeddings, EngineStats, Finished
+from hotswap.contracts.answers import Embeddings, Finished
+from hotswap.contracts.engines import EngineStats
 from hotswap.engine.answer import AnswerText
 from hotswap.engine.device import is_out_of_memory
 from hotswap.engine.drawing import SamplingRow, seed_of_choice
@@ -62,8 +63,8 @@ class _Ticket:
 
 
 class TorchEngine:
-    """`hotswap.contracts.Engine`. `drive` runs on the device thread; the other public methods
-    belong to the event loop, `stats` and `failure` to anyone."""
+    """`hotswap.contracts.engines.Engine`. `drive` runs on the device thread; the other public
+    methods belong to the event loop, `stats` and `failure` to anyone."""
 
     def __init__(
         self,
@@ -157,7 +158,7 @@ class TorchEngine:
 
     @asynccontextmanager
     async def generate(self, rendered: RenderedRequest) -> AsyncIterator[TorchGeneration]:
-        """See `hotswap.contracts.Engine.generate`."""
+        """See `hotswap.contracts.engines.Engine.generate`."""
         generation = self._accept(rendered)
         try:
             yield generation
@@ -165,11 +166,11 @@ class TorchEngine:
             self._abandon(generation)
 
     async def embed(self, rendered: Any) -> Embeddings:  # noqa: ARG002
-        """See `hotswap.contracts.Engine.embed`."""
+        """See `hotswap.contracts.engines.Engine.embed`."""
         raise InvalidRequest(f"{self._model!r} is not an embedding model.", param="model")
 
     def abort(self, error: HotswapError) -> None:
-        """See `hotswap.contracts.Engine.abort`."""
+        """See `hotswap.contracts.engines.Engine.abort`."""
         for generation in list(self._generations.values()):
             generation.fail(error)
             self._abandon(generation)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hotswap.contracts import EngineConfig, Estimate, ModelSpec
+from hotswap.contracts.models import EngineConfig, ModelSpec
+from hotswap.contracts.reports import Estimate
 from hotswap.engine.device_map import (
     DEVICE_RESERVE_BYTES,
     DeviceMap,

@@ -26,7 +26,8 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hotswap.contracts import EngineConfig, ModelSpec, SamplingParams, Task
+from hotswap.contracts.models import EngineConfig, ModelSpec, Task
+from hotswap.contracts.requests import SamplingParams
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.embedding.recipe import RECIPE_FILES, Recipe, default_recipe, read_recipe
 from hotswap.engine.guide import Guides

@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from weakref import WeakMethod
 
-from hotswap.contracts import Finished, GenerationEvent
+from hotswap.contracts.answers import Finished, GenerationEvent
 from hotswap.engine.sequence import Sequence
 from hotswap.errors import HotswapError
 
 
 class TorchGeneration:
-    """`hotswap.contracts.Generation`; lives on the event loop, where one task iterates it."""
+    """`hotswap.contracts.answers.Generation`; lives on the event loop, where one task iterates
+    it."""
 
     def __init__(
         self, number: int, model: str, prompt_tokens: int, sequences: list[Sequence]

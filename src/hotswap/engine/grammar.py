@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from llguidance import regex_to_lark
 
-from hotswap.contracts import Guide
+from hotswap.contracts.requests import Guide
 from hotswap.engine.lark import Piece, pieces_of, rules_of
 from hotswap.engine.repetition import most_repeated, unrolled
 from hotswap.errors import InvalidRequest

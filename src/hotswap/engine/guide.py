@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from hotswap.contracts import Guide
+from hotswap.contracts.requests import Guide
 from hotswap.engine.grammar import Preamble, WrittenPreamble, grammar_of, refuse
 from hotswap.errors import InvalidRequest, Overloaded
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from hotswap.contracts import EngineConfig
+from hotswap.contracts.models import EngineConfig
 from hotswap.engine.device_map import model_bytes
 from hotswap.engine.front import Front
 from hotswap.engine.preflight import WeightFiles

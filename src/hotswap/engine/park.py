@@ -12,9 +12,18 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from hotswap.contracts import ParkedModel
+from anyio import to_thread
+
+from hotswap.contracts.engines import ParkedModel
+from hotswap.engine import device as devices
+from hotswap.engine.fit import Need, missing_bytes, no_host_memory
 from hotswap.engine.prepared import LoadKey, TorchPrepared
 from hotswap.engine.rested import Rested
+from hotswap.errors import InsufficientMemory
+
+_SHARE = 0.5
+"""Of the host memory that is available. Weights that are mapped are counted too, although the
+system takes their pages back when it needs them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +63,21 @@ class Park:
     """Belongs to the event loop. Who takes a model out, or is handed one that goes, uses it or
     lets go of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget_bytes: int | None = None) -> None:
+        """
+        Args:
+            budget_bytes: of host memory; None: a share of what is available when it is first asked
+                for.
+        """
+        self._budget_bytes = budget_bytes
         self._models: OrderedDict[str, Parked] = OrderedDict()
+        self._expected: str | None = None
+
+    @property
+    def budget_bytes(self) -> int:
+        if self._budget_bytes is None:
+            self._budget_bytes = int(devices.free_host_bytes() * _SHARE)
+        return self._budget_bytes
 
     @property
     def bytes(self) -> int:
@@ -76,39 +98,58 @@ class Park:
         parked = self._models.get(model)
         return parked if parked is not None and parked.prepared.key == key else None
 
+    def expect(self, model: str) -> None:
+        """Its turn on the device comes: until then it stays, and its room is free."""
+        self._expected = model
+
+    async def as_parked(self, prepared: TorchPrepared) -> tuple[TorchPrepared, Rested | None]:
+        """The model and what it left behind, if it is parked still: else that has been used since,
+        or is gone. It stays where it is."""
+        spec = prepared.spec
+        parked = self.find(spec.id, prepared.key)
+        if parked is None:
+            return prepared, None
+        rested = parked.rested
+        if rested is not None and rested.engine != spec.engine:  # good for other settings only
+            self._models[spec.id] = replace(parked, rested=None)
+            await to_thread.run_sync(rested.close)
+            rested = None
+        return replace(prepared, weights=parked.prepared.weights), rested
+
     def take(self, model: str) -> Parked | None:
         return self._models.pop(model, None)
 
     def claim(self, model: str, key: LoadKey) -> None:
-        """What was found there is the caller's from now on."""
+        """What was found there is the caller's from now on: its turn has come."""
         if self.find(model, key) is not None:
             del self._models[model]
+        if self._expected == model:
+            self._expected = None
 
-    def strip(self, model: str) -> None:
-        """It goes on without what it left behind, which is the caller's to close."""
-        self._models[model] = replace(self._models[model], rested=None)
+    def room_beside(self, own_bytes: int) -> int | None:
+        """For what a model with weights of ``own_bytes`` leaves behind; None: nothing is parked."""
+        if self.budget_bytes <= 0:
+            return None
+        return self.budget_bytes - self.pinned_bytes - own_bytes
 
-    def put(self, parked: Parked, budget: int, leaving: str | None = None) -> list[Parked]:
-        """Park a model, if it fits into ``budget`` bytes beside those that are pinned.
-
-        Args:
-            leaving: A model whose turn on the device has come: it stays, and its room is free.
+    def put(self, parked: Parked) -> list[Parked]:
+        """Park a model, if it fits into the budget beside those that are pinned.
 
         Returns:
             Those that go: a former state of it, those it needs the room of, or the model itself.
         """
-        spec = parked.prepared.spec
+        spec, expected = parked.prepared.spec, self._expected
         former = self.take(spec.id)
         gone = [] if former is None else [former]
-        on_its_way = self._models.pop(leaving, None) if leaving is not None else None
-        if self.pinned_bytes + parked.bytes > budget:
+        on_its_way = self._models.pop(expected, None) if expected is not None else None
+        if self.pinned_bytes + parked.bytes > self.budget_bytes:
             gone.append(parked)
         else:
             self._models[spec.id] = parked
-            while self.bytes > budget:
+            while self.bytes > self.budget_bytes:
                 gone.append(self._models.pop(next(self._unpinned(but=spec.id))))
-        if leaving is not None and on_its_way is not None:
-            self._models[leaving] = on_its_way
+        if expected is not None and on_its_way is not None:
+            self._models[expected] = on_its_way
         return gone
 
     def empty(self) -> list[Parked]:
@@ -117,7 +158,21 @@ class Park:
         self._models.clear()
         return gone
 
-    def make_room(self, missing: int) -> list[Parked]:
+    async def make_way(self, need: Need) -> None:
+        """Parked models go for one that somebody wants.
+
+        Raises:
+            InsufficientMemory
+        """
+        missing = missing_bytes(need, devices.free_host_bytes())
+        if missing:
+            for parked in self._make_room(missing):
+                await to_thread.run_sync(parked.let_go)
+        free = devices.free_host_bytes()
+        if missing_bytes(need, free):
+            raise InsufficientMemory(no_host_memory(need, free))
+
+    def _make_room(self, missing: int) -> list[Parked]:
         """Those that go so that ``missing`` bytes come back; nobody if all were not enough."""
         gone, names = 0, []
         for name in self._unpinned():

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hotswap.contracts import Estimate, ModelSpec
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.reports import Estimate
 from hotswap.engine import device as devices
 from hotswap.engine.device_memory import Room, RoomsOf
 from hotswap.engine.fit import (
@@ -118,6 +119,25 @@ def plan(candidate: Candidate, *, leaves: bool, parked: Container[LoadKey]) -> P
 def unspread(candidate: Candidate, *, leaves: bool, parked: Container[LoadKey]) -> Estimate:
     """On one device, whatever the settings. See `plan`."""
     return _plan_whole(candidate, _free(candidate, leaves), parked).estimate
+
+
+def refuse_misfit(candidate: Candidate, found: Plan, *, has_run: bool) -> None:
+    """Before another model leaves for it.
+
+    Args:
+        has_run: Until then it is a guess how many bytes a token takes, and nothing is refused for
+            what is not certain.
+
+    Raises:
+        InsufficientMemory
+    """
+    asked = candidate.spec.engine.kv_cache_memory
+    certain = has_run or (asked is not None and asked > found.estimate.host_free_bytes)
+    if not found.rooms and candidate.device.type == "cuda":
+        least = candidate.need.weights + (asked or 0)
+        certain |= least > devices.total_bytes(candidate.device)
+    if certain and not found.estimate.fits:
+        raise InsufficientMemory(found.estimate.reason or "The model does not fit.")
 
 
 def advice(candidate: Candidate) -> str | None:

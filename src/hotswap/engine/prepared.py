@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hotswap.contracts import ModelSpec
+from hotswap.contracts.models import ModelSpec
 from hotswap.engine.ahead import Ahead
 from hotswap.engine.device import torch_device
 from hotswap.engine.device_memory import Room
@@ -23,7 +23,7 @@ LoadKey = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class TorchPrepared:
-    """`hotswap.contracts.PreparedModel`."""
+    """`hotswap.contracts.engines.PreparedModel`."""
 
     spec: ModelSpec
     front: Front

@@ -9,7 +9,7 @@ from typing import Protocol, Self
 
 import torch
 
-from hotswap.contracts import EngineConfig
+from hotswap.contracts.models import EngineConfig
 from hotswap.engine.device_memory import DeviceMemory
 from hotswap.engine.forward.lean import LeanForward
 from hotswap.engine.kv_pool import KVCopies

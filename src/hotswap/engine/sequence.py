@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hotswap.contracts import FinishReason
+from hotswap.contracts.answers import FinishReason
 from hotswap.engine.answer import AnswerText
 from hotswap.engine.blocks import BlockTable
 from hotswap.engine.drawing import Draw, SamplingRow

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from hotswap.contracts import (
+from hotswap.contracts.answers import (
     GenerationEvent,
     ReasoningDelta,
     TextDelta,
@@ -78,8 +78,9 @@ class SpokenText(AnswerText):
         events, self._events = self._events, []
         return events
 
-    def _heeds_stop(self, text: str) -> bool:
-        return not self._listener.calling(text)
+    def _heeds_stop(self, text: str) -> bool | None:
+        calling = self._listener.calling(text)
+        return None if calling is None else not calling
 
     def _release(self, text: str, *, held: str) -> None:
         if self._over:

@@ -1,15 +1,20 @@
-"""Memory around one stay on the device: what was there before, and what is there after it."""
+"""Memory around one stay on the device: what was there before, what is there after it, and what is
+no part of it."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from hotswap.contracts import Engine, MemoryReport
+from hotswap.contracts.engines import Engine
+from hotswap.contracts.reports import MemoryReport
 from hotswap.engine import device as devices
+from hotswap.engine.ahead import Aheads
 from hotswap.engine.rested import Rested
+from hotswap.engine.weights import HostWeights
 
 _CPU_NOISE_BYTES = 32 << 20
 """A process's private memory moves by this much without anything being kept."""
@@ -66,6 +71,28 @@ class Stay:
 
     def _used(self) -> int:
         return _used(self.devices) - self._others()
+
+
+class Coming:
+    """Models that are in host memory, or on their way to a device, and whose turn has not come."""
+
+    def __init__(self, aheads: Aheads) -> None:
+        self._aheads = aheads
+        self._read: weakref.ref[HostWeights] | None = None
+        """Weights that were read last and have not been on the device."""
+
+    def note(self, weights: HostWeights | None) -> None:
+        """That they have been read; None: a turn has come."""
+        self._read = None if weights is None else weakref.ref(weights)
+
+    def bytes_in(self, device: torch.device) -> int:
+        """What they have in the memory that is measured of a device."""
+        if device.type != "cpu":
+            return self._aheads.bytes
+        weights = None if self._read is None else self._read()
+        # Before its first stay it is not known of a model whether it is mapped. Mostly it is.
+        converted = weights is not None and weights.known is not None and not weights.mapped
+        return self._aheads.bytes + (weights.bytes if weights is not None and converted else 0)
 
 
 def _used(on: Sequence[torch.device]) -> int:

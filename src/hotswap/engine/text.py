@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hotswap.contracts import (
+from hotswap.contracts.requests import (
     ChatPrompt,
     GenerationRequest,
     Guide,
@@ -42,7 +42,7 @@ class RenderedPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedRequest:
-    """`hotswap.contracts.Rendered`, as `TorchEngine` takes it."""
+    """`hotswap.contracts.engines.Rendered`, as `TorchEngine` takes it."""
 
     model: str
     request: GenerationRequest

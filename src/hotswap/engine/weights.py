@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from hotswap.contracts import EngineConfig
+from hotswap.contracts.models import EngineConfig
 from hotswap.engine.blueprint import Arena, Blueprint, FileId
 from hotswap.engine.device import without_frames
 from hotswap.engine.embedding.encoder import Encoder, read_encoder

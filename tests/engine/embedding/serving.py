@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hotswap.contracts import EmbeddingRequest, Embeddings, ModelSpec, TextPrompt, TokenPrompt
+from hotswap.contracts.answers import Embeddings
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.requests import EmbeddingRequest, TextPrompt, TokenPrompt
 from tests.engine.serving import ignore, spec_of
 
 if TYPE_CHECKING:  # torch: not in the fast run

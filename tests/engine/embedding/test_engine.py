@@ -17,7 +17,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from hotswap.contracts import GenerationRequest, TextPrompt
+from hotswap.contracts.requests import GenerationRequest, TextPrompt
 from hotswap.errors import (
     CheckpointRefused,
     EngineFailed,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hotswap.contracts import Guide
+from hotswap.contracts.requests import Guide
 from hotswap.engine.speech.call_grammar import CallGrammar
 from hotswap.engine.speech.families import Family, Speech, family_of, speech_of
 from hotswap.engine.speech.listener import Hearing, Listener

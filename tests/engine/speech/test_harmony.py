@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotswap.contracts import ReasoningDelta, TextDelta
+from hotswap.contracts.answers import ReasoningDelta, TextDelta
 from hotswap.engine.speech import harmony
 from hotswap.engine.speech.call_grammar import CallGrammar
 from hotswap.engine.speech.families import speech_of

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hotswap.contracts import Embeddings, EngineStats, Generation
+from hotswap.contracts.answers import Embeddings, Generation
+from hotswap.contracts.engines import EngineStats
 from hotswap.engine.device import is_out_of_memory
 from hotswap.engine.embedding.batches import next_batch
 from hotswap.engine.embedding.encoder import Encoder
@@ -77,8 +78,8 @@ class _GivenUp(Exception):
 
 
 class EmbeddingEngine:
-    """`hotswap.contracts.Engine`. `drive` runs on the device thread; the other public methods
-    belong to the event loop, `stats` and `failure` to anyone."""
+    """`hotswap.contracts.engines.Engine`. `drive` runs on the device thread; the other public
+    methods belong to the event loop, `stats` and `failure` to anyone."""
 
     def __init__(
         self,
@@ -143,11 +144,11 @@ class EmbeddingEngine:
     # -- on the event loop -------------------------------------------------------------------
 
     def generate(self, rendered: Any) -> AbstractAsyncContextManager[Generation]:  # noqa: ARG002
-        """See `hotswap.contracts.Engine.generate`."""
+        """See `hotswap.contracts.engines.Engine.generate`."""
         raise InvalidRequest(f"{self._model!r} is an embedding model.", param="model")
 
     async def embed(self, rendered: RenderedEmbedding) -> Embeddings:
-        """See `hotswap.contracts.Engine.embed`."""
+        """See `hotswap.contracts.engines.Engine.embed`."""
         job = self._accept(rendered)
         try:
             return await job.done
@@ -156,7 +157,7 @@ class EmbeddingEngine:
             self._jobs.discard(job)
 
     def abort(self, error: HotswapError) -> None:
-        """See `hotswap.contracts.Engine.abort`."""
+        """See `hotswap.contracts.engines.Engine.abort`."""
         for job in list(self._jobs):
             job.is_left = True
             _refuse(job, error)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from hotswap.contracts import EmbeddingRequest, TextPrompt, TokenPrompt
+from hotswap.contracts.requests import EmbeddingRequest, TextPrompt, TokenPrompt
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.embedding.recipe import Recipe
 from hotswap.engine.front import Front
@@ -20,7 +20,7 @@ _FIELD = "input"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedEmbedding:
-    """`hotswap.contracts.Rendered`, as `EmbeddingEngine` takes it."""
+    """`hotswap.contracts.engines.Rendered`, as `EmbeddingEngine` takes it."""
 
     model: str
     token_ids: tuple[tuple[int, ...], ...]

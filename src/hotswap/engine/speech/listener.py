@@ -62,9 +62,10 @@ class Listener:
         """That have begun."""
         return self._pieces.calls
 
-    def calling(self, text: str) -> bool:
+    def calling(self, text: str) -> bool | None:
         """``text``, which comes next, belongs to a call, or to what may become one; or it begins
-        with, or within, what is told to nobody."""
+        with, or within, what is told to nobody. None: its beginning may be that of the mark which
+        closes a call, or not."""
         unread = self._reader.unread
         if self._pieces.outside or (unread + text).startswith(self._hearing.marked_off):
             return True
@@ -72,7 +73,7 @@ class Listener:
             return False
         if self._hearing.demanded or self._reader.notes:
             return True
-        return self._pieces.may_go_on(unread + text) if self._pieces.calling else bool(unread)
+        return self._pieces.goes_on(unread + text) if self._pieces.calling else bool(unread)
 
     @property
     def over(self) -> bool:

@@ -164,12 +164,15 @@ class Pieces:
         """The calls are whole. All that may follow before there is text is one of ``closings``."""
         self._closings = closings
 
-    def may_go_on(self, text: str) -> bool:
-        """``text``, which has not been read, may belong to a call that has begun."""
+    def goes_on(self, text: str) -> bool | None:
+        """``text``, which has not been read, belongs to a call that has begun. None: that will be
+        seen by what follows it."""
         if not self.calling or self._closings is None:
             return self.calling
         text = text.lstrip()
-        return any(c.startswith(text) or text.startswith(c) for c in self._closings)
+        if text.startswith(self._closings):
+            return True
+        return None if any(closing.startswith(text) for closing in self._closings) else False
 
     def finish(self) -> None:
         """The answer has ended."""

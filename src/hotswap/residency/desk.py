@@ -17,54 +17,22 @@ import anyio
 from anyio import CancelScope, Event, create_task_group
 
 from hotswap.audit import Cause
-from hotswap.contracts import (
-    Engine,
-    LoadReport,
-    ModelSpec,
-    PreparedModel,
-    Report,
-    UnloadMode,
-    UnloadReport,
-)
+from hotswap.config import SwapRules
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.progress import Report
+from hotswap.contracts.reports import LoadReport, UnloadReport
+from hotswap.contracts.service import UnloadMode
 from hotswap.errors import HotswapError
 from hotswap.policy import FailureLedger, Meter
+from hotswap.residency.stay import Residency
 
 T = TypeVar("T")
 
-
-@dataclass(eq=False)
-class Residency:
-    """A model's stay on the device."""
-
-    prepared: PreparedModel
-    engine: Engine
-    arrived: float
-    """When it could first answer."""
-    idle_since: float
-    idle_limit_s: float | None
-    """Seconds without a lease after which the model is let go; None or negative: never."""
-    awaited: bool = False
-    """Somebody waited for it when it arrived."""
-    leases: int = 0
-    drained_s: float = 0.0
-    """How long its answers took to end, once it had to leave."""
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self.prepared.spec
-
-    @property
-    def idle_until(self) -> float:
-        if self.leases or self.idle_limit_s is None or self.idle_limit_s < 0:
-            return math.inf
-        return self.idle_since + self.idle_limit_s
-
-    def expires_in_s(self, now: float) -> float | None:
-        """Until it is let go, if nobody uses it from ``now`` on; None: never."""
-        if self.idle_limit_s is None or self.idle_limit_s < 0:
-            return None
-        idle_s = 0.0 if self.leases else now - self.idle_since
-        return max(0.0, self.idle_limit_s - idle_s)
+UNLOADED = "The model was unloaded."
+PUT_TO_SLEEP = (
+    "The server was put to sleep (POST /sleep) before the model was ready; POST /wake_up wakes it."
+)
+_ON_ITS_WAY = Cause("request", "it is on its way, and any model will do")
 
 
 class Verdict(Generic[T]):
@@ -159,10 +127,11 @@ class UnloadWish:
 
 
 class Desk:
-    """The queue, the wishes, which loads failed; and the bell that rings whenever any of it
-    changed."""
+    """The queue, the wishes, which loads failed, the rules that all of it goes by; and the bell
+    that rings whenever any of it changed."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: SwapRules) -> None:
+        self.rules = rules
         self.arriving: list[Target] = []
         """Of requests that were accepted, and whose prompts are being read before they queue."""
         self.queue: list[Waiter] = []
@@ -224,7 +193,7 @@ class Desk:
 
     def report_to(self, meter: Meter) -> Report:
         def report(stage: str, done: float) -> None:
-            if meter.advance(stage, done):
+            if meter.advance(stage, done, anyio.current_time()):
                 self.ring()
 
         return report
@@ -256,6 +225,7 @@ class Desk:
         for waiter in [one for one in self.queue if one.takes(stay.spec)]:
             self.queue.remove(waiter)
             stay.leases += 1
+            stay.leaves = False
             waiter.verdict.grant(stay)
 
     def part_from(self, resident: ModelSpec) -> None:
@@ -321,6 +291,11 @@ class Desk:
         same = (one for one in waiting if is_same_load(one.spec, spec))
         return min(same, key=lambda one: one.since, default=None)
 
+    def cause_of(self, spec: ModelSpec) -> Cause:
+        """Why such a load is wanted."""
+        first = self.first_for(spec)
+        return _ON_ITS_WAY if first is None else first.cause
+
     def awaits(self, spec: ModelSpec) -> bool:
         """Whether anybody waits for just this model, with just these settings."""
         return spec in self.wanted()
@@ -332,6 +307,14 @@ class Desk:
         for wish in self.load_wishes:
             wish.spec = local if wish.spec == spec else wish.spec
         self.ring()
+
+
+def is_for(model: str | None) -> Callable[[Waiter | LoadWish], bool]:
+    return lambda one: one.model == model
+
+
+def anyone(_: Waiter | LoadWish) -> bool:
+    return True
 
 
 def _takes(own: ModelSpec, spec: ModelSpec, *, is_any: bool) -> bool:

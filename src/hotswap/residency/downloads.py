@@ -8,9 +8,11 @@ from functools import partial
 
 from anyio.abc import TaskGroup
 
-from hotswap.contracts import ModelSpec, Report
-from hotswap.desk import Desk
+from hotswap.contracts.models import ModelSpec
+from hotswap.contracts.progress import Report
 from hotswap.policy import Meter
+from hotswap.residency.desk import Desk
+from hotswap.residency.history import History
 
 Fetch = Callable[[ModelSpec, Report], Awaitable[ModelSpec]]
 """Downloads a model that is not on disk; see `ModelCatalog.fetch`."""
@@ -20,20 +22,31 @@ class Downloads:
     """Of one controller; ``failed`` is told when one does not succeed."""
 
     def __init__(
-        self, desk: Desk, fetch: Fetch, failed: Callable[[ModelSpec, Exception], None]
+        self,
+        desk: Desk,
+        history: History,
+        fetch: Fetch,
+        failed: Callable[[ModelSpec, Exception], None],
     ) -> None:
         self._desk = desk
+        self._history = history
         self._fetch = fetch
         self._failed = failed
+        self._tasks: TaskGroup | None = None
         self._running: list[ModelSpec] = []
         self._meters: dict[str, Meter] = {}
 
-    def begin(self, spec: ModelSpec, meter: Meter, tasks: TaskGroup) -> None:
-        """Fetch what somebody has begun to wait for; nothing if that is under way already."""
-        if spec not in self._running:
+    def run_in(self, tasks: TaskGroup) -> None:
+        """Before the first one begins."""
+        self._tasks = tasks
+
+    def begin(self, spec: ModelSpec) -> None:
+        """Fetch what somebody has begun to wait for, unless it is here or under way already."""
+        if spec.path is None and spec not in self._running:
+            assert self._tasks is not None, "the controller is not running"
+            meter = self._meters[spec.id] = self._history.meter(spec)
             self._running.append(spec)
-            self._meters[spec.id] = meter
-            tasks.start_soon(self._run, spec, meter)
+            self._tasks.start_soon(self._run, spec, meter)
 
     def models(self) -> list[str]:
         """Ids of what is being fetched."""
