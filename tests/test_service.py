@@ -468,6 +468,19 @@ def test_a_name_that_means_nothing_may_mean_the_resident_model() -> None:
     play(scenario)
 
 
+def test_a_setting_of_the_model_that_is_meant_has_its_loading_shown() -> None:
+    shown: dict[str | None, bool] = {}
+
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        for name in ("A", "B", "b", None, "claude-3", "A/x"):
+            shown[name] = await house.service.shows_loading(name)
+
+    models = (spec("A"), spec("B", aliases=("b",), show_loading=True))
+    play(scenario, models=models)
+    assert [name for name, told in shown.items() if told] == ["B", "b"]
+
+
 @pytest.mark.parametrize("name", ["Ax", "claude-3", "gpt-4o", "far/away"])
 def test_whichever_model_is_resident_answers_for_a_foreign_name_under_its_own(name: str) -> None:
     async def scenario(house: House) -> None:

@@ -168,6 +168,10 @@ _DOWNLOADED: Mapping[str, tuple[float, float]] = {
 }
 
 
+WAITING = "waiting"
+"""The stage of a model that has been read while others' answers run: nobody knows how long."""
+
+
 @dataclass(slots=True)
 class Meter:
     """Turns the stages of one load into a single progress that never goes back, and measures what
@@ -209,5 +213,6 @@ class Meter:
         return self._spent_s + (0.0 if self._since is None else now - self._since)
 
     def reading(self, now: float) -> Progress:
-        eta = None if self.expected_s is None else max(0.0, self.expected_s - self.spent_s(now))
+        expected_s = None if self.stage == WAITING else self.expected_s
+        eta = None if expected_s is None else max(0.0, expected_s - self.spent_s(now))
         return Progress(model=self.model, stage=self.stage, value=self.value, eta_s=eta)

@@ -112,6 +112,14 @@ class SwapService:
                 rendered = await self._render(stay.spec, request)
             yield stay.engine, rendered
 
+    async def shows_loading(self, name: str | None) -> bool:
+        """See `ModelService.shows_loading`."""
+        try:
+            target = await self._target(name, any_name=True, task="generate")
+        except HotswapError:
+            return False
+        return target.spec.show_loading
+
     async def warm(self, name: str | None, *, keep_alive_s: float | None = None) -> str:
         """See `ModelService.warm`."""
         async with self._controller.lease(await self._resolve(name), keep_alive_s) as stay:

@@ -21,6 +21,7 @@ from hotswap.errors import (
 from hotswap.policy import (
     CRASH_WINDOW_S,
     CRASHES_TOLERATED,
+    WAITING,
     Cooldown,
     Crashes,
     FailureLedger,
@@ -190,6 +191,20 @@ def test_a_meter_tells_only_what_is_worth_telling() -> None:
     assert 50 < told < 100
     assert meter.reading(1.0).eta_s == 3.0
     assert meter.reading(9.0).eta_s == 0.0
+
+
+def test_how_long_others_answers_take_is_not_foretold() -> None:
+    meter = Meter("A", download=False, started=0.0, expected_s=4.0)
+    meter.advance("reading", 1.0, 0.0)
+    read = meter.value
+    assert meter.advance(WAITING, 0.0, 1.0)
+    assert (meter.reading(2.0).eta_s, meter.reading(2.0).stage, meter.value) == (
+        None,
+        WAITING,
+        read,
+    )
+    meter.advance("starting", 0.0, 3.0)
+    assert meter.reading(3.0).eta_s == 4.0
 
 
 class TestCrashes:

@@ -59,8 +59,9 @@ class GenerationEndpoint:
             await Response(body, media_type="application/json")(scope, receive, send)
 
     async def _stream(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
-        show_loading = QueryParams(scope["query_string"]).get("show_loading") in ("true", "1")
-        answer = _StreamedAnswer(self._service, call, self._pace, show_loading=show_loading)
+        asked = QueryParams(scope["query_string"]).get("show_loading")
+        show_loading = None if asked is None else asked in ("true", "1")
+        answer = _StreamedAnswer(self._service, call, self._pace, show_loading)
         async with while_connected(receive) as tasks:
             tasks.start_soon(answer.produce)
             tasks.start_soon(answer.show_life, self._keepalive_s)
@@ -90,8 +91,12 @@ class _StreamedAnswer:
     """
 
     def __init__(
-        self, service: ModelService, call: Call, pace: Pace, *, show_loading: bool
+        self, service: ModelService, call: Call, pace: Pace, show_loading: bool | None
     ) -> None:
+        """
+        Args:
+            show_loading: As text that a person sees; None: as the model's settings have it.
+        """
         self._service = service
         self._call = call
         self._pace = pace
@@ -139,9 +144,12 @@ class _StreamedAnswer:
 
     async def show_life(self, keepalive_s: float) -> None:
         """Signs of life for as long as nothing else comes."""
+        await self._outbox.silent(keepalive_s)
+        if self._show_loading is None:
+            self._show_loading = await self._service.shows_loading(self._call.request.model)
         while True:
-            await self._outbox.silent(keepalive_s)
             self._outbox.put(self._sign_of_life)
+            await self._outbox.silent(keepalive_s)
 
     def _sign_of_life(self) -> bytes:
         if self._stamp.admitted is not None:
