@@ -242,7 +242,14 @@ class SwapController:
         self._leave(waiter)
         self._keep_loading(waiter)
         name = "" if waiter.model is None else f" {waiter.model!r}"
-        raise ModelLoading(f"The model{name} is still loading; try again.")
+        raise ModelLoading(f"The model{name} {self._what_keeps_it()}; try again.")
+
+    def _what_keeps_it(self) -> str:
+        """Why a request has waited in vain, for a person to read."""
+        stay = self.occupancy.stay
+        if stay is not None and self.occupancy.phase is SwapPhase.DRAINING:
+            return f"waits for {stay.spec.id!r} to end its answers"
+        return "is still loading"
 
     def _keep_loading(self, waiter: Waiter) -> None:
         """The load that a request gave up waiting for goes on."""

@@ -346,9 +346,24 @@ def test_a_request_that_waited_too_long_gets_503_and_its_load_goes_on() -> None:
         house.registry.script.prepare_s = 60.0
         refused = await house.ask("B")
         assert isinstance(refused.error, ModelLoading)
+        assert "still loading" in str(refused.error)
         await house.until(lambda: house.resident == "B")
 
     play(scenario, SwapRules(on_demand=True, swap_timeout_s=10.0))
+
+
+def test_who_waited_too_long_for_another_models_answers_is_told_so() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "A", 200)
+            await house.until(lambda: house.controller.snapshot().leases == 1)
+            refused = await house.ask("B")
+        assert isinstance(refused.error, ModelLoading)
+        assert "'B' waits for 'A' to end its answers" in str(refused.error)
+        await house.until(lambda: house.resident == "B")
+
+    play(scenario, SwapRules(on_demand=True, patience_s=0.0, swap_timeout_s=10.0))
 
 
 def test_current_means_the_resident_model_and_never_swaps() -> None:
