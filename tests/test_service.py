@@ -96,6 +96,38 @@ UNUSABLE = (
 """A model, one whose settings are wrong, and a directory without one."""
 
 
+def test_what_is_unusable_is_told_as_it_is_known_and_the_disk_not_waited_for() -> None:
+    async def scenario(house: House) -> None:
+        house.catalog.models = anyio.sleep_forever  # type: ignore[method-assign]
+        assert house.service.unusable() == {"W": WRONG, "X": BROKEN}
+
+    play(scenario, models=UNUSABLE)
+
+
+@pytest.mark.parametrize("name", ["B", "second", "far", "away"])
+def test_what_is_on_its_way_is_called_off_though_the_disk_does_not_answer(name: str) -> None:
+    async def scenario(house: House) -> None:
+        house.registry.script.prepare_s = house.catalog.fetch_s = 1e6
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(house.ask, "B")
+            tasks.start_soon(house.ask, "far")
+            await house.until(lambda: {*house.controller.snapshot().waiting} == {"B", "far"})
+            await house.until(lambda: house.controller.occupancy.coming is not None)
+
+            async def hanging(name: str) -> ModelSpec:
+                await anyio.sleep_forever()
+                raise AssertionError
+
+            house.catalog.resolve = hanging  # type: ignore[method-assign]
+            with anyio.fail_after(1):
+                report = await house.service.unload(name)
+            assert report.called_off == ("B" if name in ("B", "second") else "far")
+            tasks.cancel_scope.cancel()
+
+    models = (spec("B", aliases=("second",)), ModelSpec(id="far", path=None, aliases=("away",)))
+    play(scenario, models=models)
+
+
 def test_a_model_with_wrong_settings_is_listed_as_failed_and_a_directory_without_one_not() -> None:
     async def scenario(house: House) -> None:
         listed = {one.id: (one.status, one.error) for one in await house.service.models()}
@@ -105,7 +137,7 @@ def test_a_model_with_wrong_settings_is_listed_as_failed_and_a_directory_without
             assert (one.id, one.status, one.error) == ("W", "unloaded", WRONG)
         with pytest.raises(ModelUnusable, match=r"config\.json"):
             await house.service.model("X")
-        assert await house.service.unusable() == {"W": WRONG, "X": BROKEN}
+        assert house.service.unusable() == {"W": WRONG, "X": BROKEN}
 
     play(scenario, models=UNUSABLE)
 

@@ -419,11 +419,19 @@ class SwapService:
         return UnloadReport(model=model, was_parked=True)
 
     async def _id_of(self, name: str) -> str:
-        """Also of a model that could not be loaded: it may sleep."""
+        """Also of a model that could not be loaded: it may sleep. What is on its way is known
+        without a look at the disk, which may be what it waits for."""
+        for spec in self._on_their_way():
+            if name in (spec.id, *spec.aliases):
+                return spec.id
         try:
             return (await self._named(name)).id
         except ModelUnusable as error:
             return error.model
+
+    def _on_their_way(self) -> tuple[ModelSpec, ...]:
+        coming = self._occupancy.coming
+        return (*((coming,) if coming else ()), *self._controller.downloads.models())
 
     # -- what everybody may see
 
@@ -469,9 +477,9 @@ class SwapService:
         except (ModelNotFound, CheckpointRefused):
             return False
 
-    async def unusable(self) -> Mapping[str, str]:
+    def unusable(self) -> Mapping[str, str]:
         """See `ModelService.unusable`."""
-        return await self._catalog.unusable()
+        return self._catalog.unusable()
 
     async def model(self, name: str) -> ModelListing:
         """See `ModelService.model`."""

@@ -395,8 +395,8 @@ class Sequences(RuleBasedStateMachine):
         if snapshot.phase is SwapPhase.READY:
             assert snapshot.resident is not None
             assert not [one for one in desk.queue if one.takes(snapshot.resident)]
-        downloads = self.controller.downloads.models()
-        assert {one.spec.id for one in waiting if one.spec.path is None} <= {*downloads}
+        downloads = {spec.id for spec in self.controller.downloads.models()}
+        assert {one.spec.id for one in waiting if one.spec.path is None} <= downloads
 
     def _the_snapshot_tells_what_is_there(self) -> None:
         snapshot, current = self.snapshot, self.registry.current

@@ -48,9 +48,9 @@ class Downloads:
             self._running.append(spec)
             self._tasks.start_soon(self._run, spec, meter)
 
-    def models(self) -> list[str]:
-        """Ids of what is being fetched."""
-        return [spec.id for spec in self._running]
+    def models(self) -> tuple[ModelSpec, ...]:
+        """What is being fetched."""
+        return tuple(self._running)
 
     def meter(self, model: str) -> Meter | None:
         """Of a download that somebody waits for, also when it has just ended."""

@@ -105,8 +105,8 @@ class Orders:
 
     def _cancel_load(self, model: str) -> UnloadReport:
         load = self._occupancy.load
-        coming = [load.spec.id] if load is not None else []
-        if model not in (*coming, *self._downloads.models()):
+        coming = () if load is None else (load.spec,)
+        if all(spec.id != model for spec in (*coming, *self._downloads.models())):
             raise NotLoaded(f"The model {model!r} is not loaded.")
         if load is not None and load.spec.id == model:
             load.cancel()

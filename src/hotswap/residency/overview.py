@@ -79,8 +79,9 @@ class Overview:
 
     def _progress(self) -> Progress | None:
         load = self.occupancy.load
-        coming = [load.spec.id] if load is not None else []
-        return next(map(self.progress_of, (*coming, *self.downloads.models())), None)
+        coming = () if load is None else (load.spec,)
+        models = (spec.id for spec in (*coming, *self.downloads.models()))
+        return next(map(self.progress_of, models), None)
 
     def _waiting(self) -> dict[str, int]:
         """See `SwapSnapshot.waiting`."""
