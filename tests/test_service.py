@@ -96,14 +96,6 @@ UNUSABLE = (
 """A model, one whose settings are wrong, and a directory without one."""
 
 
-def test_what_is_unusable_is_told_as_it_is_known_and_the_disk_not_waited_for() -> None:
-    async def scenario(house: House) -> None:
-        house.catalog.models = anyio.sleep_forever  # type: ignore[method-assign]
-        assert house.service.unusable() == {"W": WRONG, "X": BROKEN}
-
-    play(scenario, models=UNUSABLE)
-
-
 @pytest.mark.parametrize("name", ["B", "second", "far", "away"])
 def test_what_is_on_its_way_is_called_off_though_the_disk_does_not_answer(name: str) -> None:
     async def scenario(house: House) -> None:
@@ -144,7 +136,7 @@ def test_a_model_with_wrong_settings_is_listed_as_failed_and_a_directory_without
 
 @pytest.mark.parametrize(("name", "fault"), [("W", WRONG), ("w", WRONG), ("X", BROKEN)])
 @pytest.mark.parametrize("any_name", [False, True])
-def test_what_cannot_be_loaded_is_answered_as_a_load_that_failed_and_by_no_other_model(
+def test_what_is_unusable_is_refused_each_time_with_the_reason_and_answered_by_no_other_model(
     name: str, fault: str, any_name: bool
 ) -> None:
     async def scenario(house: House) -> None:
@@ -155,20 +147,36 @@ def test_what_cannot_be_loaded_is_answered_as_a_load_that_failed_and_by_no_other
             return answer.error
 
         await house.ask("A")
-        assert isinstance(await error(), ModelUnusable)
-        again = await error()
-        assert type(again) is ModelLoadFailed
-        assert again.retry_after_s == pytest.approx(10.0, abs=0.1)
-        with pytest.raises(ModelUnusable):  # by hand it is looked at again
-            await house.service.load(name, {}, "request")
-        await anyio.sleep(10)
-        assert isinstance(await error(), ModelUnusable)
+        for _ in range(3):
+            assert isinstance(await error(), ModelUnusable)
+            with pytest.raises(ModelUnusable):
+                await house.service.load(name, {}, "request")
+        assert not house.controller.snapshot().failures
         assert house.registry.started == ["A"]
         model = name.upper()
         house.catalog._specs[model] = spec(model, aliases=("w",) * (model == "W"))
         assert (await house.ask(name, any_name=any_name)).model == model, "mended, it is served"
 
     play(scenario, models=UNUSABLE)
+
+
+def test_what_is_unusable_once_it_is_downloaded_is_served_as_soon_as_it_is_mended() -> None:
+    async def scenario(house: House) -> None:
+        house.catalog.fetch_errors["far"] = ModelUnusable(WRONG, model="far")
+        for _ in range(2):
+            assert isinstance((await house.ask("far")).error, ModelUnusable)
+        del house.catalog.fetch_errors["far"]
+        assert (await house.ask("far")).finished
+
+    play(scenario, models=(ModelSpec(id="far", path=None),))
+
+
+def test_the_start_up_model_is_refused_as_unusable_to_whom_any_would_suit() -> None:
+    async def scenario(house: House) -> None:
+        for _ in range(2):
+            assert isinstance((await house.ask(None)).error, ModelUnusable)
+
+    play(scenario, models=UNUSABLE, startup="W")
 
 
 def test_what_is_mended_is_not_listed_as_failed() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-import anyio
 from anyio import to_thread
 
 from hotswap.config import SwapRules
@@ -179,12 +177,6 @@ class SwapService:
         self, name: str | None, *, any_name: bool = False, task: Task = "generate"
     ) -> Target:
         """``task``: that of the model where any would do."""
-        target = await self._target(name, any_name=any_name, task=task)
-        # Nothing is wrong with its files and settings, as has just been seen.
-        self._controller.desk.failures.mended(target.spec.id)
-        return target
-
-    async def _target(self, name: str | None, *, any_name: bool, task: Task) -> Target:
         if name is None or name in RESIDENT_NAMES:
             return await self._any(task, name)
         try:
@@ -195,7 +187,6 @@ class SwapService:
             return await self._any(task, name)
         except ModelUnusable as error:
             self._check_nameable(error.model, name)
-            self._note_unusable(error)
             raise
         if spec is self._occupancy.resident:
             return Target(spec)
@@ -208,18 +199,6 @@ class SwapService:
                 )
             raise _not_served(name)
         return Target(spec)
-
-    def _note_unusable(self, error: ModelUnusable) -> None:
-        """To a request a model that cannot be loaded is one that failed to load.
-
-        Raises:
-            ModelLoadFailed: it had failed a moment ago.
-        """
-        failures, now = self._controller.desk.failures, anyio.current_time()
-        is_cooling = failures.cooling(error.model, now)
-        failures.note(error.model, copy.copy(error), now)  # one that is raised holds its frames
-        if is_cooling:
-            failures.check(error.model, now)
 
     async def _nameable(self, name: str) -> ModelSpec:
         """The model that a client means by a name."""
@@ -274,11 +253,9 @@ class SwapService:
             if spec is None:
                 raise _none_loaded(task, name)
             return Target(spec, is_any=True)
-        except HotswapError as error:
+        except HotswapError:
             if coming is not None and coming.task == task:
                 return Target(coming, is_any=True)
-            if isinstance(error, ModelUnusable):
-                self._note_unusable(error)
             raise
 
     async def _first_of(
@@ -461,9 +438,6 @@ class SwapService:
         specs = await self._catalog.models()
         if specs is not self._surveyed:
             self._surveyed = specs
-            for spec in specs:
-                if spec.fault is None:
-                    self._controller.desk.failures.mended(spec.id)
             # The start-up model is listed whether it is there or not, a revision is not listed.
             there = {spec.id for spec in specs} - {self._catalog.startup}
             for parked in self._registry.parked():
