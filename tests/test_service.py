@@ -86,6 +86,18 @@ def test_a_failure_is_seen_and_forgotten_when_the_model_loads() -> None:
     play(scenario)
 
 
+def test_a_prompt_that_shows_a_model_to_be_broken_is_a_change_that_is_told() -> None:
+    async def scenario(house: House) -> None:
+        house.registry.script.render_errors["A"] = ModelLoadFailed("broke")
+        version = house.controller.snapshot().version
+        with pytest.raises(ModelLoadFailed):
+            await house.service.tokenize(GenerationRequest(prompts=(TextPrompt("x"),), model="A"))
+        with anyio.fail_after(1):
+            assert "A" in (await house.service.changed(version)).failures
+
+    play(scenario)
+
+
 WRONG = "'W' has wrong settings in hotswap_config.yaml: There is no setting 'max_len'."
 BROKEN = "'X' cannot be served: config.json is not JSON."
 UNUSABLE = (

@@ -493,7 +493,7 @@ class SwapService:
             coming=coming,
             served=served,
             progress={model: one for model, one in progress.items() if one is not None},
-            failures=controller.desk.failures.readings(),
+            failures=controller.desk.failures(),
             sleeping=frozenset(parked.model for parked in self._registry.parked()),
             room=self._history.room(),
         )

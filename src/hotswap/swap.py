@@ -219,12 +219,12 @@ class SwapController:
         if occupancy.waiting_before(target) >= rules.max_queue:
             raise Overloaded(f"The queue is full ({rules.max_queue} requests wait).")
         if not occupancy.is_near(target):
-            self.desk.failures.check(target.spec.id, anyio.current_time())
+            self.desk.check_cooldown(target.spec.id)
 
     def note_failure(self, spec: ModelSpec, error: HotswapError) -> None:
         """A model turned out to be unusable before anybody queued for it."""
         if not self.occupancy.is_resident(spec.id):
-            self.desk.failures.note(spec.id, error, anyio.current_time())
+            self.desk.note_failure(spec.id, error)
 
     async def _wait_for(self, target: Target, cause: Cause) -> Residency:
         self.check_admittance(target)
@@ -302,7 +302,7 @@ class SwapController:
         the one that they would bring themselves, if that may be tried."""
         for waiter in self.desk.takers_of_any():
             try:
-                self.desk.failures.check(waiter.spec.id, anyio.current_time())
+                self.desk.check_cooldown(waiter.spec.id)
                 self.downloads.begin(waiter.spec)
             except HotswapError as error:
                 self.desk.leave(waiter)
@@ -422,7 +422,7 @@ class SwapController:
             room_tokens=room_tokens,
         )
         self._crashes.recover()
-        self.desk.failures.forgive(spec.id)
+        self.desk.forgive(spec.id)
         occupancy.last_good = spec
         occupancy.asleep = None
         occupancy.load = None

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import logging
 
-import anyio
-
 from hotswap.contracts.models import ModelSpec
 from hotswap.contracts.snapshot import SwapPhase
 from hotswap.errors import DeviceLost, HotswapError, ModelLoadFailed, ShuttingDown
@@ -40,7 +38,7 @@ class Faults:
         staying = load.fallback.spec.id if load.fallback else None
         if load.is_special or self._occupancy.is_resident(model) or staying == model:
             return  # only these settings failed: with those that a request gets it may well load
-        self._desk.failures.note(model, known, anyio.current_time(), restoring=load.restoring)
+        self._desk.note_failure(model, known, restoring=load.restoring)
 
     def lose_device(self, error: Exception) -> None:
         """Nothing can be loaded in this process any more."""
