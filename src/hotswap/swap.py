@@ -111,7 +111,7 @@ class SwapController:
 
     def stop_admitting(self) -> None:
         """Refuse whoever waits or comes; running answers go on to their end."""
-        self.occupancy.closing = True
+        self.occupancy.close()
         self.desk.refuse(anyone, ShuttingDown("The server is shutting down."))
 
     def give_up(self, error: DeviceLost) -> None:
@@ -279,7 +279,7 @@ class SwapController:
                 while not self.occupancy.closing:
                     load = await (self._first_load() if load is None else self._play(load))
             finally:
-                self.occupancy.load = None
+                self.occupancy.drop_load()
                 self._settle_unload(UnloadReport(model=None))
                 self.occupancy.enter(SwapPhase.CLOSED)
 
@@ -290,7 +290,7 @@ class SwapController:
             self.desk.ring()
             await self.desk.until(lambda: occupancy.closing)
             return None
-        occupancy.load = None
+        occupancy.drop_load()
         self._settle_unload(UnloadReport(model=None))
         occupancy.enter(SwapPhase.EMPTY)
         self._send_takers_of_any_home()
@@ -320,7 +320,7 @@ class SwapController:
         resident = self.occupancy.resident
         begun = anyio.current_time()
         first = self.desk.first_for(wanted.spec)
-        load = self.occupancy.load = Load(
+        load = Load(
             wanted.spec,
             self.downloads.take_meter(wanted.spec.id) or self.history.meter(wanted.spec),
             cause=self.desk.cause_of(wanted.spec),
@@ -329,6 +329,7 @@ class SwapController:
             was_parked=self.history.is_parked(wanted.spec.id),
         )
         load.timings["queued"] = begun - load.wanted_at
+        self.occupancy.expect(load)
         if resident is None:
             self.occupancy.enter(SwapPhase.LOADING)
         prepare = partial(self._registry.prepare, load.spec, self.desk.report_to(load.meter))
@@ -338,19 +339,15 @@ class SwapController:
             self._faults.load_failed(load, error)
         load.timings["prepare"] = anyio.current_time() - begun
         if load.prepared is None:
-            self._drop_load()
+            self.occupancy.drop_load()
             return None
         return load
-
-    def _drop_load(self) -> None:
-        self.occupancy.load = None
-        self.desk.ring()
 
     async def _play(self, load: Load) -> Load | None:
         """Have a model on the device until another one is due; returns what comes next."""
         assert load.prepared is not None
         occupancy = self.occupancy
-        occupancy.load = load
+        occupancy.expect(load)
         occupancy.enter(SwapPhase.LOADING)
         if load.is_cancelled() or occupancy.lost is not None:
             load.tell("called off")
@@ -380,7 +377,7 @@ class SwapController:
             if stay is not None:
                 self._totals.ended(stay)
             self._totals.torn_down(self._registry.memory)
-            occupancy.stay = None
+            occupancy.leave()
         if stay is None:
             load.tell("called off")
             return self._back(load)
@@ -403,11 +400,9 @@ class SwapController:
     def _arrive(self, load: Load, engine: Engine) -> Residency:
         """The model is on the device: tell those who waited for it."""
         assert load.prepared is not None
-        occupancy, rules = self.occupancy, self.desk.rules
         now = anyio.current_time()
         spec = load.spec
-        limit_s = self._idle_limit_s(spec)
-        stay = occupancy.stay = Residency(load.prepared, engine, now, now, limit_s)
+        stay = Residency(load.prepared, engine, now, now, self._idle_limit_s(spec))
         self.desk.part_from(spec)
         stay.awaited = any(waiter.takes(spec) for waiter in self.desk.queue)
         report = load.arrive(now)
@@ -423,12 +418,9 @@ class SwapController:
         )
         self._crashes.recover()
         self.desk.forgive(spec.id)
-        occupancy.last_good = spec
-        occupancy.asleep = None
-        occupancy.load = None
-        occupancy.enter(SwapPhase.READY)
+        self.occupancy.arrive(stay)
         self.desk.grant_loads(spec, report)
-        if not rules.on_demand:
+        if not self.desk.rules.on_demand:
             error = ModelUnloaded(f"{spec.id!r} was loaded in place of this model.")
             for model in {waiter.model for waiter in self.desk.queue} - {spec.id, None}:
                 self.desk.refuse(is_for(model), error)
@@ -456,7 +448,7 @@ class SwapController:
                 if load is not None:
                     if await self._drain.for_another(stay, load):
                         return load
-                    self._drop_load()
+                    self.occupancy.drop_load()
                 del load  # and what was prepared with it: nobody waits for it any more
             else:
                 return None
@@ -483,7 +475,7 @@ class SwapController:
         self._totals.unloaded(reason)
         stay.tell_unloaded(reason, report)
         occupancy = self.occupancy
-        occupancy.unloaded_by_hand = asked and not self.desk.load_wishes
+        occupancy.keep_empty(kept=asked and not self.desk.load_wishes)
         if occupancy.unloaded_by_hand and not self.desk.rules.on_demand:
             self.desk.refuse(anyone, ModelUnloaded(UNLOADED))
         failure = stay.engine.failure
@@ -492,7 +484,7 @@ class SwapController:
         elif failure is not None and not asked:
             return self._rebuild(stay.prepared, failure)
         if occupancy.lost is None:
-            occupancy.last_good = None
+            occupancy.mean_empty()
         return None
 
     def _unload_reason(self, stay: Residency, *, asked: bool) -> UnloadReason:
@@ -511,7 +503,7 @@ class SwapController:
     def _rebuild(self, prepared: PreparedModel, failure: HotswapError) -> Load | None:
         """An engine died under its requests: build it again, but not for ever."""
         spec = prepared.spec
-        self.occupancy.last_error = failure.message
+        self.occupancy.note_error(failure.message)
         self._crashes.note(anyio.current_time())
         load = Load(
             spec,
@@ -524,7 +516,7 @@ class SwapController:
         if self._crashes.worn_out:
             self._faults.load_failed(load, EngineFailed(f"{WORN_OUT.capitalize()}."))
             return None
-        self.occupancy.load = load
+        self.occupancy.expect(load)
         wanted = self._succession.next()
         if self.occupancy.closing or (wanted is not None and not is_same_load(wanted.spec, spec)):
             return None
