@@ -37,6 +37,7 @@ FLOORS: dict[str, int] = {
     "residency": 4,
     "swap": 4,
     "service": 4,
+    "listing": 4,
     "watchdog": 4,
     "api": 4,
     "departure": 5,
@@ -44,7 +45,7 @@ FLOORS: dict[str, int] = {
     "__main__": 6,
 }
 ROOMS_APART = [  # rooms of one floor that do not know each other
-    {"swap", "residency", "service"},
+    {"swap", "residency", "service", "listing"},
     {"watchdog"},
     {"api"},
 ]

@@ -36,8 +36,8 @@ from hotswap.errors import (
     NotLoaded,
     NotPermitted,
 )
+from hotswap.listing import Facts, listing, listings
 from hotswap.residency.desk import Target, is_same_load
-from hotswap.residency.listing import Facts, listing, listings
 from hotswap.swap import SwapController
 
 AnyRequest = GenerationRequest | EmbeddingRequest
@@ -52,14 +52,13 @@ class SwapService:
         controller: SwapController,
         registry: EngineRegistry,
         catalog: ModelCatalog,
-        rules: SwapRules,
     ) -> None:
         self._controller = controller
+        self._desk = controller.desk
         self._occupancy = controller.occupancy
         self._history = controller.history
         self._registry = registry
         self._catalog = catalog
-        self._rules = rules
         self._surveyed: tuple[ModelSpec, ...] | None = None
         self._listed: tuple[ModelListing, ...] = ()
         self._listed_facts: Facts | None = None
@@ -68,7 +67,6 @@ class SwapService:
         """Go by another catalogue and other rules from now on. What runs, waits or is resident is
         left as it is."""
         self._catalog = catalog
-        self._rules = rules
         self._controller.obey(rules)
 
     # -- requests
@@ -117,22 +115,19 @@ class SwapService:
 
     async def let_go(self, name: str | None) -> str:
         """See `ModelService.let_go`."""
-        if not self._rules.on_demand:
+        if not self._desk.rules.on_demand:
             raise NotPermitted(
                 "Requests may let go of a model where they may load one: "
                 "with --enable-on-demand-loading."
             )
         target = await self._resolve(name)
         model = target.spec.id
-        if self._is_parked(model) and not self._is_coming(model):
+        if self._history.is_parked(model) and not self._is_coming(model):
             if not (target.is_any or target.spec.pin):
                 self._forget(model)
         else:
             await self._controller.let_go(model)
         return model
-
-    def _is_parked(self, model: str) -> bool:
-        return any(parked.model == model for parked in self._registry.parked())
 
     def _is_coming(self, model: str) -> bool:
         coming = self._occupancy.coming
@@ -141,7 +136,7 @@ class SwapService:
     def _forget(self, model: str) -> None:
         """Let go of what is kept in host memory of a model that is there only."""
         self._registry.forget(model)
-        self._controller.desk.ring()
+        self._desk.ring()
 
     async def pull(self, name: str, report: Report) -> str:
         """See `ModelService.pull`."""
@@ -192,7 +187,7 @@ class SwapService:
             return Target(spec)
         if spec.background or (any_name and self._is_elsewhere(spec)):
             return await self._any(task, name)
-        if not self._rules.on_demand and spec.id not in self._served_ids():
+        if not self._desk.rules.on_demand and spec.id not in self._served_ids():
             if spec.id == self._catalog.startup:  # which is listed all the same
                 raise ModelUnloaded(
                     f"{spec.id!r} made way for another model; load it with POST /v1/load_model."
@@ -210,7 +205,7 @@ class SwapService:
 
     def _check_nameable(self, model: str, name: str) -> None:
         """Raises: ModelNotFound: it would not be served if it could be loaded."""
-        if not self._rules.on_demand and model not in self._listed_ids():
+        if not self._desk.rules.on_demand and model not in self._listed_ids():
             raise _not_served(name) from None
 
     async def _named(self, name: str) -> ModelSpec:
@@ -242,10 +237,10 @@ class SwapService:
         if present is not None:
             if present.task == task:
                 return Target(present, is_any=True)
-            if not self._rules.on_demand:
+            if not self._desk.rules.on_demand:
                 _check_task(present, task)
         ids = [self._catalog.startup, self._history.last_for(task)]
-        if present is not None or not self._rules.on_demand:
+        if present is not None or not self._desk.rules.on_demand:
             ids.reverse()
         coming = self._occupancy.coming
         try:
@@ -390,7 +385,7 @@ class SwapService:
         try:
             return await self._controller.orders.unload(model, drain_timeout_s, mode, park=park)
         except NotLoaded:
-            if model is None or not self._is_parked(model):
+            if model is None or not self._history.is_parked(model):
                 raise
         self._forget(model)
         return UnloadReport(model=model, was_parked=True)
@@ -417,7 +412,7 @@ class SwapService:
 
     async def changed(self, since: int) -> SwapSnapshot:
         """See `ModelService.changed`."""
-        await self._controller.desk.until(lambda: self._controller.desk.version > since)
+        await self._desk.until(lambda: self._desk.version > since)
         return self._controller.snapshot()
 
     async def models(self) -> tuple[ModelListing, ...]:
@@ -484,16 +479,16 @@ class SwapService:
     def _facts(self, specs: tuple[ModelSpec, ...]) -> Facts:
         controller = self._controller
         resident, coming = self._occupancy.resident, self._occupancy.coming
-        wanted = [*controller.desk.wanted(), *((coming,) if coming else ())]
+        wanted = [*self._desk.wanted(), *((coming,) if coming else ())]
         progress = {spec.id: controller.overview.progress_of(spec.id) for spec in wanted}
-        served = None if self._rules.on_demand else self._listed_ids()
+        served = None if self._desk.rules.on_demand else self._listed_ids()
         return Facts(
             specs=specs,
             resident=resident,
             coming=coming,
             served=served,
             progress={model: one for model, one in progress.items() if one is not None},
-            failures=controller.desk.failures(),
+            failures=self._desk.failures(),
             sleeping=frozenset(parked.model for parked in self._registry.parked()),
             room=self._history.room(),
         )

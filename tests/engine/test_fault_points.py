@@ -155,7 +155,7 @@ async def real_house(*paths: Path, **options: Any) -> AsyncIterator[House]:
         specs = [replace(spec_of(path), id=name) for name, path in zip("ABC", paths, strict=False)]
         catalog = ScriptedCatalog(*specs)
         controller = SwapController(registry, catalog.fetch, ON_DEMAND)
-        service = SwapService(controller, registry, catalog, ON_DEMAND)
+        service = SwapService(controller, registry, catalog)
         house: Any = House(registry, catalog, controller, service)  # type: ignore[arg-type]
         async with controller.running():
             yield house

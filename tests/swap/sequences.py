@@ -207,7 +207,7 @@ class Sequences(RuleBasedStateMachine):
         registry = CheckedRegistry(Script(prepare_s=1.5, start_s=0.3, stop_s=0.5, token_s=TOKEN_S))
         catalog = ScriptedCatalog(*MODELS, startup="B")
         controller = CheckedController(registry, catalog.fetch, RULES)
-        service = SwapService(controller, registry, catalog, RULES)
+        service = SwapService(controller, registry, catalog)
         self.registry, self.catalog, self.controller = registry, catalog, controller
         self.house = House(registry, catalog, controller, service)
         self.close = asyncio.Event()

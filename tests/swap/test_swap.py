@@ -975,9 +975,7 @@ def test_the_server_may_stop_at_any_moment(stops_after_s: float) -> None:
 def test_cancelling_the_whole_house_leaves_the_device_empty(cancelled_after_s: float) -> None:
     registry, catalog = ScriptedRegistry(), ScriptedCatalog(spec("A"), spec("B"))
     controller = SwapController(registry, catalog.fetch, ON_DEMAND)
-    house = House(
-        registry, catalog, controller, SwapService(controller, registry, catalog, ON_DEMAND)
-    )
+    house = House(registry, catalog, controller, SwapService(controller, registry, catalog))
 
     async def main() -> None:
         with trio.move_on_after(cancelled_after_s):
