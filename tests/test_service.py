@@ -581,6 +581,30 @@ def test_unloading_a_sleeping_model_lets_go_of_it() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("render_s", [0.0, 5.0])
+def test_a_request_that_lets_go_of_a_sleeping_model_leaves_it_to_those_who_want_it(
+    render_s: float,
+) -> None:
+    async def scenario(house: House) -> None:
+        for model in "ABC":
+            await house.ask(model)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(house.ask, "B", 100)
+            await house.until(lambda: house.controller.occupancy.coming is not None)
+            house.registry.script.render_s = render_s
+            tasks.start_soon(house.ask, "A")
+            desk = house.controller.desk
+            await house.until(lambda: bool(desk.arriving) if render_s else len(desk.queue) == 2)
+            assert await house.service.let_go("A") == "A"
+            assert "A" in parked(house)
+        assert house.answers[-1].model == "A"
+        await house.ask("B")
+        await house.service.let_go("A")
+        assert "A" not in parked(house)
+
+    play(scenario)
+
+
 def test_tokens_of_a_model_that_is_still_to_be_downloaded_are_not_known() -> None:
     async def scenario(house: House) -> None:
         request = GenerationRequest(prompts=(TextPrompt("x"),), model="far")

@@ -122,16 +122,19 @@ class SwapService:
             )
         target = await self._resolve(name)
         model = target.spec.id
-        if self._history.is_parked(model) and not self._is_coming(model):
+        if self._history.is_parked(model) and not self._is_wanted(model):
             if not (target.is_any or target.spec.pin):
                 self._forget(model)
         else:
             await self._controller.let_go(model)
         return model
 
-    def _is_coming(self, model: str) -> bool:
+    def _is_wanted(self, model: str) -> bool:
+        """It is on its way, or somebody waits for it or is about to."""
         coming = self._occupancy.coming
-        return coming is not None and coming.id == model
+        specs = (*((coming,) if coming else ()), *self._desk.wanted())
+        arriving = (target.model for target in self._desk.arriving)
+        return model in (*(spec.id for spec in specs), *arriving)
 
     def _forget(self, model: str) -> None:
         """Let go of what is kept in host memory of a model that is there only."""
