@@ -19,6 +19,7 @@ from hotswap.errors import (
     CheckpointRefused,
     ContextLengthExceeded,
     DeviceLost,
+    DownloadFailed,
     EngineFailed,
     InsufficientMemory,
     InvalidRequest,
@@ -901,6 +902,17 @@ def test_the_startup_model_is_downloaded_by_its_load() -> None:
     remote = ModelSpec(id="remote", path=None)
     house = play(scenario, SwapRules(), models=(remote,), startup="remote")
     assert house.catalog.fetched == ["remote"]
+
+
+def test_a_load_is_not_measured_from_the_download_that_failed_before_it() -> None:
+    async def scenario(house: House) -> None:
+        house.catalog.fetch_errors["remote"] = DownloadFailed("The connection broke off.")
+        assert isinstance((await house.ask("remote")).error, DownloadFailed)
+        await trio.sleep(1000)
+        house.catalog._specs["remote"] = spec("remote")  # put there by hand
+        assert (await house.service.load("remote", {}, "request")).load_time_s < 10
+
+    play(scenario, models=(ModelSpec(id="remote", path=None),))
 
 
 def test_progress_never_goes_back() -> None:
