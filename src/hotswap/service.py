@@ -56,6 +56,7 @@ class SwapService:
         self._controller = controller
         self._desk = controller.desk
         self._occupancy = controller.occupancy
+        self._admittance = controller.admittance
         self._history = controller.history
         self._registry = registry
         self._catalog = catalog
@@ -94,14 +95,14 @@ class SwapService:
         """While it is entered, the engine that answers stays, and with it comes the request as its
         model sees it."""
         _check_task(target.spec, _task_of(request))
-        self._controller.check_admittance(target)
+        self._admittance.check(target)
         # Before the queue: a request that must fail never costs a swap. A model that is still to
         # be downloaded has no tokenizer yet; there, after it.
         spec, rendered = self._expected_for(target), None
         if spec.path is not None:
-            with self._controller.arriving(target):
+            with self._admittance.arriving(target):
                 rendered = await self._render(spec, request)
-        async with self._controller.lease(
+        async with self._admittance.lease(
             target, request.keep_alive_s, request_id=request.request_id
         ) as stay:
             if rendered is None or (target.is_any and not is_same_load(spec, stay.spec)):
@@ -110,7 +111,7 @@ class SwapService:
 
     async def warm(self, name: str | None, *, keep_alive_s: float | None = None) -> str:
         """See `ModelService.warm`."""
-        async with self._controller.lease(await self._resolve(name), keep_alive_s) as stay:
+        async with self._admittance.lease(await self._resolve(name), keep_alive_s) as stay:
             return stay.spec.id
 
     async def let_go(self, name: str | None) -> str:
@@ -126,7 +127,7 @@ class SwapService:
             if not (target.is_any or target.spec.pin):
                 self._forget(model)
         else:
-            await self._controller.let_go(model)
+            await self._admittance.let_go(model)
         return model
 
     def _is_wanted(self, model: str) -> bool:
@@ -295,7 +296,7 @@ class SwapService:
                 return await self._registry.render_embedding(spec, request)
             return await self._registry.render(spec, request)
         except ModelLoadFailed as error:
-            self._controller.note_failure(spec, error)
+            self._admittance.note_failure(spec, error)
             raise
 
     # -- operators

@@ -199,6 +199,10 @@ class Desk:
 
         return report
 
+    def idle_limit_s(self, spec: ModelSpec) -> float | None:
+        """How long a model may stay idle, unless a request has it otherwise; None: for ever."""
+        return self.rules.idle_timeout_s if spec.ttl_s is None else spec.ttl_s
+
     # -- which loads failed
 
     def note_failure(self, model: str, error: HotswapError, *, restoring: bool = False) -> None:
