@@ -89,6 +89,7 @@ def test_a_failure_is_seen_and_forgotten_when_the_model_loads() -> None:
 def test_a_prompt_that_shows_a_model_to_be_broken_is_a_change_that_is_told() -> None:
     async def scenario(house: House) -> None:
         house.registry.script.render_errors["A"] = ModelLoadFailed("broke")
+        await house.ask("B")
         version = house.controller.snapshot().version
         with pytest.raises(ModelLoadFailed):
             await house.service.tokenize(GenerationRequest(prompts=(TextPrompt("x"),), model="A"))
