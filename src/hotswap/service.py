@@ -75,7 +75,7 @@ class SwapService:
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Generation]:
         """See `ModelService.generate`."""
-        target = await self._resolve(request.model, any_name=request.any_name)
+        target = await self._target(request.model, any_name=request.any_name)
         async with (
             self._admitted(target, request) as (engine, rendered),
             engine.generate(rendered) as generation,
@@ -84,7 +84,7 @@ class SwapService:
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """See `ModelService.embed`."""
-        target = await self._resolve(request.model, task="embed")
+        target = await self._target(request.model, task="embed")
         async with self._admitted(target, request) as (engine, rendered):
             return await engine.embed(rendered)
 
@@ -111,7 +111,7 @@ class SwapService:
 
     async def warm(self, name: str | None, *, keep_alive_s: float | None = None) -> str:
         """See `ModelService.warm`."""
-        async with self._admittance.lease(await self._resolve(name), keep_alive_s) as stay:
+        async with self._admittance.lease(await self._target(name), keep_alive_s) as stay:
             return stay.spec.id
 
     async def let_go(self, name: str | None) -> str:
@@ -121,7 +121,7 @@ class SwapService:
                 "Requests may let go of a model where they may load one: "
                 "with --enable-on-demand-loading."
             )
-        target = await self._resolve(name)
+        target = await self._target(name)
         model = target.spec.id
         if self._history.is_parked(model) and not self._is_wanted(model):
             if not (target.is_any or target.spec.pin):
@@ -157,7 +157,7 @@ class SwapService:
 
     async def tokenize(self, request: GenerationRequest, *, texts: bool = False) -> Tokenized:
         """See `ModelService.tokenize`."""
-        target = await self._resolve(request.model, any_name=request.any_name)
+        target = await self._target(request.model, any_name=request.any_name)
         spec = self._expected_for(target)
         if spec.path is None:
             raise ModelNotFound(f"{spec.id!r} is not downloaded yet, so its tokens are not known.")
@@ -169,10 +169,10 @@ class SwapService:
 
     async def detokenize(self, model: str | None, ids: Sequence[int]) -> tuple[str, str]:
         """See `ModelService.detokenize`."""
-        spec = self._expected_for(await self._resolve(model))
+        spec = self._expected_for(await self._target(model))
         return spec.id, await self._registry.detokenize(spec, ids)
 
-    async def _resolve(
+    async def _target(
         self, name: str | None, *, any_name: bool = False, task: Task = "generate"
     ) -> Target:
         """``task``: that of the model where any would do."""
