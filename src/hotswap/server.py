@@ -201,7 +201,7 @@ class _Server:
             settings.swap,
             restarts=0 if image.note is None else image.note.restarted,
         )
-        self._service = SwapService(self._controller, registry, catalog, settings.swap)
+        self._service = SwapService(self._controller, registry, catalog)
         self._first = first
         self._watchdog = Watchdog(
             lambda: registry.current,

@@ -239,7 +239,7 @@ class ScriptedService:
         self.surveys += 1
         return self.listings
 
-    async def unusable(self) -> Mapping[str, str]:
+    def unusable(self) -> Mapping[str, str]:
         return {"broken": "'broken' cannot be served: config.json is not JSON."}
 
     async def model(self, name: str) -> ModelListing:

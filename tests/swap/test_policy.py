@@ -130,19 +130,11 @@ def test_the_ledger_keeps_the_kind_of_failure(
     ledger.check("A", 1.0)
 
 
-def test_what_is_mended_need_not_cool_down() -> None:
+def test_what_each_look_at_it_tells_anew_has_no_cooldown() -> None:
     ledger = FailureLedger()
     ledger.note("A", ModelUnusable("config.json is not JSON."), 0.0)
-    ledger.note("B", ModelLoadFailed("broke"), 0.0)
-    with pytest.raises(ModelLoadFailed, match=r"^config\.json is not JSON\.$") as raised:
-        ledger.check("A", 1.0)
-    assert not isinstance(raised.value, CheckpointRefused)
-    assert raised.value.retry_after_s == 9.0
-    for model in "ABC":
-        ledger.mended(model)
     ledger.check("A", 1.0)
-    with pytest.raises(ModelLoadFailed, match="broke"):
-        ledger.check("B", 1.0)
+    assert ledger.readings() == {}
 
 
 def test_failures_of_one_attempt_count_once() -> None:

@@ -59,7 +59,7 @@ class ModelService(Protocol):
     async def models(self) -> tuple[ModelListing, ...]:
         """What a request may name now. Never waits for a load."""
 
-    async def unusable(self) -> Mapping[str, str]:
+    def unusable(self) -> Mapping[str, str]:
         """See `ModelCatalog.unusable`."""
 
     async def model(self, name: str) -> ModelListing:
