@@ -7,8 +7,10 @@ ECOSYSTEM := .venv-ecosystem
 # Files of tests go to two processes, in their order: those that wait for servers come early.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 WEBUI := .venv-openwebui
+# What `make e2e` drives; Playwright's own browser is not downloaded.
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
-.PHONY: demo serve test test-ecosystem e2e fast check fix clean help
+.PHONY: demo serve test test-ecosystem e2e chromium fast check fix clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,8 +27,13 @@ test: check  ## lint, types and all tests
 test-ecosystem: $(INSTALLED) $(ECOSYSTEM)/.installed  ## clients that need an environment of their own
 	HOTSWAP=$(BIN)/hotswap $(ECOSYSTEM)/bin/python -m pytest -c tests/ecosystem/pytest.ini tests/ecosystem $(ARGS)
 
-e2e: $(INSTALLED) $(WEBUI)/.installed  ## Open WebUI in a browser (needs Debian's chromium)
-	HOTSWAP_OPEN_WEBUI=$(WEBUI)/bin/open-webui $(BIN)/python -m pytest -m browser tests/e2e/openwebui $(ARGS)
+e2e: chromium $(INSTALLED) $(WEBUI)/.installed  ## Open WebUI in a browser (needs chromium)
+	CHROMIUM=$(CHROMIUM) HOTSWAP_OPEN_WEBUI=$(WEBUI)/bin/open-webui \
+		$(BIN)/python -m pytest -m browser tests/e2e/openwebui $(ARGS)
+
+chromium:
+	@command -v "$(CHROMIUM)" >/dev/null || { echo "make e2e drives a browser, and there is none: apt-get install chromium" \
+		"(or make e2e CHROMIUM=/path/of/chrome)" >&2; exit 1; }
 
 fast: $(INSTALLED)  ## the tests that need no torch, but for some that take seconds
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not torch and not slow and not e2e and not browser" $(ARGS)

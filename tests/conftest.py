@@ -36,6 +36,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return needs_torch or all_slow or None
 
 
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> None:
+    """What needs torch is tested with transformers imported as a server imports it."""
+    if file_path.match("test_*.py") and "pytest.mark.torch" in file_path.read_text():
+        assert not without("torch", parent.config)
+        from hotswap.engine.without_compiler import import_transformers
+
+        import_transformers()
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     if without("torch", session.config) and "torch" in sys.modules:
         raise pytest.UsageError("something that the tests without torch import imports torch")

@@ -37,6 +37,7 @@ FLOORS: dict[str, int] = {
     "residency": 4,
     "swap": 4,
     "service": 4,
+    "listing": 4,
     "watchdog": 4,
     "api": 4,
     "departure": 5,
@@ -44,7 +45,7 @@ FLOORS: dict[str, int] = {
     "__main__": 6,
 }
 ROOMS_APART = [  # rooms of one floor that do not know each other
-    {"swap", "residency", "service"},
+    {"swap", "residency", "service", "listing"},
     {"watchdog"},
     {"api"},
 ]
@@ -141,6 +142,19 @@ def test_what_lies_around_the_owner_of_the_device_does_not_know_it() -> None:
         if room(path) == "residency" and own_rooms(path) & {"swap", "service"}
     ]
     assert not knowing
+
+
+def test_what_is_on_the_device_is_changed_by_its_own_methods_alone() -> None:
+    """Of the state of the device all fields are public, for everybody to look at."""
+    changing = [
+        f"{named(path)}, line {node.lineno}"
+        for path in MODULES
+        for node in nodes(path)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and ast.unparse(node.value).endswith("occupancy")
+    ]
+    assert not changing
 
 
 def test_each_library_is_used_only_where_it_belongs() -> None:

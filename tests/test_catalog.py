@@ -225,7 +225,7 @@ class TestDirectoriesWithoutAModel:
             assert ids(running) == ["fine"]
         fault = "'org/m' cannot be served: config.json is not JSON."
         assert told() == [fault]
-        assert wait(running.unusable) == {"org/m": fault}
+        assert running.unusable() == {"org/m": fault}
         write_model(path, files={"pytorch_model.bin": "x"}, without=("model.safetensors",))
         (path / "model.safetensors").unlink()
         assert ids(running) == ids(running) == ["fine"]
@@ -233,10 +233,36 @@ class TestDirectoriesWithoutAModel:
         assert told() == [fault, f"'org/m' cannot be served: {pickles}"]
         (path / "model.safetensors").touch()
         assert ids(running) == ["fine", "org/m"]
-        assert wait(running.unusable) == {}
+        assert running.unusable() == {}
         (path / "config.json").write_text("{")
         assert ids(running) == ["fine"]
         assert told()[2:] == [fault]
+
+    def test_what_is_known_is_told_while_the_disk_does_not_answer(
+        self, folder: Path, catalog: Callable[..., Catalog], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_model(folder / "m", config="{")
+        running = catalog()
+        assert ids(running) == []
+        asked, answers = threading.Event(), threading.Event()
+
+        def hanging(folder: str) -> list[str]:
+            asked.set()
+            answers.wait(10)
+            return []
+
+        monkeypatch.setattr("hotswap.catalog._visible", hanging)
+
+        async def scenario() -> None:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(running.models)
+                await anyio.to_thread.run_sync(asked.wait)
+                told = running.unusable()
+                answers.set()
+            assert told == {"m": "'m' cannot be served: config.json is not JSON."}
+
+        anyio.run(scenario)
+        assert running.unusable() == {}
 
     def test_the_hubs_cache_is_not_ours_to_complain_of(
         self, cache: Path, catalog: Callable[..., Catalog], caplog: pytest.LogCaptureFixture
@@ -244,7 +270,7 @@ class TestDirectoriesWithoutAModel:
         write_cached(cache, "org/speech", config={"architectures": ["WhisperModel"]})
         running = catalog()
         assert ids(running) == []
-        assert wait(running.unusable) == {}
+        assert running.unusable() == {}
         assert not caplog.records
         with pytest.raises(ModelUnusable, match="'WhisperModel' is not a chat model"):
             resolved(running, "org/speech")
@@ -271,7 +297,7 @@ class TestDirectoriesWithoutAModel:
         write_model(other / "m")
         both = catalog(models_dirs=(folder, other))
         assert resolved(both, "m").path == other / "m"
-        assert wait(both.unusable) == {}
+        assert both.unusable() == {}
         assert not caplog.records
 
     def test_one_that_may_be_fetched_is_fetched(
@@ -588,7 +614,7 @@ class TestSettings:
             resolved(running, "m")
         fault = raised.value.message
         assert [(spec.id, spec.fault) for spec in wait(running.models)] == [("m", fault)]
-        assert wait(running.unusable) == {"m": fault}
+        assert running.unusable() == {"m": fault}
         assert [record.getMessage() for record in caplog.records] == [fault]
         (folder / "m" / "hotswap_config.yaml").write_text("max_model_len: 7")
         assert resolved(running, "m").fault is None

@@ -48,6 +48,7 @@ def test_the_config_file_adds_aliases() -> None:
 def test_the_config_file_pins_models_and_makes_them_background_ones() -> None:
     spec = apply_overrides(SPEC, {"pin": True, "background": True}, "config_file")
     assert (spec.pin, spec.background) == (True, True)
+    assert apply_overrides(SPEC, {"show_loading": True}, "config_file").show_loading
     assert (SPEC.pin, SPEC.background) == (False, False)
 
 

@@ -48,7 +48,7 @@ async def house() -> AsyncIterator[House]:
     registry, rules = ScriptedRegistry(QUICK), SwapRules(on_demand=True)
     catalog = ScriptedCatalog(spec("A"), spec("B"), startup="A")
     controller = SwapController(registry, catalog.fetch, rules)
-    service = SwapService(controller, registry, catalog, rules)
+    service = SwapService(controller, registry, catalog)
     may_look = threading.Event()
     may_look.set()
 

@@ -30,6 +30,16 @@ def test_the_files_that_it_points_to_exist() -> None:
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
+def test_every_test_that_the_table_of_open_webui_names_exists() -> None:
+    text = (ROOT / "docs" / "openwebui.md").read_text()
+    journeys = ROOT / "tests" / "e2e" / "openwebui" / "test_webui.py"
+    named = re.findall(r"`(?:([\w/]+\.py)::)?(test_\w+)`", text)
+    assert len(named) > 15
+    for file, test in named:
+        path = ROOT / "tests" / file if file else journeys
+        assert f"def {test}(" in path.read_text(), f"{file}::{test}"
+
+
 def test_every_test_that_the_table_of_faults_names_exists() -> None:
     faults = (ROOT / "docs" / "faults.md").read_text()
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", faults)

@@ -86,6 +86,19 @@ def test_a_failure_is_seen_and_forgotten_when_the_model_loads() -> None:
     play(scenario)
 
 
+def test_a_prompt_that_shows_a_model_to_be_broken_is_a_change_that_is_told() -> None:
+    async def scenario(house: House) -> None:
+        house.registry.script.render_errors["A"] = ModelLoadFailed("broke")
+        await house.ask("B")
+        version = house.controller.snapshot().version
+        with pytest.raises(ModelLoadFailed):
+            await house.service.tokenize(GenerationRequest(prompts=(TextPrompt("x"),), model="A"))
+        with anyio.fail_after(1):
+            assert "A" in (await house.service.changed(version)).failures
+
+    play(scenario)
+
+
 WRONG = "'W' has wrong settings in hotswap_config.yaml: There is no setting 'max_len'."
 BROKEN = "'X' cannot be served: config.json is not JSON."
 UNUSABLE = (
@@ -94,6 +107,30 @@ UNUSABLE = (
     ModelSpec(id="X", path=None, fault=BROKEN),
 )
 """A model, one whose settings are wrong, and a directory without one."""
+
+
+@pytest.mark.parametrize("name", ["B", "second", "far", "away"])
+def test_what_is_on_its_way_is_called_off_though_the_disk_does_not_answer(name: str) -> None:
+    async def scenario(house: House) -> None:
+        house.registry.script.prepare_s = house.catalog.fetch_s = 1e6
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(house.ask, "B")
+            tasks.start_soon(house.ask, "far")
+            await house.until(lambda: {*house.controller.snapshot().waiting} == {"B", "far"})
+            await house.until(lambda: house.controller.occupancy.coming is not None)
+
+            async def hanging(name: str) -> ModelSpec:
+                await anyio.sleep_forever()
+                raise AssertionError
+
+            house.catalog.resolve = hanging  # type: ignore[method-assign]
+            with anyio.fail_after(1):
+                report = await house.service.unload(name)
+            assert report.called_off == ("B" if name in ("B", "second") else "far")
+            tasks.cancel_scope.cancel()
+
+    models = (spec("B", aliases=("second",)), ModelSpec(id="far", path=None, aliases=("away",)))
+    play(scenario, models=models)
 
 
 def test_a_model_with_wrong_settings_is_listed_as_failed_and_a_directory_without_one_not() -> None:
@@ -105,14 +142,14 @@ def test_a_model_with_wrong_settings_is_listed_as_failed_and_a_directory_without
             assert (one.id, one.status, one.error) == ("W", "unloaded", WRONG)
         with pytest.raises(ModelUnusable, match=r"config\.json"):
             await house.service.model("X")
-        assert await house.service.unusable() == {"W": WRONG, "X": BROKEN}
+        assert house.service.unusable() == {"W": WRONG, "X": BROKEN}
 
     play(scenario, models=UNUSABLE)
 
 
 @pytest.mark.parametrize(("name", "fault"), [("W", WRONG), ("w", WRONG), ("X", BROKEN)])
 @pytest.mark.parametrize("any_name", [False, True])
-def test_what_cannot_be_loaded_is_answered_as_a_load_that_failed_and_by_no_other_model(
+def test_what_is_unusable_is_refused_each_time_with_the_reason_and_answered_by_no_other_model(
     name: str, fault: str, any_name: bool
 ) -> None:
     async def scenario(house: House) -> None:
@@ -123,20 +160,36 @@ def test_what_cannot_be_loaded_is_answered_as_a_load_that_failed_and_by_no_other
             return answer.error
 
         await house.ask("A")
-        assert isinstance(await error(), ModelUnusable)
-        again = await error()
-        assert type(again) is ModelLoadFailed
-        assert again.retry_after_s == pytest.approx(10.0, abs=0.1)
-        with pytest.raises(ModelUnusable):  # by hand it is looked at again
-            await house.service.load(name, {}, "request")
-        await anyio.sleep(10)
-        assert isinstance(await error(), ModelUnusable)
+        for _ in range(3):
+            assert isinstance(await error(), ModelUnusable)
+            with pytest.raises(ModelUnusable):
+                await house.service.load(name, {}, "request")
+        assert not house.controller.snapshot().failures
         assert house.registry.started == ["A"]
         model = name.upper()
         house.catalog._specs[model] = spec(model, aliases=("w",) * (model == "W"))
         assert (await house.ask(name, any_name=any_name)).model == model, "mended, it is served"
 
     play(scenario, models=UNUSABLE)
+
+
+def test_what_is_unusable_once_it_is_downloaded_is_served_as_soon_as_it_is_mended() -> None:
+    async def scenario(house: House) -> None:
+        house.catalog.fetch_errors["far"] = ModelUnusable(WRONG, model="far")
+        for _ in range(2):
+            assert isinstance((await house.ask("far")).error, ModelUnusable)
+        del house.catalog.fetch_errors["far"]
+        assert (await house.ask("far")).finished
+
+    play(scenario, models=(ModelSpec(id="far", path=None),))
+
+
+def test_the_start_up_model_is_refused_as_unusable_to_whom_any_would_suit() -> None:
+    async def scenario(house: House) -> None:
+        for _ in range(2):
+            assert isinstance((await house.ask(None)).error, ModelUnusable)
+
+    play(scenario, models=UNUSABLE, startup="W")
 
 
 def test_what_is_mended_is_not_listed_as_failed() -> None:
@@ -468,6 +521,19 @@ def test_a_name_that_means_nothing_may_mean_the_resident_model() -> None:
     play(scenario)
 
 
+def test_a_setting_of_the_model_that_is_meant_has_its_loading_shown() -> None:
+    shown: dict[str | None, bool] = {}
+
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        for name in ("A", "B", "b", None, "claude-3", "A/x"):
+            shown[name] = await house.service.shows_loading(name)
+
+    models = (spec("A"), spec("B", aliases=("b",), show_loading=True))
+    play(scenario, models=models)
+    assert [name for name, told in shown.items() if told] == ["B", "b"]
+
+
 @pytest.mark.parametrize("name", ["Ax", "claude-3", "gpt-4o", "far/away"])
 def test_whichever_model_is_resident_answers_for_a_foreign_name_under_its_own(name: str) -> None:
     async def scenario(house: House) -> None:
@@ -525,6 +591,30 @@ def test_unloading_a_sleeping_model_lets_go_of_it() -> None:
         assert house.controller.snapshot().version > version
         with pytest.raises(NotLoaded):
             await house.service.unload("A")
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("render_s", [0.0, 5.0])
+def test_a_request_that_lets_go_of_a_sleeping_model_leaves_it_to_those_who_want_it(
+    render_s: float,
+) -> None:
+    async def scenario(house: House) -> None:
+        for model in "ABC":
+            await house.ask(model)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(house.ask, "B", 100)
+            await house.until(lambda: house.controller.occupancy.coming is not None)
+            house.registry.script.render_s = render_s
+            tasks.start_soon(house.ask, "A")
+            desk = house.controller.desk
+            await house.until(lambda: bool(desk.arriving) if render_s else len(desk.queue) == 2)
+            assert await house.service.let_go("A") == "A"
+            assert "A" in parked(house)
+        assert house.answers[-1].model == "A"
+        await house.ask("B")
+        await house.service.let_go("A")
+        assert "A" not in parked(house)
 
     play(scenario)
 

@@ -109,10 +109,11 @@ class Catalog:
         """Every model there is, the start-up model first. Never waits for a load."""
         return (await self._recent()).specs
 
-    async def unusable(self) -> Mapping[str, str]:
+    def unusable(self) -> Mapping[str, str]:
         """Why what is in ``--models-dir`` or named in ``models:`` cannot be loaded, by name: of
-        models whose settings are wrong, and of directories that hold none."""
-        return (await self._recent()).faults
+        models whose settings are wrong, and of directories that hold none. As it was seen at the
+        last look at all of them."""
+        return self._last.faults
 
     async def _recent(self) -> _Survey:
         earliest = time.monotonic() - self._listing_age_s

@@ -100,7 +100,7 @@ class CatalogConfig:
     scan_hub_cache: bool = True
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Per model: ``path`` (a directory or Hub repository), aliases, engine settings, request
-    defaults, ``ttl_s``, ``pin`` and ``background``."""
+    defaults, ``ttl_s``, ``pin``, ``background`` and ``show_loading``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ _SPEC_KINDS: Mapping[str, Kind] = {
     "ttl_s": values.optional(values.duration_s()),
     "pin": values.boolean(),
     "background": values.boolean(),
+    "show_loading": values.boolean(),
 }
 SAMPLING_KINDS: Mapping[str, Kind] = {
     "temperature": values.optional(values.number(0, 100)),
@@ -52,8 +53,8 @@ _BESIDE: Mapping[str, frozenset[str]] = {
 def apply_overrides(spec: ModelSpec, overrides: Mapping[str, Any], source: str) -> ModelSpec:
     """``spec`` with ``overrides`` on top, each noted in ``applied`` with its source.
 
-    Keys are the fields of `EngineConfig`, ``aliases``, ``ttl_s``, ``pin``, ``background``, and
-    ``sampling``: a mapping of request defaults.
+    Keys are the fields of `EngineConfig`, ``aliases``, ``ttl_s``, ``pin``, ``background``,
+    ``show_loading``, and ``sampling``: a mapping of request defaults.
 
     Args:
         source: "request", "uploaded", "config_file" or "model_dir".

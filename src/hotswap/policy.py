@@ -79,11 +79,13 @@ class FailureLedger:
 
     def note(self, model: str, error: HotswapError, now: float, *, restoring: bool = False) -> None:
         """Several failures of one attempt count once: while the model cools down, no other one
-        was allowed to begin.
+        was allowed to begin. What is unusable, as each look at it tells anew, has no cooldown.
 
         Args:
             restoring: the model ran a moment ago, so it is tried again sooner.
         """
+        if isinstance(error, ModelUnusable):
+            return
         previous = self._entries.pop(model, None)
         cooldown = previous[0] if previous else None
         if cooldown is None or now >= cooldown.until:
@@ -96,12 +98,6 @@ class FailureLedger:
     def forgive(self, model: str) -> None:
         self._entries.pop(model, None)
 
-    def mended(self, model: str) -> None:
-        """What is on the disk, and the settings, are all right by now: nothing is to be waited for
-        that failed because of them."""
-        if model in self._entries and isinstance(self._entries[model][1], ModelUnusable):
-            self.forgive(model)
-
     def check(self, model: str, now: float) -> None:
         """Raises: the kind of error that was noted, while the model cools down; it says for how
         long that will be."""
@@ -112,13 +108,11 @@ class FailureLedger:
             # The files may have been mended when the client tries again: not a final refusal.
             kind = ModelLoadFailed if isinstance(error, ModelLoadFailed) else type(error)
             left_s = cooldown.until - now
-            told = error.message
-            if not isinstance(error, ModelUnusable):  # which is looked at again at once
-                told = (
-                    f"{model[:200]!r} failed to load and is not tried again before "
-                    f"{math.ceil(left_s)} s have passed, unless it is loaded by hand: {told}"
-                )
-            raise kind(told, retry_after_s=left_s)
+            raise kind(
+                f"{model[:200]!r} failed to load and is not tried again before "
+                f"{math.ceil(left_s)} s have passed, unless it is loaded by hand: {error.message}",
+                retry_after_s=left_s,
+            )
 
     def cooling(self, model: str | None, now: float) -> bool:
         return model in self._entries and now < self._entries[model][0].until
@@ -168,6 +162,10 @@ _DOWNLOADED: Mapping[str, tuple[float, float]] = {
 }
 
 
+WAITING = "waiting"
+"""The stage of a model that has been read while others' answers run: nobody knows how long."""
+
+
 @dataclass(slots=True)
 class Meter:
     """Turns the stages of one load into a single progress that never goes back, and measures what
@@ -209,5 +207,6 @@ class Meter:
         return self._spent_s + (0.0 if self._since is None else now - self._since)
 
     def reading(self, now: float) -> Progress:
-        eta = None if self.expected_s is None else max(0.0, self.expected_s - self.spent_s(now))
+        expected_s = None if self.stage == WAITING else self.expected_s
+        eta = None if expected_s is None else max(0.0, expected_s - self.spent_s(now))
         return Progress(model=self.model, stage=self.stage, value=self.value, eta_s=eta)

@@ -335,7 +335,7 @@ class ScriptedCatalog:
         specs = self._specs.values()
         return tuple(spec for spec in specs if spec.path is not None or spec.fault is None)
 
-    async def unusable(self) -> Mapping[str, str]:
+    def unusable(self) -> Mapping[str, str]:
         return {spec.id: spec.fault for spec in self._specs.values() if spec.fault is not None}
 
     async def resolve(self, name: str) -> ModelSpec:

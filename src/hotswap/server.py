@@ -159,7 +159,7 @@ def _import_engines(
         ModelLoadFailed: it is not.
     """
     load_libtorch()
-    from hotswap.engine.lean import import_transformers  # noqa: PLC0415
+    from hotswap.engine.without_compiler import import_transformers  # noqa: PLC0415
 
     import_transformers()
     from hotswap.engine.device import torch_device  # noqa: PLC0415
@@ -201,7 +201,7 @@ class _Server:
             settings.swap,
             restarts=0 if image.note is None else image.note.restarted,
         )
-        self._service = SwapService(self._controller, registry, catalog, settings.swap)
+        self._service = SwapService(self._controller, registry, catalog)
         self._first = first
         self._watchdog = Watchdog(
             lambda: registry.current,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-import anyio
 from anyio import to_thread
 
 from hotswap.config import SwapRules
@@ -38,8 +36,8 @@ from hotswap.errors import (
     NotLoaded,
     NotPermitted,
 )
+from hotswap.listing import Facts, listing, listings
 from hotswap.residency.desk import Target, is_same_load
-from hotswap.residency.listing import Facts, listing, listings
 from hotswap.swap import SwapController
 
 AnyRequest = GenerationRequest | EmbeddingRequest
@@ -54,14 +52,14 @@ class SwapService:
         controller: SwapController,
         registry: EngineRegistry,
         catalog: ModelCatalog,
-        rules: SwapRules,
     ) -> None:
         self._controller = controller
+        self._desk = controller.desk
         self._occupancy = controller.occupancy
+        self._admittance = controller.admittance
         self._history = controller.history
         self._registry = registry
         self._catalog = catalog
-        self._rules = rules
         self._surveyed: tuple[ModelSpec, ...] | None = None
         self._listed: tuple[ModelListing, ...] = ()
         self._listed_facts: Facts | None = None
@@ -70,7 +68,6 @@ class SwapService:
         """Go by another catalogue and other rules from now on. What runs, waits or is resident is
         left as it is."""
         self._catalog = catalog
-        self._rules = rules
         self._controller.obey(rules)
 
     # -- requests
@@ -78,7 +75,7 @@ class SwapService:
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Generation]:
         """See `ModelService.generate`."""
-        target = await self._resolve(request.model, any_name=request.any_name)
+        target = await self._target(request.model, any_name=request.any_name)
         async with (
             self._admitted(target, request) as (engine, rendered),
             engine.generate(rendered) as generation,
@@ -87,7 +84,7 @@ class SwapService:
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """See `ModelService.embed`."""
-        target = await self._resolve(request.model, task="embed")
+        target = await self._target(request.model, task="embed")
         async with self._admitted(target, request) as (engine, rendered):
             return await engine.embed(rendered)
 
@@ -98,52 +95,60 @@ class SwapService:
         """While it is entered, the engine that answers stays, and with it comes the request as its
         model sees it."""
         _check_task(target.spec, _task_of(request))
-        self._controller.check_admittance(target)
+        self._admittance.check(target)
         # Before the queue: a request that must fail never costs a swap. A model that is still to
         # be downloaded has no tokenizer yet; there, after it.
         spec, rendered = self._expected_for(target), None
         if spec.path is not None:
-            with self._controller.arriving(target):
+            with self._admittance.arriving(target):
                 rendered = await self._render(spec, request)
-        async with self._controller.lease(
+        async with self._admittance.lease(
             target, request.keep_alive_s, request_id=request.request_id
         ) as stay:
             if rendered is None or (target.is_any and not is_same_load(spec, stay.spec)):
                 rendered = await self._render(stay.spec, request)
             yield stay.engine, rendered
 
+    async def shows_loading(self, name: str | None) -> bool:
+        """See `ModelService.shows_loading`."""
+        try:
+            target = await self._target(name, any_name=True, task="generate")
+        except HotswapError:
+            return False
+        return target.spec.show_loading
+
     async def warm(self, name: str | None, *, keep_alive_s: float | None = None) -> str:
         """See `ModelService.warm`."""
-        async with self._controller.lease(await self._resolve(name), keep_alive_s) as stay:
+        async with self._admittance.lease(await self._target(name), keep_alive_s) as stay:
             return stay.spec.id
 
     async def let_go(self, name: str | None) -> str:
         """See `ModelService.let_go`."""
-        if not self._rules.on_demand:
+        if not self._desk.rules.on_demand:
             raise NotPermitted(
                 "Requests may let go of a model where they may load one: "
                 "with --enable-on-demand-loading."
             )
-        target = await self._resolve(name)
+        target = await self._target(name)
         model = target.spec.id
-        if self._is_parked(model) and not self._is_coming(model):
+        if self._history.is_parked(model) and not self._is_wanted(model):
             if not (target.is_any or target.spec.pin):
                 self._forget(model)
         else:
-            await self._controller.let_go(model)
+            await self._admittance.let_go(model)
         return model
 
-    def _is_parked(self, model: str) -> bool:
-        return any(parked.model == model for parked in self._registry.parked())
-
-    def _is_coming(self, model: str) -> bool:
+    def _is_wanted(self, model: str) -> bool:
+        """It is on its way, or somebody waits for it or is about to."""
         coming = self._occupancy.coming
-        return coming is not None and coming.id == model
+        specs = (*((coming,) if coming else ()), *self._desk.wanted())
+        arriving = (target.model for target in self._desk.arriving)
+        return model in (*(spec.id for spec in specs), *arriving)
 
     def _forget(self, model: str) -> None:
         """Let go of what is kept in host memory of a model that is there only."""
         self._registry.forget(model)
-        self._controller.desk.ring()
+        self._desk.ring()
 
     async def pull(self, name: str, report: Report) -> str:
         """See `ModelService.pull`."""
@@ -160,7 +165,7 @@ class SwapService:
 
     async def tokenize(self, request: GenerationRequest, *, texts: bool = False) -> Tokenized:
         """See `ModelService.tokenize`."""
-        target = await self._resolve(request.model, any_name=request.any_name)
+        target = await self._target(request.model, any_name=request.any_name)
         spec = self._expected_for(target)
         if spec.path is None:
             raise ModelNotFound(f"{spec.id!r} is not downloaded yet, so its tokens are not known.")
@@ -172,19 +177,13 @@ class SwapService:
 
     async def detokenize(self, model: str | None, ids: Sequence[int]) -> tuple[str, str]:
         """See `ModelService.detokenize`."""
-        spec = self._expected_for(await self._resolve(model))
+        spec = self._expected_for(await self._target(model))
         return spec.id, await self._registry.detokenize(spec, ids)
 
-    async def _resolve(
+    async def _target(
         self, name: str | None, *, any_name: bool = False, task: Task = "generate"
     ) -> Target:
         """``task``: that of the model where any would do."""
-        target = await self._target(name, any_name=any_name, task=task)
-        # Nothing is wrong with its files and settings, as has just been seen.
-        self._controller.desk.failures.mended(target.spec.id)
-        return target
-
-    async def _target(self, name: str | None, *, any_name: bool, task: Task) -> Target:
         if name is None or name in RESIDENT_NAMES:
             return await self._any(task, name)
         try:
@@ -195,31 +194,18 @@ class SwapService:
             return await self._any(task, name)
         except ModelUnusable as error:
             self._check_nameable(error.model, name)
-            self._note_unusable(error)
             raise
         if spec is self._occupancy.resident:
             return Target(spec)
         if spec.background or (any_name and self._is_elsewhere(spec)):
             return await self._any(task, name)
-        if not self._rules.on_demand and spec.id not in self._served_ids():
+        if not self._desk.rules.on_demand and spec.id not in self._served_ids():
             if spec.id == self._catalog.startup:  # which is listed all the same
                 raise ModelUnloaded(
                     f"{spec.id!r} made way for another model; load it with POST /v1/load_model."
                 )
             raise _not_served(name)
         return Target(spec)
-
-    def _note_unusable(self, error: ModelUnusable) -> None:
-        """To a request a model that cannot be loaded is one that failed to load.
-
-        Raises:
-            ModelLoadFailed: it had failed a moment ago.
-        """
-        failures, now = self._controller.desk.failures, anyio.current_time()
-        is_cooling = failures.cooling(error.model, now)
-        failures.note(error.model, copy.copy(error), now)  # one that is raised holds its frames
-        if is_cooling:
-            failures.check(error.model, now)
 
     async def _nameable(self, name: str) -> ModelSpec:
         """The model that a client means by a name."""
@@ -231,7 +217,7 @@ class SwapService:
 
     def _check_nameable(self, model: str, name: str) -> None:
         """Raises: ModelNotFound: it would not be served if it could be loaded."""
-        if not self._rules.on_demand and model not in self._listed_ids():
+        if not self._desk.rules.on_demand and model not in self._listed_ids():
             raise _not_served(name) from None
 
     async def _named(self, name: str) -> ModelSpec:
@@ -263,10 +249,10 @@ class SwapService:
         if present is not None:
             if present.task == task:
                 return Target(present, is_any=True)
-            if not self._rules.on_demand:
+            if not self._desk.rules.on_demand:
                 _check_task(present, task)
         ids = [self._catalog.startup, self._history.last_for(task)]
-        if present is not None or not self._rules.on_demand:
+        if present is not None or not self._desk.rules.on_demand:
             ids.reverse()
         coming = self._occupancy.coming
         try:
@@ -274,11 +260,9 @@ class SwapService:
             if spec is None:
                 raise _none_loaded(task, name)
             return Target(spec, is_any=True)
-        except HotswapError as error:
+        except HotswapError:
             if coming is not None and coming.task == task:
                 return Target(coming, is_any=True)
-            if isinstance(error, ModelUnusable):
-                self._note_unusable(error)
             raise
 
     async def _first_of(
@@ -320,7 +304,7 @@ class SwapService:
                 return await self._registry.render_embedding(spec, request)
             return await self._registry.render(spec, request)
         except ModelLoadFailed as error:
-            self._controller.note_failure(spec, error)
+            self._admittance.note_failure(spec, error)
             raise
 
     # -- operators
@@ -413,17 +397,25 @@ class SwapService:
         try:
             return await self._controller.orders.unload(model, drain_timeout_s, mode, park=park)
         except NotLoaded:
-            if model is None or not self._is_parked(model):
+            if model is None or not self._history.is_parked(model):
                 raise
         self._forget(model)
         return UnloadReport(model=model, was_parked=True)
 
     async def _id_of(self, name: str) -> str:
-        """Also of a model that could not be loaded: it may sleep."""
+        """Also of a model that could not be loaded: it may sleep. What is on its way is known
+        without a look at the disk, which may be what it waits for."""
+        for spec in self._on_their_way():
+            if name in (spec.id, *spec.aliases):
+                return spec.id
         try:
             return (await self._named(name)).id
         except ModelUnusable as error:
             return error.model
+
+    def _on_their_way(self) -> tuple[ModelSpec, ...]:
+        coming = self._occupancy.coming
+        return (*((coming,) if coming else ()), *self._controller.downloads.models())
 
     # -- what everybody may see
 
@@ -432,7 +424,7 @@ class SwapService:
 
     async def changed(self, since: int) -> SwapSnapshot:
         """See `ModelService.changed`."""
-        await self._controller.desk.until(lambda: self._controller.desk.version > since)
+        await self._desk.until(lambda: self._desk.version > since)
         return self._controller.snapshot()
 
     async def models(self) -> tuple[ModelListing, ...]:
@@ -453,9 +445,6 @@ class SwapService:
         specs = await self._catalog.models()
         if specs is not self._surveyed:
             self._surveyed = specs
-            for spec in specs:
-                if spec.fault is None:
-                    self._controller.desk.failures.mended(spec.id)
             # The start-up model is listed whether it is there or not, a revision is not listed.
             there = {spec.id for spec in specs} - {self._catalog.startup}
             for parked in self._registry.parked():
@@ -469,9 +458,9 @@ class SwapService:
         except (ModelNotFound, CheckpointRefused):
             return False
 
-    async def unusable(self) -> Mapping[str, str]:
+    def unusable(self) -> Mapping[str, str]:
         """See `ModelService.unusable`."""
-        return await self._catalog.unusable()
+        return self._catalog.unusable()
 
     async def model(self, name: str) -> ModelListing:
         """See `ModelService.model`."""
@@ -502,16 +491,16 @@ class SwapService:
     def _facts(self, specs: tuple[ModelSpec, ...]) -> Facts:
         controller = self._controller
         resident, coming = self._occupancy.resident, self._occupancy.coming
-        wanted = [*controller.desk.wanted(), *((coming,) if coming else ())]
+        wanted = [*self._desk.wanted(), *((coming,) if coming else ())]
         progress = {spec.id: controller.overview.progress_of(spec.id) for spec in wanted}
-        served = None if self._rules.on_demand else self._listed_ids()
+        served = None if self._desk.rules.on_demand else self._listed_ids()
         return Facts(
             specs=specs,
             resident=resident,
             coming=coming,
             served=served,
             progress={model: one for model, one in progress.items() if one is not None},
-            failures=controller.desk.failures.readings(),
+            failures=self._desk.failures(),
             sleeping=frozenset(parked.model for parked in self._registry.parked()),
             room=self._history.room(),
         )

@@ -1,9 +1,8 @@
-"""Which model has the device, who may use it, and when it changes.
+"""Which model has the device, and when it changes.
 
 One task, `SwapController._own_device`, changes what is on the device, and it holds ``swap_lock``
 for as long as it lives. Everybody else states a wish (a request in the queue, a load, an unload)
-and waits for the verdict. A request is always in exactly one place: queued, holding a lease, or
-gone.
+and waits for the verdict.
 
     EMPTY -> LOADING(m) -> READY(m) -> DRAINING(m) -> LOADING(next) or EMPTY
 
@@ -14,8 +13,8 @@ before it is started again from its host copy.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from math import inf
 
@@ -25,29 +24,18 @@ from anyio import create_task_group
 from hotswap.audit import Cause
 from hotswap.config import SwapRules
 from hotswap.contracts.engines import Engine, EngineRegistry, PreparedModel
-from hotswap.contracts.models import ModelSpec
 from hotswap.contracts.reports import UnloadReport
 from hotswap.contracts.snapshot import SwapPhase, SwapSnapshot, UnloadReason
 from hotswap.errors import (
     DeviceLost,
     EngineFailed,
     HotswapError,
-    ModelLoading,
     ModelUnloaded,
-    Overloaded,
     ShuttingDown,
 )
 from hotswap.policy import Crashes
-from hotswap.residency.desk import (
-    PUT_TO_SLEEP,
-    UNLOADED,
-    Desk,
-    Target,
-    Waiter,
-    anyone,
-    is_for,
-    is_same_load,
-)
+from hotswap.residency.admittance import Admittance
+from hotswap.residency.desk import UNLOADED, Desk, anyone, is_for, is_same_load
 from hotswap.residency.downloads import Downloads, Fetch
 from hotswap.residency.drain import Drain
 from hotswap.residency.faults import Faults
@@ -86,6 +74,7 @@ class SwapController:
         self._succession = Succession(self.desk, self.occupancy)
         self._drain = Drain(self.desk, self.occupancy, self._succession)
         self.downloads = Downloads(self.desk, self.history, fetch, self._faults.download_failed)
+        self.admittance = Admittance(self.desk, self.occupancy, self.downloads)
         self.orders = Orders(self.desk, self.occupancy, self.downloads, self.history, registry)
         self.overview = Overview(
             desk=self.desk,
@@ -111,7 +100,7 @@ class SwapController:
 
     def stop_admitting(self) -> None:
         """Refuse whoever waits or comes; running answers go on to their end."""
-        self.occupancy.closing = True
+        self.occupancy.close()
         self.desk.refuse(anyone, ShuttingDown("The server is shutting down."))
 
     def give_up(self, error: DeviceLost) -> None:
@@ -140,129 +129,6 @@ class SwapController:
         failure = None if stay is None else stay.engine.failure
         return failure if isinstance(failure, DeviceLost) else self.occupancy.lost
 
-    # -- requests
-
-    @contextmanager
-    def arriving(self, target: Target) -> Iterator[None]:
-        """Have a request that was accepted seen while its prompt is read, which takes seconds where
-        the engines are being imported. It has no claim yet: nothing is loaded for it.
-
-        Raises:
-            ModelUnloaded: on leaving; meanwhile everything that was wanted was called off.
-        """
-        sleeps = self.occupancy.sleeps
-        with self.desk.seen(target):
-            if not self.occupancy.has_come(target):
-                self.desk.ring()
-            yield
-        if self.occupancy.sleeps > sleeps:
-            raise ModelUnloaded(PUT_TO_SLEEP)
-
-    @asynccontextmanager
-    async def lease(
-        self, target: Target, keep_alive_s: float | None = None, *, request_id: str = ""
-    ) -> AsyncIterator[Residency]:
-        """Wait until such a model is resident, and keep it so for as long as the block lasts.
-
-        Args:
-            keep_alive_s: How long it may stay, idle, from the end of the block on, whatever other
-                requests said; negative: for ever; None: as its settings or else the server's have
-                it. Where requests may not load models it means nothing.
-            request_id: For the log.
-
-        Raises:
-            ModelLoadFailed, InsufficientMemory, ModelLoading, SwapInProgress, ModelUnloaded,
-            Overloaded, ShuttingDown, DeviceLost
-        """
-        who = f"request {request_id}".rstrip()
-        stay = await self._wait_for(target, Cause(who, "a request waits for it"))
-        own_s = keep_alive_s if self.desk.rules.on_demand else None
-        limit_s = self._idle_limit_s(stay.spec) if own_s is None else own_s
-        self._limit_idleness(stay, limit_s)
-        try:
-            yield stay
-        finally:
-            self._limit_idleness(stay, limit_s)
-            self._release(stay)
-
-    def _limit_idleness(self, stay: Residency, limit_s: float | None) -> None:
-        if not stay.leaves:
-            stay.idle_limit_s = limit_s
-
-    def _idle_limit_s(self, spec: ModelSpec) -> float | None:
-        return self.desk.rules.idle_timeout_s if spec.ttl_s is None else spec.ttl_s
-
-    async def let_go(self, model: str) -> None:
-        """Have a model leave once no lease of it is held, and wait for that if none is; nothing
-        happens where it is not on the device, or is leaving for another one anyway."""
-        stay = self.occupancy.stay
-        if stay is None or stay.spec.id != model:
-            return
-        stay.idle_limit_s, stay.leaves = 0.0, True
-        self.desk.ring()
-        await self.desk.until(
-            lambda: (
-                self.occupancy.stay is not stay
-                or stay.leases > 0
-                or self.occupancy.load is not None
-            )
-        )
-
-    def check_admittance(self, target: Target) -> None:
-        """Raise now what such a request would be refused with anyway."""
-        occupancy, rules = self.occupancy, self.desk.rules
-        occupancy.check_open()
-        if occupancy.unloaded_by_hand and not rules.on_demand:
-            if occupancy.asleep is not None:
-                raise ModelUnloaded("The model was put to sleep; POST /wake_up wakes it.")
-            raise ModelUnloaded("The model was unloaded; load it with POST /v1/load_model.")
-        if occupancy.waiting_before(target) >= rules.max_queue:
-            raise Overloaded(f"The queue is full ({rules.max_queue} requests wait).")
-        if not occupancy.is_near(target):
-            self.desk.failures.check(target.spec.id, anyio.current_time())
-
-    def note_failure(self, spec: ModelSpec, error: HotswapError) -> None:
-        """A model turned out to be unusable before anybody queued for it."""
-        if not self.occupancy.is_resident(spec.id):
-            self.desk.failures.note(spec.id, error, anyio.current_time())
-
-    async def _wait_for(self, target: Target, cause: Cause) -> Residency:
-        self.check_admittance(target)
-        waiter = self.desk.join(target, cause)
-        if not target.is_any or not self.occupancy.is_near(target):
-            self.downloads.begin(target.spec)
-        self.occupancy.admit()
-        self.desk.ring()
-        try:
-            with anyio.move_on_after(self.desk.rules.swap_timeout_s):
-                return await waiter.verdict.wait()
-        except BaseException:
-            self._leave(waiter)
-            raise
-        self._leave(waiter)
-        self._keep_loading(waiter)
-        name = "" if waiter.model is None else f" {waiter.model!r}"
-        raise ModelLoading(f"The model{name} is still loading; try again.")
-
-    def _keep_loading(self, waiter: Waiter) -> None:
-        """The load that a request gave up waiting for goes on."""
-        if not waiter.is_any:
-            self.desk.keep_loading(waiter.spec, waiter.cause)
-        elif self.occupancy.stay is None:
-            load = self.occupancy.load
-            self.desk.keep_loading(load.spec if load is not None else waiter.spec, waiter.cause)
-
-    def _leave(self, waiter: Waiter) -> None:
-        self.desk.leave(waiter)
-        if waiter.verdict.granted is not None:
-            self._release(waiter.verdict.granted)
-        self.desk.ring()
-
-    def _release(self, stay: Residency) -> None:
-        stay.leases -= 1
-        stay.idle_since = anyio.current_time()
-        self.desk.ring()
-
     # -- below: the owner of the device, the only task that changes what is on it
 
     async def _own_device(self) -> None:
@@ -272,7 +138,7 @@ class SwapController:
                 while not self.occupancy.closing:
                     load = await (self._first_load() if load is None else self._play(load))
             finally:
-                self.occupancy.load = None
+                self.occupancy.drop_load()
                 self._settle_unload(UnloadReport(model=None))
                 self.occupancy.enter(SwapPhase.CLOSED)
 
@@ -283,7 +149,7 @@ class SwapController:
             self.desk.ring()
             await self.desk.until(lambda: occupancy.closing)
             return None
-        occupancy.load = None
+        occupancy.drop_load()
         self._settle_unload(UnloadReport(model=None))
         occupancy.enter(SwapPhase.EMPTY)
         self._send_takers_of_any_home()
@@ -295,7 +161,7 @@ class SwapController:
         the one that they would bring themselves, if that may be tried."""
         for waiter in self.desk.takers_of_any():
             try:
-                self.desk.failures.check(waiter.spec.id, anyio.current_time())
+                self.desk.check_cooldown(waiter.spec.id)
                 self.downloads.begin(waiter.spec)
             except HotswapError as error:
                 self.desk.leave(waiter)
@@ -313,7 +179,7 @@ class SwapController:
         resident = self.occupancy.resident
         begun = anyio.current_time()
         first = self.desk.first_for(wanted.spec)
-        load = self.occupancy.load = Load(
+        load = Load(
             wanted.spec,
             self.downloads.take_meter(wanted.spec.id) or self.history.meter(wanted.spec),
             cause=self.desk.cause_of(wanted.spec),
@@ -322,6 +188,7 @@ class SwapController:
             was_parked=self.history.is_parked(wanted.spec.id),
         )
         load.timings["queued"] = begun - load.wanted_at
+        self.occupancy.expect(load)
         if resident is None:
             self.occupancy.enter(SwapPhase.LOADING)
         prepare = partial(self._registry.prepare, load.spec, self.desk.report_to(load.meter))
@@ -331,19 +198,15 @@ class SwapController:
             self._faults.load_failed(load, error)
         load.timings["prepare"] = anyio.current_time() - begun
         if load.prepared is None:
-            self._drop_load()
+            self.occupancy.drop_load()
             return None
         return load
-
-    def _drop_load(self) -> None:
-        self.occupancy.load = None
-        self.desk.ring()
 
     async def _play(self, load: Load) -> Load | None:
         """Have a model on the device until another one is due; returns what comes next."""
         assert load.prepared is not None
         occupancy = self.occupancy
-        occupancy.load = load
+        occupancy.expect(load)
         occupancy.enter(SwapPhase.LOADING)
         if load.is_cancelled() or occupancy.lost is not None:
             load.tell("called off")
@@ -373,7 +236,7 @@ class SwapController:
             if stay is not None:
                 self._totals.ended(stay)
             self._totals.torn_down(self._registry.memory)
-            occupancy.stay = None
+            occupancy.leave()
         if stay is None:
             load.tell("called off")
             return self._back(load)
@@ -396,11 +259,9 @@ class SwapController:
     def _arrive(self, load: Load, engine: Engine) -> Residency:
         """The model is on the device: tell those who waited for it."""
         assert load.prepared is not None
-        occupancy, rules = self.occupancy, self.desk.rules
         now = anyio.current_time()
         spec = load.spec
-        limit_s = self._idle_limit_s(spec)
-        stay = occupancy.stay = Residency(load.prepared, engine, now, now, limit_s)
+        stay = Residency(load.prepared, engine, now, now, self.desk.idle_limit_s(spec))
         self.desk.part_from(spec)
         stay.awaited = any(waiter.takes(spec) for waiter in self.desk.queue)
         report = load.arrive(now)
@@ -415,13 +276,10 @@ class SwapController:
             room_tokens=room_tokens,
         )
         self._crashes.recover()
-        self.desk.failures.forgive(spec.id)
-        occupancy.last_good = spec
-        occupancy.asleep = None
-        occupancy.load = None
-        occupancy.enter(SwapPhase.READY)
+        self.desk.forgive(spec.id)
+        self.occupancy.arrive(stay)
         self.desk.grant_loads(spec, report)
-        if not rules.on_demand:
+        if not self.desk.rules.on_demand:
             error = ModelUnloaded(f"{spec.id!r} was loaded in place of this model.")
             for model in {waiter.model for waiter in self.desk.queue} - {spec.id, None}:
                 self.desk.refuse(is_for(model), error)
@@ -449,7 +307,7 @@ class SwapController:
                 if load is not None:
                     if await self._drain.for_another(stay, load):
                         return load
-                    self._drop_load()
+                    self.occupancy.drop_load()
                 del load  # and what was prepared with it: nobody waits for it any more
             else:
                 return None
@@ -476,7 +334,7 @@ class SwapController:
         self._totals.unloaded(reason)
         stay.tell_unloaded(reason, report)
         occupancy = self.occupancy
-        occupancy.unloaded_by_hand = asked and not self.desk.load_wishes
+        occupancy.keep_empty(kept=asked and not self.desk.load_wishes)
         if occupancy.unloaded_by_hand and not self.desk.rules.on_demand:
             self.desk.refuse(anyone, ModelUnloaded(UNLOADED))
         failure = stay.engine.failure
@@ -485,7 +343,7 @@ class SwapController:
         elif failure is not None and not asked:
             return self._rebuild(stay.prepared, failure)
         if occupancy.lost is None:
-            occupancy.last_good = None
+            occupancy.mean_empty()
         return None
 
     def _unload_reason(self, stay: Residency, *, asked: bool) -> UnloadReason:
@@ -504,7 +362,7 @@ class SwapController:
     def _rebuild(self, prepared: PreparedModel, failure: HotswapError) -> Load | None:
         """An engine died under its requests: build it again, but not for ever."""
         spec = prepared.spec
-        self.occupancy.last_error = failure.message
+        self.occupancy.note_error(failure.message)
         self._crashes.note(anyio.current_time())
         load = Load(
             spec,
@@ -517,7 +375,7 @@ class SwapController:
         if self._crashes.worn_out:
             self._faults.load_failed(load, EngineFailed(f"{WORN_OUT.capitalize()}."))
             return None
-        self.occupancy.load = load
+        self.occupancy.expect(load)
         wanted = self._succession.next()
         if self.occupancy.closing or (wanted is not None and not is_same_load(wanted.spec, spec)):
             return None

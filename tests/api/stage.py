@@ -143,6 +143,8 @@ class ScriptedService:
     """What is reported of a download."""
     orders: list[tuple[Any, ...]] = field(default_factory=list)
     running: int = 0
+    shown: bool = False
+    """Whether the settings of every model have its loading shown."""
     surveys: int = 0
     """How often it was asked for its models."""
 
@@ -177,6 +179,9 @@ class ScriptedService:
         if request.any_name and request.model not in [one.id for one in self.listings]:
             return "hotswap/sums"
         return request.model or "hotswap/sums"
+
+    async def shows_loading(self, name: str | None) -> bool:
+        return self.shown
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Each prompt as its number, 0.5 and -1."""
@@ -234,7 +239,7 @@ class ScriptedService:
         self.surveys += 1
         return self.listings
 
-    async def unusable(self) -> Mapping[str, str]:
+    def unusable(self) -> Mapping[str, str]:
         return {"broken": "'broken' cannot be served: config.json is not JSON."}
 
     async def model(self, name: str) -> ModelListing:

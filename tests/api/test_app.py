@@ -29,14 +29,18 @@ JSON_ROUTES = [
     "/v1/unload_model",
     "/models/load",
     "/models/unload",
+    "/sleep",
+    "/wake_up",
 ]
 LEAST: dict[str, dict[str, object]] = {
     "/v1/chat/completions": chat_body(),
     "/v1/completions": {"prompt": "x"},
     "/v1/responses": {"input": "x"},
     "/v1/responses/input_tokens": {"input": "x"},
+    "/sleep": {"level": 1},
+    "/wake_up": {"tags": ["weights"]},
 }
-NOTHING_IS_FINE = ("/v1/load_model", "/v1/unload_model")
+NOTHING_IS_FINE = ("/v1/load_model", "/v1/unload_model", "/sleep", "/wake_up")
 
 
 @pytest.mark.parametrize("route", JSON_ROUTES)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -10,8 +11,10 @@ import pytest
 from hotswap.api.endpoint import GenerationEndpoint
 from hotswap.api.openai import parse_chat
 from hotswap.api.pace import Pace
+from hotswap.api.sse import progress_text
 from hotswap.api.traffic import Traffic
 from hotswap.contracts.answers import Finished, TextDelta
+from hotswap.contracts.models import ModelSpec
 from hotswap.contracts.progress import Progress
 from hotswap.errors import (
     ContextLengthExceeded,
@@ -23,6 +26,7 @@ from hotswap.errors import (
 from tests.api.stage import (
     HELLO,
     KEEPALIVE_S,
+    READY,
     Exchange,
     ScriptedService,
     app_of,
@@ -233,8 +237,20 @@ def test_a_load_that_fails_after_the_200_is_an_error_event() -> None:
     assert exchange.events[-1] == "[DONE]"
 
 
-def test_loading_is_shown_as_reasoning_to_who_asks_for_it() -> None:
+@pytest.mark.parametrize(
+    ("query", "setting", "shown"),
+    [
+        ("?show_loading=true", False, True),
+        ("", True, True),
+        ("", False, False),
+        ("?show_loading=false", True, False),
+    ],
+)
+def test_loading_is_shown_as_reasoning_to_who_asks_for_it_or_as_the_model_has_it(
+    query: str, setting: bool, shown: bool
+) -> None:
     service = service_with(progress=LOADING)
+    service.shown = setting
     service.admission = anyio.Event()
 
     async def scene(exchange: Exchange) -> None:
@@ -242,11 +258,20 @@ def test_loading_is_shown_as_reasoning_to_who_asks_for_it() -> None:
         assert service.admission is not None
         service.admission.set()
 
-    target = f"{CHAT}?show_loading=true"
-    exchange = live(service, chat_body(stream=True), scene, target, keepalive_s=0.005)
-    delta = exchange.events[0]["choices"][0]["delta"]
-    assert delta["reasoning_content"].startswith("loading b x 42%")
+    exchange = live(service, chat_body(stream=True), scene, CHAT + query, keepalive_s=0.005)
+    if shown:
+        delta = exchange.events[0]["choices"][0]["delta"]
+        assert delta["reasoning_content"].startswith("loading b x 42%")
+    else:
+        assert exchange.events[0] == ": loading b x 42%"
     assert contents(exchange) == "Hello"
+
+
+def test_who_waits_for_others_answers_is_told_whose() -> None:
+    resident = ModelSpec(id="a", path=None)
+    snapshot = replace(READY, progress=replace(LOADING, stage="waiting"), resident=resident)
+    assert progress_text(snapshot) == "loading b x 42%, waiting for answers of a"
+    assert progress_text(replace(snapshot, progress=LOADING)) == "loading b x 42%"
 
 
 def test_comments_keep_a_slow_answer_alive() -> None:

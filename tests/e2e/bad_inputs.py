@@ -28,7 +28,7 @@ UNANSWERED = 0
 REFUSED = range(400, 500)
 NO_FAILURE = range(200, 500)
 SUMS = "hotswap/sums"
-NEEDS_NO_BODY = (LOAD, "/v1/unload_model")
+NEEDS_NO_BODY = (LOAD, "/v1/unload_model", "/sleep", "/wake_up")
 
 _MESSAGES = [{"role": "user", "content": "What is 1 + 1?"}]
 _SHORT = {"model": SUMS, "max_tokens": 1}
@@ -52,6 +52,8 @@ SOUND: Mapping[str, Mapping[str, Any]] = {
     "/v1/unload_model": {"model": SUMS},
     "/models/load": {"model": SUMS},
     "/models/unload": {"model": SUMS},
+    "/sleep": {"level": 1},
+    "/wake_up": {"tags": ["weights"]},
 }
 """By route, a body that is answered."""
 UNDOING = frozenset(

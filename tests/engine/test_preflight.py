@@ -207,12 +207,25 @@ def test_a_tokenizer_must_be_there(model: Path) -> None:
         check_tokenizer_files(model, trust_remote_code=False)
 
 
-def test_a_template_must_be_text(model: Path) -> None:
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/tools.jinja"])
+def test_a_template_must_be_text(model: Path, name: str) -> None:
+    template = model / name
+    template.parent.mkdir(exist_ok=True)
     (model / "tokenizer.json").touch()
-    (model / "chat_template.jinja").write_bytes(b"\xff\xfe")
-    with pytest.raises(CheckpointRefused, match=r"^'chat_template\.jinja' is not UTF-8 text\.$"):
+    template.write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointRefused, match=rf"^'{template.name}' is not UTF-8 text\.$"):
         check_tokenizer_files(model, trust_remote_code=False)
-    (model / "chat_template.jinja").write_text("{{ ü }}")
+    template.write_text("{{ ü }}", encoding="utf-8")
+    check_tokenizer_files(model, trust_remote_code=False)
+    template.unlink()
+    template.symlink_to("/etc/passwd")
+    with pytest.raises(CheckpointRefused, match="outside"):
+        check_tokenizer_files(model, trust_remote_code=False)
+
+
+def test_a_template_that_nothing_reads_may_be_anything(model: Path) -> None:
+    (model / "tokenizer.json").touch()
+    (model / "old_template.jinja").write_bytes(b"\xff\xfe")
     check_tokenizer_files(model, trust_remote_code=False)
 
 

@@ -25,7 +25,8 @@ class Letters:
         self._special = special
         self._shown: Set[int] = frozenset()
 
-    def decoder(self, shown: Set[int] = frozenset()) -> Any:
+    def decoder(self, shown: Set[int] = frozenset(), guard: str = "") -> Any:
+        assert not guard
         letters = Letters(self._special)
         letters._shown = shown
         return letters

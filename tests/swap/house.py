@@ -148,7 +148,7 @@ def play(
     registry = registry or ScriptedRegistry(script)
     catalog = catalog or ScriptedCatalog(*models, startup=startup)
     controller = SwapController(registry, catalog.fetch, rules)
-    house = House(registry, catalog, controller, SwapService(controller, registry, catalog, rules))
+    house = House(registry, catalog, controller, SwapService(controller, registry, catalog))
 
     async def main() -> None:
         async with house.controller.running():

@@ -48,8 +48,10 @@ from hotswap.errors import (
     InsufficientMemory,
     ModelLoadFailed,
 )
-from hotswap.residency.desk import LoadWish, Target, Waiter
-from hotswap.residency.downloads import Fetch
+from hotswap.residency.admittance import Admittance
+from hotswap.residency.desk import Desk, LoadWish, Target, Waiter
+from hotswap.residency.downloads import Downloads, Fetch
+from hotswap.residency.occupancy import Occupancy
 from hotswap.residency.stay import Residency
 from hotswap.scripted import (
     Script,
@@ -149,11 +151,11 @@ _number: ContextVar[int] = ContextVar("number")
 """Of the request that a task makes."""
 
 
-class CheckedController(SwapController):
+class CheckedAdmittance(Admittance):
     """Sees that those who wait for the same get it in the order in which they came."""
 
-    def __init__(self, registry: EngineRegistry, fetch: Fetch, rules: SwapRules) -> None:
-        super().__init__(registry, fetch, rules)
+    def __init__(self, desk: Desk, occupancy: Occupancy, downloads: Downloads) -> None:
+        super().__init__(desk, occupancy, downloads)
         self._last_let_in: dict[str, int] = {}
 
     @asynccontextmanager
@@ -165,6 +167,12 @@ class CheckedController(SwapController):
             assert self._last_let_in.get(name, -1) < number, "in order"
             self._last_let_in[name] = number
             yield stay
+
+
+class CheckedController(SwapController):
+    def __init__(self, registry: EngineRegistry, fetch: Fetch, rules: SwapRules) -> None:
+        super().__init__(registry, fetch, rules)
+        self.admittance = CheckedAdmittance(self.desk, self.occupancy, self.downloads)
 
 
 @dataclass(eq=False)
@@ -207,7 +215,7 @@ class Sequences(RuleBasedStateMachine):
         registry = CheckedRegistry(Script(prepare_s=1.5, start_s=0.3, stop_s=0.5, token_s=TOKEN_S))
         catalog = ScriptedCatalog(*MODELS, startup="B")
         controller = CheckedController(registry, catalog.fetch, RULES)
-        service = SwapService(controller, registry, catalog, RULES)
+        service = SwapService(controller, registry, catalog)
         self.registry, self.catalog, self.controller = registry, catalog, controller
         self.house = House(registry, catalog, controller, service)
         self.close = asyncio.Event()
@@ -395,8 +403,8 @@ class Sequences(RuleBasedStateMachine):
         if snapshot.phase is SwapPhase.READY:
             assert snapshot.resident is not None
             assert not [one for one in desk.queue if one.takes(snapshot.resident)]
-        downloads = self.controller.downloads.models()
-        assert {one.spec.id for one in waiting if one.spec.path is None} <= {*downloads}
+        downloads = {spec.id for spec in self.controller.downloads.models()}
+        assert {one.spec.id for one in waiting if one.spec.path is None} <= downloads
 
     def _the_snapshot_tells_what_is_there(self) -> None:
         snapshot, current = self.snapshot, self.registry.current

@@ -21,6 +21,7 @@ from hotswap.errors import (
 from hotswap.policy import (
     CRASH_WINDOW_S,
     CRASHES_TOLERATED,
+    WAITING,
     Cooldown,
     Crashes,
     FailureLedger,
@@ -129,19 +130,11 @@ def test_the_ledger_keeps_the_kind_of_failure(
     ledger.check("A", 1.0)
 
 
-def test_what_is_mended_need_not_cool_down() -> None:
+def test_what_each_look_at_it_tells_anew_has_no_cooldown() -> None:
     ledger = FailureLedger()
     ledger.note("A", ModelUnusable("config.json is not JSON."), 0.0)
-    ledger.note("B", ModelLoadFailed("broke"), 0.0)
-    with pytest.raises(ModelLoadFailed, match=r"^config\.json is not JSON\.$") as raised:
-        ledger.check("A", 1.0)
-    assert not isinstance(raised.value, CheckpointRefused)
-    assert raised.value.retry_after_s == 9.0
-    for model in "ABC":
-        ledger.mended(model)
     ledger.check("A", 1.0)
-    with pytest.raises(ModelLoadFailed, match="broke"):
-        ledger.check("B", 1.0)
+    assert ledger.readings() == {}
 
 
 def test_failures_of_one_attempt_count_once() -> None:
@@ -190,6 +183,20 @@ def test_a_meter_tells_only_what_is_worth_telling() -> None:
     assert 50 < told < 100
     assert meter.reading(1.0).eta_s == 3.0
     assert meter.reading(9.0).eta_s == 0.0
+
+
+def test_how_long_others_answers_take_is_not_foretold() -> None:
+    meter = Meter("A", download=False, started=0.0, expected_s=4.0)
+    meter.advance("reading", 1.0, 0.0)
+    read = meter.value
+    assert meter.advance(WAITING, 0.0, 1.0)
+    assert (meter.reading(2.0).eta_s, meter.reading(2.0).stage, meter.value) == (
+        None,
+        WAITING,
+        read,
+    )
+    meter.advance("starting", 0.0, 3.0)
+    assert meter.reading(3.0).eta_s == 4.0
 
 
 class TestCrashes:

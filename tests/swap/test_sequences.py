@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from hotswap.residency.admittance import Admittance
 from hotswap.residency.desk import Desk
 from hotswap.residency.stay import Residency
 from hotswap.residency.succession import Succession
-from hotswap.swap import SwapController
 from tests.swap.sequences import run
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ class TestABrokenController:
     """What is taken away is missed."""
 
     def test_that_keeps_leases_is_found_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(SwapController, "_release", lambda self, stay: self.desk.ring())
+        monkeypatch.setattr(Admittance, "_release", lambda self, stay: self._desk.ring())
         with pytest.raises(AssertionError):
             run(20, derandomize=True, shrink=False)
 

@@ -36,7 +36,8 @@ class Scene:
 
     def put_on_the_device(self, model: ModelSpec, leases: int = 0) -> ScriptedEngine:
         engine = ScriptedEngine(1, model.id, Script(), lambda: None)
-        self.occupancy.stay = Residency(ScriptedModel(model), engine, 0.0, 0.0, None, leases=leases)
+        stay = Residency(ScriptedModel(model), engine, 0.0, 0.0, None, leases=leases)
+        self.occupancy.arrive(stay)
         return engine
 
 
@@ -88,11 +89,12 @@ def test_whom_any_model_suits_brings_his_own_only_if_nothing_is_there_or_coming(
     def scene(here: Scene) -> None:
         here.ask(spec("A"), is_any=True)
         assert here.succession.next() == Next(spec("A"), leave_at=-math.inf)
-        here.occupancy.load = load_of(spec("B"))
+        load = load_of(spec("B"))
+        here.occupancy.expect(load)
         assert here.succession.next() == Next(spec("B"), leave_at=-math.inf)
-        here.occupancy.load.cancel()
+        load.cancel()
         assert here.succession.next() == Next(spec("A"), leave_at=-math.inf)
-        here.occupancy.load = None
+        here.occupancy.drop_load()
         here.put_on_the_device(spec("C"))
         assert here.succession.next() is None
 
@@ -126,7 +128,7 @@ def test_no_load_is_due_while_the_model_before_it_has_to_leave_anyway() -> None:
 def test_no_load_is_due_once_the_server_stops() -> None:
     def scene(here: Scene) -> None:
         here.ask(spec("B"))
-        here.occupancy.closing = True
+        here.occupancy.close()
         assert not here.succession.is_due(load_of(spec("B")))
 
     look(scene)

@@ -19,6 +19,7 @@ from hotswap.errors import (
     CheckpointRefused,
     ContextLengthExceeded,
     DeviceLost,
+    DownloadFailed,
     EngineFailed,
     InsufficientMemory,
     InvalidRequest,
@@ -346,9 +347,24 @@ def test_a_request_that_waited_too_long_gets_503_and_its_load_goes_on() -> None:
         house.registry.script.prepare_s = 60.0
         refused = await house.ask("B")
         assert isinstance(refused.error, ModelLoading)
+        assert "still loading" in str(refused.error)
         await house.until(lambda: house.resident == "B")
 
     play(scenario, SwapRules(on_demand=True, swap_timeout_s=10.0))
+
+
+def test_who_waited_too_long_for_another_models_answers_is_told_so() -> None:
+    async def scenario(house: House) -> None:
+        await house.ask("A")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(house.ask, "A", 200)
+            await house.until(lambda: house.controller.snapshot().leases == 1)
+            refused = await house.ask("B")
+        assert isinstance(refused.error, ModelLoading)
+        assert "'B' waits for 'A' to end its answers" in str(refused.error)
+        await house.until(lambda: house.resident == "B")
+
+    play(scenario, SwapRules(on_demand=True, patience_s=0.0, swap_timeout_s=10.0))
 
 
 def test_current_means_the_resident_model_and_never_swaps() -> None:
@@ -888,6 +904,17 @@ def test_the_startup_model_is_downloaded_by_its_load() -> None:
     assert house.catalog.fetched == ["remote"]
 
 
+def test_a_load_is_not_measured_from_the_download_that_failed_before_it() -> None:
+    async def scenario(house: House) -> None:
+        house.catalog.fetch_errors["remote"] = DownloadFailed("The connection broke off.")
+        assert isinstance((await house.ask("remote")).error, DownloadFailed)
+        await trio.sleep(1000)
+        house.catalog._specs["remote"] = spec("remote")  # put there by hand
+        assert (await house.service.load("remote", {}, "request")).load_time_s < 10
+
+    play(scenario, models=(ModelSpec(id="remote", path=None),))
+
+
 def test_progress_never_goes_back() -> None:
     async def scenario(house: House) -> None:
         seen: list[float] = []
@@ -960,9 +987,7 @@ def test_the_server_may_stop_at_any_moment(stops_after_s: float) -> None:
 def test_cancelling_the_whole_house_leaves_the_device_empty(cancelled_after_s: float) -> None:
     registry, catalog = ScriptedRegistry(), ScriptedCatalog(spec("A"), spec("B"))
     controller = SwapController(registry, catalog.fetch, ON_DEMAND)
-    house = House(
-        registry, catalog, controller, SwapService(controller, registry, catalog, ON_DEMAND)
-    )
+    house = House(registry, catalog, controller, SwapService(controller, registry, catalog))
 
     async def main() -> None:
         with trio.move_on_after(cancelled_after_s):

@@ -57,15 +57,7 @@ class GenerationEndpoint:
         stamp = Stamp()
         try:
             if call.stream:
-                show_loading = QueryParams(scope["query_string"]).get("show_loading")
-                answer = _StreamedAnswer(
-                    self._service,
-                    call,
-                    stamp,
-                    self._pace,
-                    show_loading=show_loading in ("true", "1"),
-                )
-                await self._stream(answer, receive, EventStream(send, call.media_type))
+                await self._stream(call, stamp, scope, receive, send)
             else:
                 async with while_connected(receive):
                     body = await _answer(self._service, call, stamp)
@@ -73,11 +65,16 @@ class GenerationEndpoint:
         finally:
             self._traffic.ended(stamp)
 
-    async def _stream(self, answer: _StreamedAnswer, receive: Receive, stream: EventStream) -> None:
+    async def _stream(
+        self, call: Call, stamp: Stamp, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        asked = QueryParams(scope["query_string"]).get("show_loading")
+        show_loading = None if asked is None else asked in ("true", "1")
+        answer = _StreamedAnswer(self._service, call, stamp, self._pace, show_loading)
         async with while_connected(receive) as tasks:
             tasks.start_soon(answer.produce)
             tasks.start_soon(answer.show_life, self._keepalive_s)
-            await answer.write(stream)
+            await answer.write(EventStream(send, call.media_type))
 
 
 async def _answer(service: ModelService, call: Call, stamp: Stamp) -> bytes:
@@ -102,8 +99,17 @@ class _StreamedAnswer:
     """
 
     def __init__(
-        self, service: ModelService, call: Call, stamp: Stamp, pace: Pace, *, show_loading: bool
+        self,
+        service: ModelService,
+        call: Call,
+        stamp: Stamp,
+        pace: Pace,
+        show_loading: bool | None,
     ) -> None:
+        """
+        Args:
+            show_loading: As text that a person sees; None: as the model's settings have it.
+        """
         self._service = service
         self._call = call
         self._pace = pace
@@ -151,9 +157,12 @@ class _StreamedAnswer:
 
     async def show_life(self, keepalive_s: float) -> None:
         """Signs of life for as long as nothing else comes."""
+        await self._outbox.silent(keepalive_s)
+        if self._show_loading is None:
+            self._show_loading = await self._service.shows_loading(self._call.request.model)
         while True:
-            await self._outbox.silent(keepalive_s)
             self._outbox.put(self._sign_of_life)
+            await self._outbox.silent(keepalive_s)
 
     def _sign_of_life(self) -> bytes:
         if self._stamp.admitted is not None:

@@ -30,7 +30,10 @@ def progress_text(snapshot: SwapSnapshot) -> str:
     progress = snapshot.progress
     if progress is None:
         return "waiting"
-    return f"loading {_one_line(progress.model[:200])} {progress.value:.0%}"
+    text = f"loading {_one_line(progress.model[:200])} {progress.value:.0%}"
+    if progress.stage == "waiting" and snapshot.resident is not None:
+        return f"{text}, waiting for answers of {_one_line(snapshot.resident.id[:200])}"
+    return text
 
 
 def _one_line(text: str) -> str:

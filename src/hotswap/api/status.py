@@ -77,7 +77,7 @@ class StatusRoutes:
                 "version": __version__,
                 "problems": self._health.problems(),
                 **describe(snapshot, time.monotonic()),
-                "unusable": await self._service.unusable(),
+                "unusable": self._service.unusable(),
             }
         )
 

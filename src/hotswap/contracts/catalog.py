@@ -19,9 +19,9 @@ class ModelCatalog(Protocol):
     async def models(self) -> tuple[ModelSpec, ...]:
         """What is listed, those included whose settings are wrong."""
 
-    async def unusable(self) -> Mapping[str, str]:
+    def unusable(self) -> Mapping[str, str]:
         """Why what an operator put here cannot be loaded, by name: of models that are listed, and
-        of directories that hold none."""
+        of directories that hold none. As it is known already: the disk is not asked."""
 
     async def resolve(self, name: str) -> ModelSpec:
         """No network.

@@ -93,6 +93,8 @@ class ModelSpec:
     """Parked, it stays so, whatever else would like its place."""
     background: bool = False
     """Its requests are answered by whichever model is resident, and never cause a swap."""
+    show_loading: bool = False
+    """A stream that waits for it tells how far it is as reasoning, which a person sees."""
     max_position_embeddings: int | None = None
     created_unix: int = 0
     facts: ModelFacts = ModelFacts()

@@ -59,7 +59,7 @@ class ModelService(Protocol):
     async def models(self) -> tuple[ModelListing, ...]:
         """What a request may name now. Never waits for a load."""
 
-    async def unusable(self) -> Mapping[str, str]:
+    def unusable(self) -> Mapping[str, str]:
         """See `ModelCatalog.unusable`."""
 
     async def model(self, name: str) -> ModelListing:
@@ -71,6 +71,10 @@ class ModelService(Protocol):
         Raises:
             ModelNotFound, ModelLoadFailed
         """
+
+    async def shows_loading(self, name: str | None) -> bool:
+        """Whether the settings of the model that a request means have streams that wait for it
+        tell how far it is; not so of one that cannot be had, as `generate` says."""
 
     async def warm(self, name: str | None, *, keep_alive_s: float | None = None) -> str:
         """Wait until a model is resident, as a request for it would; returns its id.

@@ -8,10 +8,14 @@ import logging
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hotswap.contracts.requests import ChatPrompt, Guide
 from hotswap.engine.front import Front
+from hotswap.engine.grammar import Preamble, WrittenPreamble
+from hotswap.engine.history import for_harmony, tools_for_harmony
+from hotswap.engine.speech import harmony
 from hotswap.engine.speech.call_grammar import CallGrammar
 from hotswap.engine.speech.families import THINKING_SWITCHES, Speech
 from hotswap.engine.speech.listener import Hearing
@@ -38,6 +42,8 @@ class Conversation:
     """None: the answer is text and nothing else."""
     guide: Guide | None
     """What the answer must be, after its reasoning."""
+    preamble: Preamble | WrittenPreamble | None
+    """What may come before that which the guide is for."""
 
 
 def write_out(model: str, front: Front, prompt: ChatPrompt, guide: Guide | None) -> Conversation:
@@ -55,8 +61,10 @@ def write_out(model: str, front: Front, prompt: ChatPrompt, guide: Guide | None)
     text = _text(model, front, template, prompt)
     demanded = _demanded(front.speech, prompt, tools)
     tools = tools if demanded or not guide else Tools()
+    guide = demanded or guide
     hearing = _hearing(front.speech, prompt, text, tools, demanded=demanded is not None)
-    return Conversation(text, hearing, demanded or guide)
+    preamble = _preamble(front.speech, text, hearing, guide) if guide else None
+    return Conversation(text, hearing, guide, preamble)
 
 
 def _why_not(model: str, front: Front) -> str:
@@ -114,6 +122,17 @@ def schema_guides(tools: Tools) -> Iterator[Guide]:
 def _hearing(
     speech: Speech, prompt: ChatPrompt, text: str, tools: Tools, *, demanded: bool
 ) -> Hearing | None:
+    if speech.in_channels:
+        guard = harmony.GUARD if speech.special.keys() >= set(harmony.MARKERS) else ""
+        return Hearing(
+            read_calls=partial(harmony.read, begun=harmony.begun_by(text), guard=guard),
+            tools=tools,
+            demanded=demanded,
+            parallel=prompt.tool_choice.parallel,
+            marked_off=tuple(guard + marker for marker in harmony.MARKERS),
+            shown=frozenset(speech.special.values()),
+            guard=guard,
+        )
     marks, opened = _reasoning(speech.marks, prompt, text)
     if marks is None and not tools:
         return None
@@ -145,6 +164,25 @@ def _reasoning(marks: Marks | None, prompt: ChatPrompt, text: str) -> tuple[Mark
     return (None, False) if end.endswith(marks.close) else (marks, end.endswith(marks.open))
 
 
+def _preamble(
+    speech: Speech, text: str, hearing: Hearing | None, guide: Guide
+) -> Preamble | WrittenPreamble | None:
+    if hearing is not None and speech.in_channels:
+        grammar = CallGrammar(speech.ids, several=False)
+        begun = harmony.begun_by(text)
+        start = harmony.write_before(grammar, begun, "@guide", is_call=hearing.demanded)
+        if start is None:
+            raise InvalidRequest(
+                "The chat template of this model begins its answers in a way that they cannot be "
+                "guided after.",
+                param=guide.param,
+            )
+        return WrittenPreamble(grammar.source(start))
+    if hearing is None or hearing.marks is None:
+        return None
+    return Preamble(hearing.marks.close, None if hearing.opened else hearing.marks.open)
+
+
 # -- writing ---------------------------------------------------------------------------------
 
 
@@ -154,6 +192,8 @@ def _text(model: str, front: Front, template: ChatTemplate, prompt: ChatPrompt) 
         raise InvalidRequest(f"{min(reserved)!r} cannot be set here.", param="chat_template_kwargs")
     messages = [_message(message) for message in prompt.messages]
     tools = [_plain(tool) for tool in prompt.tools] if front.speech.tools else []
+    if front.speech.in_channels:
+        messages, tools = for_harmony(messages), tools_for_harmony(tools)
     if tools and "tools" not in template.variables:
         messages = _told_in_system(messages, tools)
     mark = ""
@@ -163,7 +203,7 @@ def _text(model: str, front: Front, template: ChatTemplate, prompt: ChatPrompt) 
     values = {
         **front.tokenizer.special_tokens_map,
         "documents": None,
-        **_effort(template, prompt.reasoning_effort),
+        **_effort(front.speech, template, prompt.reasoning_effort),
         **_plain(prompt.template_kwargs),
         "messages": messages,
         "tools": tools or None,
@@ -192,11 +232,13 @@ def _up_to(mark: str, text: str) -> str:
     return begun
 
 
-def _effort(template: ChatTemplate, effort: str | None) -> dict[str, Any]:
+def _effort(speech: Speech, template: ChatTemplate, effort: str | None) -> dict[str, Any]:
     """How the template wants to hear how much to think."""
     if effort is None:
         return {}
     if "reasoning_effort" in template.variables:
+        if speech.in_channels and effort in ("none", "minimal"):
+            effort = "low"  # the least that gpt-oss was taught
         return {"reasoning_effort": effort}
     return dict.fromkeys(THINKING_SWITCHES & template.variables, effort != "none")
 

@@ -52,12 +52,16 @@ class Vocabulary:
         if self._spelling is not None and not self._spells_right():
             self._spelling = None
 
-    def decoder(self, shown: Set[int] = frozenset()) -> TextDecoder:
-        """A decoder for one answer. ``shown``: special tokens that it gives out as they are
-        written, where others leave no text."""
+    def decoder(self, shown: Set[int] = frozenset(), guard: str = "") -> TextDecoder:
+        """A decoder for one answer.
+
+        Args:
+            shown: special tokens that it gives out as they are written, where others leave no text.
+            guard: what it puts before each of them.
+        """
         if self._spelling is None:
-            return _WindowDecoder(self, shown)
-        return _ByteDecoder(self.visible) if not shown else _ByteDecoder(self._visible_with(shown))
+            return _WindowDecoder(self, shown, guard)
+        return _ByteDecoder(self._visible_with(shown, guard.encode()) if shown else self.visible)
 
     def raw(self, token: int) -> bytes:
         """The bytes that a token stands for, special tokens included."""
@@ -78,8 +82,8 @@ class Vocabulary:
         """The bytes that a token adds to an answer: none for special tokens."""
         return b"" if token in self.special else self.raw(token)
 
-    def _visible_with(self, shown: Set[int]) -> Callable[[int], bytes]:
-        return lambda token: self.raw(token) if token in shown else self.visible(token)
+    def _visible_with(self, shown: Set[int], guard: bytes) -> Callable[[int], bytes]:
+        return lambda token: guard + self.raw(token) if token in shown else self.visible(token)
 
     def text(self, tokens: list[int]) -> str:
         """All of ``tokens`` as text, special ones left out."""
@@ -120,15 +124,19 @@ class _WindowDecoder:
     """Decodes the tokens since the last two places where the text was whole: the first stretch
     gives the second its context (a decoder drops the space of a word that comes first)."""
 
-    def __init__(self, vocabulary: Vocabulary, shown: Set[int] = frozenset()) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, shown: Set[int] = frozenset(), guard: str = ""
+    ) -> None:
         self._vocabulary = vocabulary
         self._shown = shown
+        self._guard = guard
         self._context: list[int] = []
         self._pending: list[int] = []
 
     def push(self, token: int) -> str:
         if token in self._shown:
-            return self.finish() + self._vocabulary.raw(token).decode(errors="replace")
+            raw = self._vocabulary.raw(token).decode(errors="replace")
+            return self.finish() + self._guard + raw
         self._pending.append(token)
         text = self._pending_text()
         if text.endswith(_REPLACEMENT) and len(self._pending) < _LONGEST_WAIT:

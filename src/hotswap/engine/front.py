@@ -224,6 +224,8 @@ def _load(path: Path, engine: EngineConfig, task: Task, key: FrontKey) -> Front:
     if fault is not None:
         _log.warning("The chat template of %s cannot be read, so it refuses chats: %s", path, fault)
     source = None if template is None else given
+    speech = _speech(template, source, vocabulary)
+    eos_ids = speech.end_ids(eos_ids)
     return Front(
         key=key,
         tokenizer=tokenizer,
@@ -233,7 +235,7 @@ def _load(path: Path, engine: EngineConfig, task: Task, key: FrontKey) -> Front:
         chat_template=source,
         template=template,
         template_fault=fault,
-        speech=_speech(template, source, vocabulary),
+        speech=speech,
         vocab_size=vocab_size,
         eos_ids=eos_ids,
         max_model_len=_max_model_len(own, asked),

@@ -60,7 +60,16 @@ class Preamble:
     with what the guide is for. None: it begins inside."""
 
 
-def grammar_of(guide: Guide, preamble: Preamble | None, markers: Mapping[str, int]) -> str:
+@dataclass(frozen=True, slots=True)
+class WrittenPreamble:
+    """One that is a grammar of its own, in Lark's notation; what the guide is for is ``@guide``."""
+
+    source: str
+
+
+def grammar_of(
+    guide: Guide, preamble: Preamble | WrittenPreamble | None, markers: Mapping[str, int]
+) -> str:
     """In llguidance's own notation; whether it compiles is not known yet.
 
     Args:
@@ -97,12 +106,14 @@ def refuse(guide: Guide, reason: str, error: type[InvalidRequest] = InvalidReque
     raise error(f"The {subject} cannot be used: {reason}", param=guide.param) from None
 
 
-def _beginning(preamble: Preamble | None, markers: Mapping[str, int]) -> str:
+def _beginning(preamble: Preamble | WrittenPreamble | None, markers: Mapping[str, int]) -> str:
     """The first rule of all. Without forcing, a text that is sure to come may be written in any
     tokens: llguidance would tokenize it by a call of Python's, at every such place."""
     lines = ['%llguidance {"no_forcing": true}']
     if preamble is None:
         return "\n".join([*lines, "start: @guide"])
+    if isinstance(preamble, WrittenPreamble):
+        return "\n".join([*lines, preamble.source])
     thought = "thought BREAK"
     if preamble.close in markers:
         lines += [f"thought: TEXT <[{markers[preamble.close]}]>", r"TEXT: /(.|\n)*/"]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from hotswap.contracts.requests import Guide
-from hotswap.engine.grammar import Preamble, grammar_of, refuse
+from hotswap.engine.grammar import Preamble, WrittenPreamble, grammar_of, refuse
 from hotswap.errors import InvalidRequest, Overloaded
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ _stack_size = threading.Lock()
 """It can only be set for all threads that are started from then on."""
 
 
+_Key = tuple[str, str, Preamble | WrittenPreamble | None]
+
+
 class CompilingTooSlow(InvalidRequest):
     """Nobody knows yet whether the guide can be used."""
 
@@ -75,11 +78,13 @@ class Guides:
         self._tokens: _Tokens | str | None = None
         """A text: why there are none; None: nobody has asked yet."""
         self._making = threading.Lock()
-        self._kept: OrderedDict[tuple[str, str, Preamble | None], CompiledGuide] = OrderedDict()
+        self._kept: OrderedDict[_Key, CompiledGuide] = OrderedDict()
         self._lock = threading.Lock()
         self._compiling = threading.Semaphore(_COMPILING)
 
-    def compile(self, guide: Guide, preamble: Preamble | None = None) -> CompiledGuide:
+    def compile(
+        self, guide: Guide, preamble: Preamble | WrittenPreamble | None = None
+    ) -> CompiledGuide:
         """Takes milliseconds, or up to some seconds: call it from a worker thread.
 
         Args:
@@ -129,7 +134,7 @@ class Guides:
         if not self._compiling.acquire(timeout=max(0.0, seconds)):
             raise Overloaded("Too many guides are being compiled.")
 
-    def _find(self, key: tuple[str, str, Preamble | None]) -> CompiledGuide | None:
+    def _find(self, key: _Key) -> CompiledGuide | None:
         with self._lock:
             known = self._kept.get(key)
             if known is not None:

@@ -21,6 +21,9 @@ _MAX_HEADER_BYTES = 100 << 20
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_TEMPLATE = "chat_template.jinja"
+_MORE_TEMPLATES = "additional_chat_templates"
+"""Directory of those with a name."""
 _CODE_KEYS = (
     *("_attn_implementation", "_experts_implementation", "attn_implementation"),
     *("experts_implementation", "kernel_config", "use_kernels"),
@@ -86,18 +89,28 @@ def read_config(directory: Path, *, trust_remote_code: bool) -> dict[str, Any]:
 
 def check_tokenizer_files(directory: Path, *, trust_remote_code: bool) -> None:
     """Raises: CheckpointRefused: no vocabulary, foreign code, a file that is not its own, or a
-    template that is no text."""
+    chat template that is no text."""
     for entry in sorted(directory.iterdir()):
-        if entry.suffix in {".json", ".jinja", ".model", ".txt", ".tiktoken"}:
+        if entry.suffix in {".json", ".model", ".txt", ".tiktoken"}:
             resolve(directory, entry.name)
-        if entry.suffix == ".jinja" and not _is_text(_content(directory, entry.name)):
-            raise CheckpointRefused(f"{_shown(entry.name)} is not UTF-8 text.")
+    _check_templates(directory)
     if (directory / "tokenizer_config.json").exists():
         config = read_object(directory, "tokenizer_config.json")
         _refuse_code(config, "tokenizer_config.json", trust_remote_code)
     # Without one transformers makes up an empty tokenizer rather than fail.
     if not any(entry.name.endswith(_VOCABULARIES) for entry in directory.iterdir()):
         raise CheckpointRefused("The tokenizer is missing.")
+
+
+def _check_templates(directory: Path) -> None:
+    """Of all that transformers reads with the tokenizer; one that is no text is an error there."""
+    templates = [(directory, _TEMPLATE)] if os.path.lexists(directory / _TEMPLATE) else []
+    if (directory / _MORE_TEMPLATES).is_dir():
+        inner = inner_directory(directory, _MORE_TEMPLATES)
+        templates += [(inner, file.name) for file in sorted(inner.glob("*.jinja"))]
+    for where, name in templates:
+        if not _is_text(_content(where, name)):
+            raise CheckpointRefused(f"{_shown(name)} is not UTF-8 text.")
 
 
 def check_weights(directory: Path) -> WeightFiles:

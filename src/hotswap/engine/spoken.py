@@ -40,7 +40,7 @@ class SpokenText(AnswerText):
     ) -> None:
         super().__init__(index, vocabulary, stop)
         if hearing.shown:
-            self._decoder = vocabulary.decoder(hearing.shown)
+            self._decoder = vocabulary.decoder(hearing.shown, hearing.guard)
         self._short_ids = hearing.ids == "short"
         self._listener = Listener(hearing)
         self._last: Piece | None = None
@@ -102,7 +102,7 @@ class SpokenText(AnswerText):
                 continue  # all of it is cut off, or withheld
             entries = self._entries(piece)
             if piece.kind in ("text", "reasoning"):
-                self._say(piece, piece.text, entries)
+                self._say(piece, piece.lead + piece.text, entries)
             elif piece.kind == "call":
                 self._events.append(
                     ToolCallDelta(
@@ -122,6 +122,7 @@ class SpokenText(AnswerText):
         if pieces and pieces[0].kind == "text" and pieces[0].start == withheld.end:
             pieces[0].start = withheld.start
             pieces[0].parts[:0] = withheld.parts
+            pieces[0].lead = withheld.lead
         else:
             del self._passed[: bisect_left(self._passed, withheld.end)]
             pieces.insert(0, withheld)
@@ -144,7 +145,8 @@ class SpokenText(AnswerText):
             self._logprobs = [(c, entry) for c, entry in self._logprobs if c < cut]
         elif begun is not None:
             end = begun
-            self._withheld = Piece("text", piece.start + end, piece.end, 0, [text[end:]])
+            lead = "" if end else piece.lead
+            self._withheld = Piece("text", piece.start + end, piece.end, 0, [text[end:]], lead)
             self._passed[:0] = [piece.start + at for at in places if at >= end]
         else:
             return

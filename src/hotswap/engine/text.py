@@ -18,7 +18,7 @@ from hotswap.engine.chat import schema_guides, write_out
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.drawing import DrawParams
 from hotswap.engine.front import Front
-from hotswap.engine.grammar import Preamble, is_too_large
+from hotswap.engine.grammar import Preamble, WrittenPreamble, is_too_large
 from hotswap.engine.guide import CompiledGuide, CompilingTooSlow
 from hotswap.engine.speech.listener import Hearing
 from hotswap.errors import ContextLengthExceeded, InvalidRequest
@@ -111,10 +111,11 @@ class PromptRenderer:
     def _prompt(self, prompt: Prompt, request: GenerationRequest) -> RenderedPrompt:
         # With log-probabilities, tokens tell the prompt, see `hotswap.engine.sequence.Sequence`.
         echo = request.echo and request.logprobs is None
-        hearing, guide = None, request.guide
+        hearing, guide, preamble = None, request.guide, None
         if isinstance(prompt, ChatPrompt):
             written = write_out(self._model, self._front, prompt, guide)
             text, hearing, guide = written.text, written.hearing, written.guide
+            preamble = written.preamble
             ids = self._encode(text, prompt, special=False, counted=request.counted)
         elif isinstance(prompt, TextPrompt):
             text = prompt.text
@@ -125,13 +126,18 @@ class PromptRenderer:
             text = self._front.vocabulary.text(list(ids)) if echo else ""
         if not ids and not request.counted:
             ids = self._bos(prompt)
-        grammar = self._compiled(guide, hearing) if guide else None
+        grammar = self._compiled(guide, preamble, hearing) if guide else None
         return RenderedPrompt(ids, text if echo else "", hearing, grammar)
 
-    def _compiled(self, guide: Guide, hearing: Hearing | None) -> CompiledGuide:
+    def _compiled(
+        self,
+        guide: Guide,
+        preamble: Preamble | WrittenPreamble | None,
+        hearing: Hearing | None,
+    ) -> CompiledGuide:
         guides = self._front.guides
         try:
-            return guides.compile(guide, _preamble(hearing))
+            return guides.compile(guide, preamble)
         except CompilingTooSlow:
             raise
         except InvalidRequest as error:
@@ -183,13 +189,6 @@ class PromptRenderer:
     def _bias(self, bias: Mapping[int, float] | None) -> Mapping[int, float]:
         _check_ids(tuple(bias or ()), self._front.vocab_size, "logit_bias")
         return dict(bias or {})
-
-
-def _preamble(hearing: Hearing | None) -> Preamble | None:
-    """What may come before that which a guide is for."""
-    if hearing is None or hearing.marks is None:
-        return None
-    return Preamble(hearing.marks.close, None if hearing.opened else hearing.marks.open)
 
 
 def token_texts(

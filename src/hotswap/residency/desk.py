@@ -22,6 +22,7 @@ from hotswap.contracts.models import ModelSpec
 from hotswap.contracts.progress import Report
 from hotswap.contracts.reports import LoadReport, UnloadReport
 from hotswap.contracts.service import UnloadMode
+from hotswap.contracts.snapshot import LoadFailure
 from hotswap.errors import HotswapError
 from hotswap.policy import FailureLedger, Meter
 from hotswap.residency.stay import Residency
@@ -137,7 +138,7 @@ class Desk:
         self.queue: list[Waiter] = []
         self.load_wishes: list[LoadWish] = []
         self.unload_wish: UnloadWish | None = None
-        self.failures = FailureLedger()
+        self._failures = FailureLedger()
         self.version = 0
         """Grows with each change."""
         self._bell = Event()
@@ -197,6 +198,33 @@ class Desk:
                 self.ring()
 
         return report
+
+    def idle_limit_s(self, spec: ModelSpec) -> float | None:
+        """How long a model may stay idle, unless a request has it otherwise; None: for ever."""
+        return self.rules.idle_timeout_s if spec.ttl_s is None else spec.ttl_s
+
+    # -- which loads failed
+
+    def note_failure(self, model: str, error: HotswapError, *, restoring: bool = False) -> None:
+        """See `FailureLedger.note`."""
+        self._failures.note(model, error, anyio.current_time(), restoring=restoring)
+        self.ring()
+
+    def forgive(self, model: str) -> None:
+        """It may be tried again at once."""
+        self._failures.forgive(model)
+        self.ring()
+
+    def check_cooldown(self, model: str) -> None:
+        """See `FailureLedger.check`."""
+        self._failures.check(model, anyio.current_time())
+
+    def is_cooling(self, model: str | None) -> bool:
+        return self._failures.cooling(model, anyio.current_time())
+
+    def failures(self) -> dict[str, LoadFailure]:
+        """By model."""
+        return self._failures.readings()
 
     # -- requests
 

@@ -48,9 +48,9 @@ class Downloads:
             self._running.append(spec)
             self._tasks.start_soon(self._run, spec, meter)
 
-    def models(self) -> list[str]:
-        """Ids of what is being fetched."""
-        return [spec.id for spec in self._running]
+    def models(self) -> tuple[ModelSpec, ...]:
+        """What is being fetched."""
+        return tuple(self._running)
 
     def meter(self, model: str) -> Meter | None:
         """Of a download that somebody waits for, also when it has just ended."""
@@ -73,4 +73,10 @@ class Downloads:
             self._failed(spec, error)
         finally:
             self._running.remove(spec)
+            self._forget_meters()
             self._desk.ring()
+
+    def _forget_meters(self) -> None:
+        """But for those of downloads that go on, and of loads that are to follow one."""
+        followed = {spec.id for spec in (*self._running, *self._desk.wanted())}
+        self._meters = {model: self._meters[model] for model in self._meters if model in followed}

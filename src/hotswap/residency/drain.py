@@ -9,6 +9,7 @@ import anyio
 
 from hotswap.contracts.snapshot import SwapPhase
 from hotswap.errors import ModelUnloaded, ShuttingDown, SwapInProgress
+from hotswap.policy import WAITING
 from hotswap.residency.desk import UNLOADED, Desk, UnloadWish, is_for
 from hotswap.residency.load import Load
 from hotswap.residency.occupancy import Occupancy
@@ -32,6 +33,9 @@ class Drain:
     async def for_another(self, stay: Residency, load: Load) -> bool:
         """Drain the resident model for a prepared one. False: it stays after all."""
         prepared_at = anyio.current_time()
+        if stay.leases:
+            load.meter.advance(WAITING, 0.0, prepared_at)
+            self._desk.ring()
         await self._desk.until(
             lambda: (
                 not self._succession.is_due(load)

@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import logging
 
-import anyio
-
 from hotswap.contracts.models import ModelSpec
-from hotswap.contracts.snapshot import SwapPhase
 from hotswap.errors import DeviceLost, HotswapError, ModelLoadFailed, ShuttingDown
 from hotswap.residency.desk import Desk, anyone, is_same_load
 from hotswap.residency.history import History
@@ -40,7 +37,7 @@ class Faults:
         staying = load.fallback.spec.id if load.fallback else None
         if load.is_special or self._occupancy.is_resident(model) or staying == model:
             return  # only these settings failed: with those that a request gets it may well load
-        self._desk.failures.note(model, known, anyio.current_time(), restoring=load.restoring)
+        self._desk.note_failure(model, known, restoring=load.restoring)
 
     def lose_device(self, error: Exception) -> None:
         """Nothing can be loaded in this process any more."""
@@ -51,11 +48,9 @@ class Faults:
             logger.critical("the device is lost: %s", lost)
         wish, self._desk.unload_wish = self._desk.unload_wish, None
         if wish is not None:
-            occupancy.last_good = None
+            occupancy.mean_empty()
             wish.verdict.refuse(lost)
-        occupancy.load = None
-        occupancy.enter(SwapPhase.FAILED)
-        occupancy.lost = lost
+        occupancy.lose(lost)
         self._desk.refuse(anyone, lost)
 
     def _told(self, error: Exception, otherwise: str) -> HotswapError:
@@ -65,5 +60,5 @@ class Faults:
             error = ModelLoadFailed(otherwise)
         # The frames of a traceback hold tensors, that is, memory of the device.
         error.__traceback__ = error.__context__ = error.__cause__ = None
-        self._occupancy.last_error = error.message
+        self._occupancy.note_error(error.message)
         return error

@@ -13,8 +13,11 @@ from hotswap.residency.stay import Residency
 
 
 class Occupancy:
-    """The state of one device. What is on it, and its phase, are for its owner to change
-    (`hotswap.swap`); orders say whether it sleeps; requests only look."""
+    """The state of one device. It is changed by the methods below alone; everybody may look.
+
+    The owner of the device (`hotswap.swap`) says what comes and leaves. A lost device, a load that
+    failed and an order to sleep are told by those who see them.
+    """
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -36,10 +39,68 @@ class Occupancy:
         self.lost: DeviceLost | None = None
         """Why nothing can be loaded in this process any more."""
 
+    # -- what changes it
+
     def enter(self, phase: SwapPhase) -> None:
         if self.lost is None or phase is SwapPhase.CLOSED:  # there is no way back
             self.phase = phase
         self._desk.ring()
+
+    def expect(self, load: Load) -> None:
+        """Somebody prepares it, or starts it."""
+        self.load = load
+        self._desk.ring()
+
+    def drop_load(self) -> None:
+        self.load = None
+        self._desk.ring()
+
+    def arrive(self, stay: Residency) -> None:
+        """A model can answer: the one that was expected."""
+        self.stay = stay
+        self.last_good = stay.spec
+        self.asleep = None
+        self.load = None
+        self.enter(SwapPhase.READY)
+
+    def leave(self) -> None:
+        """The model is off the device."""
+        self.stay = None
+        self._desk.ring()
+
+    def mean_empty(self) -> None:
+        """No model has to come back."""
+        self.last_good = None
+
+    def keep_empty(self, *, kept: bool) -> None:
+        """Whether it stays empty until a model is asked for by hand."""
+        self.unloaded_by_hand = kept
+
+    def call_off(self) -> None:
+        """It is put to sleep: what is on its way will not come."""
+        if self.load is not None:
+            self.load.cancel()
+        self.sleeps += 1
+
+    def fall_asleep(self, spec: ModelSpec) -> None:
+        """What is to be woken up."""
+        self.asleep = spec
+
+    def note_error(self, message: str) -> None:
+        self.last_error = message
+        self._desk.ring()
+
+    def lose(self, error: DeviceLost) -> None:
+        self.load = None
+        self.enter(SwapPhase.FAILED)
+        self.lost = error
+
+    def close(self) -> None:
+        """Nothing comes any more."""
+        self.closing = True
+        self._desk.ring()
+
+    # -- what is there
 
     @property
     def resident(self) -> ModelSpec | None:

@@ -71,7 +71,7 @@ class Orders:
     def _wish_load(self, spec: ModelSpec, cause: Cause, *, shared: bool = False) -> LoadWish:
         """``shared``: nobody waits for the verdict, so it may be somebody else's."""
         self._occupancy.check_open()
-        self._occupancy.unloaded_by_hand = False
+        self._occupancy.keep_empty(kept=False)
         wish = (self._desk.share_load if shared else self._desk.wish_load)(spec, cause)
         self._downloads.begin(wish.spec)
         self._occupancy.admit()
@@ -105,8 +105,8 @@ class Orders:
 
     def _cancel_load(self, model: str) -> UnloadReport:
         load = self._occupancy.load
-        coming = [load.spec.id] if load is not None else []
-        if model not in (*coming, *self._downloads.models()):
+        coming = () if load is None else (load.spec,)
+        if all(spec.id != model for spec in (*coming, *self._downloads.models())):
             raise NotLoaded(f"The model {model!r} is not loaded.")
         if load is not None and load.spec.id == model:
             load.cancel()
@@ -122,7 +122,7 @@ class Orders:
         load, resident = occupancy.load, occupancy.resident
         self._call_off_all_loads()
         if resident is None:
-            occupancy.unloaded_by_hand = True
+            occupancy.keep_empty(kept=True)
             report = UnloadReport(model=None)
             if load is not None:
                 report = await self._fall_asleep_on_the_way(load, park=park)
@@ -130,7 +130,7 @@ class Orders:
             told = "The model was put to sleep; POST /wake_up wakes it."
             report = await self.unload(None, None, mode, park=park, told=told)
             if resident.id == report.model:
-                occupancy.asleep = resident
+                occupancy.fall_asleep(resident)
         if not park:
             # What sleeps may have slept more lightly before, and what came has been on the device.
             for spec in (occupancy.asleep, load.spec if load is not None else None):
@@ -147,19 +147,15 @@ class Orders:
 
     def _call_off_all_loads(self) -> None:
         """Whatever is wanted by now will not come, nor the model before it come back."""
-        if self._occupancy.load is not None:
-            self._occupancy.load.cancel()
-        self._occupancy.sleeps += 1
+        self._occupancy.call_off()
         self._desk.refuse(anyone, ModelUnloaded(PUT_TO_SLEEP))
 
     async def _fall_asleep_on_the_way(self, load: Load, *, park: bool) -> UnloadReport:
         """What sleeps is the model that was there last, though it had left for another one."""
         occupancy = self._occupancy
-        if load.fallback is not None:
-            occupancy.asleep = load.fallback.spec
-        elif occupancy.asleep is None:
-            occupancy.asleep = load.spec
-        sleeper = occupancy.asleep.id
+        before = occupancy.asleep if load.fallback is None else load.fallback.spec
+        sleeper = before or load.spec
+        occupancy.fall_asleep(sleeper)
         load.fallback = None
         begun = anyio.current_time()
         await self._desk.until(lambda: occupancy.load is not load)
@@ -167,9 +163,9 @@ class Orders:
             occupancy.check_open()
         waited_s = anyio.current_time() - begun
         return UnloadReport(
-            model=sleeper,
+            model=sleeper.id,
             shutdown_time_s=waited_s,
             total_time_s=waited_s,
-            parked=park and self._history.is_parked(sleeper),
+            parked=park and self._history.is_parked(sleeper.id),
             called_off=load.spec.id,
         )

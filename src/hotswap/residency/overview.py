@@ -49,7 +49,7 @@ class Overview:
             waiting=self._waiting(),
             leases=stay.leases if stay else 0,
             parked=tuple(self.registry.parked()),
-            failures=self.desk.failures.readings(),
+            failures=self.desk.failures(),
             last_error=occupancy.last_error,
             engine=engine,
             loads=totals.loads,
@@ -79,8 +79,9 @@ class Overview:
 
     def _progress(self) -> Progress | None:
         load = self.occupancy.load
-        coming = [load.spec.id] if load is not None else []
-        return next(map(self.progress_of, (*coming, *self.downloads.models())), None)
+        coming = () if load is None else (load.spec,)
+        models = (spec.id for spec in (*coming, *self.downloads.models()))
+        return next(map(self.progress_of, models), None)
 
     def _waiting(self) -> dict[str, int]:
         """See `SwapSnapshot.waiting`."""
@@ -112,5 +113,5 @@ class Overview:
             return "the model is loading"
         if self.occupancy.unloaded_by_hand:
             return "the model was unloaded"
-        last, now = self.history.last_resident, anyio.current_time()
-        return "the model failed to load" if self.desk.failures.cooling(last, now) else None
+        is_cooling = self.desk.is_cooling(self.history.last_resident)
+        return "the model failed to load" if is_cooling else None

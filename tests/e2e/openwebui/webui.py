@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.e2e.openwebui.overheard import Exchange, Overheard
 from tests.e2e.served import Server
 
 
@@ -15,15 +17,19 @@ class WebUI:
     page: Any
     """Playwright's."""
     server: Server
+    heard: Overheard
+    since: float
+    """The monotonic time at which the page was opened."""
 
     @classmethod
-    def opened(cls, page: Any, address: str, server: Server) -> WebUI:
+    def opened(cls, page: Any, address: str, server: Server, heard: Overheard) -> WebUI:
+        since = time.monotonic()
         page.goto(address)
         page.locator("#chat-input").wait_for()
         news = page.get_by_text("Okay, Let's Go!")
         if news.count():
             news.click()
-        return cls(page, server)
+        return cls(page, server, heard, since)
 
     def choose(self, *models: str) -> None:
         """Models in the menu; several are asked side by side."""
@@ -48,6 +54,15 @@ class WebUI:
 
     def option(self, model: str) -> Any:
         return self.page.get_by_role("option", name=f"Select {model} model", exact=True)
+
+    def dot(self, model: str) -> Any:
+        """That of a loaded model, in the menu, which is open."""
+        return self.option(model).locator(".bg-green-500")
+
+    def options(self) -> set[str]:
+        """Names of all models in the menu, which is open."""
+        labels = [one.get_attribute("aria-label") for one in self.page.get_by_role("option").all()]
+        return {label.removeprefix("Select ").removesuffix(" model") for label in labels}
 
     def eject(self, model: str) -> None:
         """By the button that the menu shows beside a loaded model."""
@@ -94,6 +109,24 @@ class WebUI:
         engine = self.server.status()["engine"]
         return 0 if engine is None else int(engine["running"])
 
-    def posts(self) -> list[str]:
-        """The log's lines of requests that generate."""
-        return [line for line in self.server.lines if "POST '/v1/chat/completions'" in line]
+    def unload(self) -> None:
+        """Not by the page: all that the server generates ends with it."""
+        with self.server.http() as http:
+            http.post("/v1/unload_model", json={"mode": "abort"}).raise_for_status()
+
+    def prompt_tokens(self, chat: Exchange) -> int:
+        """As the chat's model reads it."""
+        asked = {key: chat.body[key] for key in ("model", "messages", "tools")}
+        with self.server.http() as http:
+            return int(http.post("/tokenize", json=asked).json()["count"])
+
+    def asked(self, path: str = "/v1/chat/completions") -> list[Exchange]:
+        """What Open WebUI has posted there since the page was opened."""
+        return [one for one in self.heard.exchanges(path) if one.asked_at > self.since]
+
+    def chats(self) -> list[Exchange]:
+        """Those that are a person's, and no task."""
+        return [one for one in self.asked() if one.body.get("stream")]
+
+    def tasks(self) -> list[Exchange]:
+        return [one for one in self.asked() if not one.body.get("stream")]

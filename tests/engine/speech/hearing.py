@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hotswap.engine.speech import harmony
 from hotswap.engine.speech.families import FAMILIES, PLAIN, Family
 from hotswap.engine.speech.listener import Hearing, Listener
 from hotswap.engine.speech.pieces import Piece
@@ -41,8 +42,12 @@ def family(name: str) -> Family:
 def listener(name: str | None, **options: Any) -> Listener:
     """Reasoning is listened for, too, unless ``marks`` says otherwise."""
     read = family(name).read if name else None
-    given = {"marks": THINK, "tools": TOOLS if name else Tools(), **options}
-    return Listener(Hearing(read_calls=read, **given))
+    tools = TOOLS if name else Tools()
+    given: dict[str, Any] = {"marks": THINK, "tools": tools, "read_calls": read}
+    if name == "harmony":
+        given |= {"marks": None, "marked_off": harmony.MARKERS}
+    given |= options
+    return Listener(Hearing(**given))
 
 
 def hear(name: str | None, *texts: str, cut: bool = False, **options: Any) -> Heard:
@@ -62,9 +67,9 @@ def joined(pieces: list[Piece]) -> Heard:
     for piece in pieces:
         goes_on = before is not None and (before.kind, before.call) == (piece.kind, piece.call)
         if goes_on and piece.kind != "call":
-            heard[-1] = (piece.kind, heard[-1][1] + piece.text)
+            heard[-1] = (piece.kind, heard[-1][1] + piece.lead + piece.text)
         else:
-            heard.append((piece.kind, piece.text))
+            heard.append((piece.kind, piece.lead + piece.text))
         before = piece
     return heard
 

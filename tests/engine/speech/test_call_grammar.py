@@ -53,6 +53,7 @@ TEMPLATES = {
     "deepseek, older": "{{ tools }}<｜tool▁calls▁begin｜>```json",
     "phi": "{{ tools }}<|tool_call|>",
     "json": "{{ tools }}",
+    "harmony": "{{ tools }}<|channel|>",
 }
 """What is told by a template, in as few words as it takes."""
 
@@ -192,6 +193,7 @@ def test_all_that_a_grammar_lets_through_is_heard_as_calls(template: str, as_tok
         ),
         ("phi", '<|tool_call|>[{"name": "clock", "arguments": {}}]<|/tool_call|>'),
         ("json", '{"name": "clock", "arguments": {}}'),
+        ("harmony", "<|channel|>commentary to=functions.clock <|constrain|>json<|message|>{}"),
     ],
 )
 def test_a_grammar_lets_through_what_the_family_says(template: str, text: str) -> None:

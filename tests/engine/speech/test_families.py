@@ -28,8 +28,13 @@ SPEECH: dict[str, Callable[[str, str], str]] = {
     ),
     "phi": lambda n, a: f'<|tool_call|>[{{"name": "{n}", "arguments": {a}}}]<|/tool_call|>',
     "json": lambda n, a: f'{{"name": "{n}", "arguments": {a}}}',
+    "harmony": lambda n, a: (
+        f"<|channel|>commentary to=functions.{n} <|constrain|>json<|message|>{a}<|call|>"
+    ),
 }
 """How each family calls a tool."""
+AMONG_TEXT = [name for name in SPEECH if name != "harmony"]
+"""Families whose calls stand in a text, after reasoning between marks."""
 FORMS: list[tuple[str, str, Heard]] = [
     ("hermes", '<tool_call>{"arguments": {}, "name": "clock"}</tool_call>', call("clock", "{}")),
     ("hermes", '<tool_call>\n{"name": "clock"}\n</tool_call>', call("clock", "{}")),
@@ -113,6 +118,13 @@ FORMS: list[tuple[str, str, Heard]] = [
     ),
     ("phi", 'functools[{"name": "clock", "arguments": {}}]', call("clock", "{}")),
     (
+        "harmony",
+        "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant<|channel|>commentary "
+        "to=functions.weather_map <|constrain|>json<|message|>{}<|end|>"
+        "<|start|>assistant to=functions.clock<|channel|>commentary json<|message|>{}<|call|>",
+        [("text", "I look."), *call("weather_map", "{}"), *call("clock", "{}")],
+    ),
+    (
         "json",
         f'[{{"name": "weather", "arguments": {PARIS}}},\n{{"name": "clock", "arguments": {{}}}}]',
         [*call("weather", PARIS), *call("clock", "{}")],
@@ -179,7 +191,7 @@ def test_an_answer_may_end_anywhere(name: str, text: str) -> None:
         for (kind, said), (whole_kind, whole_said) in zip(heard, whole, strict=False):
             if kind != whole_kind:
                 assert kind == "text"
-                assert said in text
+                assert said.strip() in text
                 break
             if kind != "text":
                 assert whole_said.startswith(said)
@@ -233,14 +245,14 @@ def test_reasoning_that_is_cut_within_its_mark_does_not_show_it() -> None:
     assert hear(None, "<thi", cut=True) == []
 
 
-@pytest.mark.parametrize("name", [*SPEECH, "qwen-coder"])
+@pytest.mark.parametrize("name", [*AMONG_TEXT, "qwen-coder"])
 def test_where_a_call_is_demanded_nothing_else_is_said(name: str) -> None:
     assert hear(name, " \n", demanded=True) == []
     assert hear(name, '<tool_call>{"na', demanded=True) == []
     assert hear(name, "<think>Hm.</think>x", demanded=True) == [("reasoning", "Hm.")]
 
 
-@pytest.mark.parametrize("name", [*SPEECH, "qwen-coder"])
+@pytest.mark.parametrize("name", [*AMONG_TEXT, "qwen-coder"])
 @given(data=st.data())
 def test_nothing_is_lost_and_nothing_told_twice(name: str, data: st.DataObject) -> None:
     words = ["{", "}", '"', "name", '"name": "clock"', ":", ",", " ", "\n", "x", "\\", "[", "]"]
@@ -339,6 +351,9 @@ HOSTILE = {
     "deepseek": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function",
     "phi": "functools[<|tool_call|>[",
     "think": "<think></think",
+    "harmony": "<|channel|>analysis<|message|>",
+    "headers": "<|end|><|start|>assistant<|channel|>commentary to=functions.",
+    "channels": "<|channel|><|constrain|>",
     "text": "word ",
 }
 
@@ -363,7 +378,7 @@ def test_the_work_grows_with_the_text_and_no_faster(name: str, kind: str) -> Non
 @pytest.mark.slow
 def test_four_times_the_text_is_about_four_times_the_work(kind: str) -> None:
     def hear_all(text: str) -> None:
-        for name in ("hermes", "qwen-coder", "mistral", "llama"):
+        for name in ("hermes", "qwen-coder", "mistral", "llama", "harmony"):
             hear(name, text)
             hear(name, *(text[at : at + 5] for at in range(0, len(text), 5)))
 
@@ -382,6 +397,9 @@ def test_four_times_the_text_is_about_four_times_the_work(kind: str) -> None:
         ("{{ tools }}<｜tool▁calls▁begin｜>", ("<|python_tag|>",), "deepseek"),
         ("{{ tools }}", ("<|tool_call|>",), "phi"),
         ("{{ tools }}", ("<tool_call>", "</tool_call>"), "hermes"),
+        ("{{ tools }}<|start|>assistant<|channel|>final<|message|>", (), "harmony"),
+        ("{{ tools }}", ("<|start|>", "<|channel|>", "<|message|>"), "harmony"),
+        ("{{ tools }}<tool_call>", ("<|channel|>",), "hermes"),
         ("{{ tools }}", (), "json"),
     ],
 )

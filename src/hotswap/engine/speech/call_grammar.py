@@ -47,6 +47,10 @@ class CallGrammar:
     def text_up_to(self, end: str) -> str:
         """Any text that ends with ``end``, which is nowhere else in it."""
         name = f"text_{len(self._rules)}"
+        if end in self._ids:  # which no text spells
+            self._rules.append(f"{name}: {name.upper()} {self.text(end)}")
+            self._rules.append(rf"{name.upper()}: /(.|\n)*/")
+            return name
         self._rules.append(f"{name}[lazy]: /(.|\\n)*{re.escape(end).replace('/', chr(92) + '/')}/")
         return name
 

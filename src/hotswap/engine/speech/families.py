@@ -8,6 +8,7 @@ from typing import Literal
 
 from hotswap.engine.speech import (
     deepseek,
+    harmony,
     hermes,
     llama,
     mistral,
@@ -38,7 +39,15 @@ _DEEPSEEK_MARKERS = (
     deepseek.SEPARATOR,
 )
 _MISTRAL_MARKERS = (mistral.CALLS, mistral.ARGUMENTS, mistral.CALL_ID)
+HARMONY = Family(
+    name="harmony",
+    sign=harmony.CHANNEL,
+    read=harmony.read,
+    write=harmony.write,
+    markers=harmony.MARKERS,
+)
 FAMILIES = (
+    HARMONY,
     Family(
         name="deepseek",
         sign=deepseek.CALLS,
@@ -128,6 +137,9 @@ class Speech:
 
     family: Family | None = None
     """How it calls tools; None: its template knows none."""
+    in_channels: bool = False
+    """Its answers are messages in channels, with tools or without: see
+    `hotswap.engine.speech.harmony`."""
     thinking: bool = False
     """Its template knows of reasoning."""
     marks: Marks | None = None
@@ -140,6 +152,14 @@ class Speech:
     @property
     def tools(self) -> bool:
         return self.family is not None
+
+    def end_ids(self, told: frozenset[int]) -> frozenset[int]:
+        """The tokens that end an answer, of which a checkpoint's files have ``told``: some have
+        there what ends only a message."""
+        if not self.in_channels:
+            return told
+        ends = {self.ids[marker] for marker in harmony.ENDS if marker in self.ids}
+        return (told | ends) - {self.ids.get(harmony.END)} if ends else told
 
     def summary(self) -> dict[str, object]:
         """For whoever wants to know what the model can do."""
@@ -156,13 +176,17 @@ def speech_of(
         added: the tokens of the vocabulary that are texts of their own, and their ids.
         special: the ids that are no text.
     """
-    family = family_of(template, added.keys()) if "tools" in names else None
-    marks = marks_of(template, added.keys())
+    family = family_of(template, added.keys())
+    in_channels = family is HARMONY
+    marks = None if in_channels else marks_of(template, added.keys())
+    markers: tuple[str, ...] = (marks.open, marks.close) if marks else ()
+    if in_channels or "tools" in names:
+        markers += family.markers
     said = marks is not None and (marks.open in template or marks.close in template)
-    markers = (family.markers if family else ()) + ((marks.open, marks.close) if marks else ())
     return Speech(
-        family=family,
-        thinking=said or bool(names & THINKING_SWITCHES),
+        family=family if "tools" in names else None,
+        in_channels=in_channels,
+        thinking=in_channels or said or bool(names & THINKING_SWITCHES),
         marks=marks,
         ids={text: added[text] for text in markers if text in added},
         special={text: added[text] for text in markers if added.get(text) in special},

@@ -30,8 +30,12 @@ class Hearing:
     """Beside reasoning and calls nothing is said."""
     parallel: bool = True
     """Several calls in one answer are taken; else it ends with the first one."""
+    marked_off: tuple[str, ...] = ()
+    """Marks that are never text, wherever they stand."""
     shown: frozenset[int] = frozenset()
     """Special tokens that stand for something in the text."""
+    guard: str = ""
+    """Stands before each of them there."""
     ids: Literal["long", "short"] = "long"
     """What ids of calls look like: "short" is nine letters and digits, which Mistral's templates
     insist on."""
@@ -59,13 +63,16 @@ class Listener:
         return self._pieces.calls
 
     def calling(self, text: str) -> bool | None:
-        """``text``, which comes next, belongs to a call, or to what may become one. None: its
-        beginning may be that of the mark which closes a call, or not."""
+        """``text``, which comes next, belongs to a call, or to what may become one; or it begins
+        with, or within, what is told to nobody. None: its beginning may be that of the mark which
+        closes a call, or not."""
+        unread = self._reader.unread
+        if self._pieces.outside or (unread + text).startswith(self._hearing.marked_off):
+            return True
         if self.thinking or self._hearing.read_calls is None:
             return False
         if self._hearing.demanded or self._reader.notes:
             return True
-        unread = self._reader.unread
         return self._pieces.goes_on(unread + text) if self._pieces.calling else bool(unread)
 
     @property
@@ -85,7 +92,7 @@ class Listener:
     def finish(self, *, cut: bool = False) -> None:
         """The answer has ended; ``cut``: not by itself. Then what is still undecided is the
         beginning of a mark or of a call, and no text; see also `Reader.doubted`."""
-        self._reader.ended = True
+        self._reader.ended, self._reader.cut = True, cut
         if cut:
             self._reader.drop()
         next(self._reading, None)

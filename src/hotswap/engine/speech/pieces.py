@@ -19,10 +19,15 @@ class Piece:
     call: int = 0
     """Number of the call that it belongs to."""
     parts: list[str] = field(default_factory=list)
+    lead: str = ""
+    """What sets it apart from what was said before; it is not in the answer."""
 
     @property
     def text(self) -> str:
         return "".join(self.parts)
+
+
+_APART = "\n\n"
 
 
 class Pieces:
@@ -42,10 +47,13 @@ class Pieces:
         self.calls = 0
         """That have begun."""
         self.over = False
-        """The one call there may be is complete. What else is said is not taken any more."""
+        """The one call there may be is complete, or the model goes on with what is no answer. What
+        else is said is not taken any more."""
         self.thinking = False
         self.calling = False
         """From where a call has begun to where text may follow."""
+        self.outside = False
+        """What is read belongs to no message, but says which one follows."""
         self._closings: tuple[str, ...] | None = None
         self._reader = reader
         self._silent = silent
@@ -56,7 +64,13 @@ class Pieces:
         self._tail: list[str] = []
         """Spaces that may turn out to end the reasoning."""
         self._thought = False
-        """Some reasoning has been given out."""
+        """Some reasoning has been given out, or is over."""
+        self._begins = True
+        """Of the reasoning that is read, nothing has been given out."""
+        self._kinds: set[str] = set()
+        """Of the pieces that have been given out."""
+        self._apart = False
+        """The next text is one of its own."""
 
     def take(self) -> list[Piece]:
         """Those since the last call."""
@@ -75,25 +89,47 @@ class Pieces:
             if text.isspace():
                 self._gap.append(text)
                 return
-            begins = not self.calls and not self._thought
+            begins = not self.calls and not self._thought and not self._apart
             text = "".join(self._gap) + text if begins else text.lstrip()
             self._gap = None
-        self._add("text", text, self._reader.offset)
+        lead = _APART if self._apart and text else ""
+        self._apart = self._apart and not text
+        self._add("text", text, self._reader.offset, lead=lead)
+
+    def leave(self) -> None:
+        """What is read belongs to no message until one is entered."""
+        self._reader.forget()
+        self.calling = False
+        self.outside = True
+
+    def enter(self) -> None:
+        self.outside = False
+
+    def begin_text(self) -> None:
+        """What is said from here on is a text of its own."""
+        self.enter()
+        self._gap = []
+        self._apart = "text" in self._kinds
 
     def begin_reasoning(self) -> None:
         self._reader.forget()
+        self.enter()
         self.thinking = True
+        self._begins = True
+        self._tail = []
 
     def reasoning(self, text: str) -> None:
         """The text ``text``, which was read last, is thought."""
-        text = text if self._thought else text.lstrip()
+        text = text.lstrip() if self._begins else text
         thought = text.rstrip()
         tail = text[len(thought) :]
         if not thought:
             self._tail += [tail] if tail else []
             return
-        self._add("reasoning", "".join(self._tail) + thought, self._reader.offset - len(tail))
-        self._thought = True
+        lead = _APART if self._begins and "reasoning" in self._kinds else ""
+        end = self._reader.offset - len(tail)
+        self._add("reasoning", "".join(self._tail) + thought, end, lead=lead)
+        self._thought, self._begins = True, False
         self._tail = [tail]
 
     def end_reasoning(self) -> None:
@@ -120,6 +156,10 @@ class Pieces:
     def end_call(self) -> None:
         self.over = not self._parallel
 
+    def end(self) -> None:
+        """What else is said is not taken."""
+        self.over = True
+
     def end_calls(self, *closings: str) -> None:
         """The calls are whole. All that may follow before there is text is one of ``closings``."""
         self._closings = closings
@@ -138,18 +178,25 @@ class Pieces:
         """The answer has ended."""
         if self.thinking:
             self._add("reasoning", "".join(self._tail), self._reader.offset)
-        elif self._gap and not self.calls and not self._thought:
+        elif self._gap and not self.calls and not self._thought and not self._apart:
             self._add("text", "".join(self._gap), self._reader.offset)
 
     def _add(
-        self, kind: Literal["text", "reasoning", "arguments"], text: str, end: int, call: int = 0
+        self,
+        kind: Literal["text", "reasoning", "arguments"],
+        text: str,
+        end: int,
+        call: int = 0,
+        *,
+        lead: str = "",
     ) -> None:
         if self.over or not text:
             return
+        self._kinds.add(kind)
         start = end - len(text)
         last = self._pieces[-1] if self._pieces else None
         if last is not None and last.kind == kind and (kind == "arguments" or last.end == start):
             last.parts.append(text)
             last.end = end
         else:
-            self._pieces.append(Piece(kind, start, end, call, [text]))
+            self._pieces.append(Piece(kind, start, end, call, [text], lead))

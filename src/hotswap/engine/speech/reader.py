@@ -46,6 +46,8 @@ class Reader:
     def __init__(self) -> None:
         self.ended = False
         """No more text will come."""
+        self.cut = False
+        """It was not the model that ended it."""
         self.offset = 0
         """Characters that have been read."""
         self.doubted = False
@@ -127,6 +129,27 @@ class Reader:
                 return None
             word += self._read(self._at + 1)
         return None
+
+    def head(self, markers: Markers, most: int) -> Reading[tuple[str, str | None]]:
+        """Read up to the first marker and past it; or, where none comes within ``most`` characters
+        or before the end, that far.
+
+        Returns:
+            What is before the marker, and the marker.
+        """
+        while True:
+            found = markers.find(self._text, self._at)
+            if found is not None:
+                end = found.start()
+            else:
+                end = len(self._text) if self.ended else markers.begun(self._text, self._at)
+            if end - self._at > most or (found is None and self.ended):
+                return self._read(min(end, self._at + most)), None
+            if found is not None:
+                text = self._read(end)
+                self._read(found.end())
+                return text, found[0]
+            yield
 
     def until(self, markers: Markers, take: Callable[[str], None]) -> Reading[str | None]:
         """Read up to the first marker and past it; what is before it goes to ``take`` as it comes.

@@ -1,6 +1,6 @@
 """A process that begins as a server does: greedy answers of checkpoints, and what was imported.
 
-python -m tests.engine.leanly CHECKPOINT [CHECKPOINT ...]
+python -m tests.engine.as_a_server CHECKPOINT [CHECKPOINT ...]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import anyio
 
-from hotswap.engine.lean import import_transformers
+from hotswap.engine.without_compiler import import_transformers
 
 
 async def _answers(paths: list[Path]) -> list[str]:

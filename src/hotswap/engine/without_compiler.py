@@ -3,7 +3,7 @@
 As transformers is imported it marks a few functions for torch's compiler and looks distributed
 tensors up. Both are imported for that, with SymPy and Triton: a third of the modules, of the time
 until a fresh process serves, and of its memory. No model is compiled by torch or sharded over
-processes here.
+processes here (`hotswap.config.settle_threads` tells torch to compile nothing).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
+from threading import RLock
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -22,9 +23,12 @@ import torch.distributed
 
 COMPILER = "torch._dynamo"
 _MASKS = f"{COMPILER}._trace_wrapped_higher_order_op"
-"""Where `transformers.masking_utils` takes a class from that is seldom used."""
+_MASK = "TransformGetItemToIndex"
+"""A class in there, which `transformers.masking_utils` imports and seldom uses."""
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_arrival = RLock()
 
 
 def import_transformers() -> None:
@@ -40,7 +44,7 @@ def import_transformers() -> None:
     sys.meta_path.insert(0, _CompilersParts())
     is_available = torch.distributed.is_available
     torch.distributed.is_available = lambda: False
-    sys.modules[_MASKS] = _Masks(_MASKS)
+    sys.modules[_MASKS] = _masks()
     try:
         # It remembers the answer, and all its modules go by that.
         import_module("transformers.utils.import_utils").is_torch_distributed_available()
@@ -51,24 +55,30 @@ def import_transformers() -> None:
 
 
 class _Compiler(ModuleType):
-    """``torch._dynamo`` until somebody wants more of it than marks on functions and tensors, which
-    mean nothing as long as nothing is compiled; then the real one takes its place."""
+    """``torch._dynamo`` until somebody wants more of it than marks on functions and tensors; then
+    the real one takes its place. What had been marked until then is unknown to that one, which
+    matters to nobody who does not compile it."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.__path__ = []  # as packages have one
-
-    def allow_in_graph(self, fn: F) -> F:
-        return fn
-
-    def assume_constant_result(self, fn: F) -> F:
-        return fn
+        self.__path__ = []
+        self.__spec__ = ModuleSpec(name, None, is_package=True)
 
     def disable(self, fn: F | None = None, *_: Any, **__: Any) -> F | Callable[[F], F]:
-        return self.allow_in_graph if fn is None else fn
+        return self._unmarked if fn is None else fn
 
-    def mark_static_address(self, *_: Any, **__: Any) -> None:
+    def _unmarked(self, fn: F) -> F:
+        return fn
+
+    allow_in_graph = assume_constant_result = disallow_in_graph = forbid_in_graph = _unmarked
+
+    def _nothing(self, *_: Any, **__: Any) -> None:
         pass
+
+    graph_break = mark_dynamic = mark_static = mark_static_address = maybe_mark_dynamic = _nothing
+
+    def is_compiling(self) -> bool:
+        return False
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -94,21 +104,20 @@ class _CompilersParts(MetaPathFinder, Loader):
         """It has been."""
 
 
-class _Masks(ModuleType):
-    """Stands in for the module of that name while its classes are imported by theirs."""
+def _masks() -> ModuleType:
+    """Stands in for the module of that name while transformers imports the class from it."""
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        return getattr(import_module(_MASKS), _MASK)(*args, **kwargs)
 
-        def made(*args: Any, **kwargs: Any) -> Any:
-            return getattr(import_module(_MASKS), name)(*args, **kwargs)
-
-        return made
+    module = ModuleType(_MASKS)
+    setattr(module, _MASK, made)
+    return module
 
 
 def _real_compiler() -> ModuleType:
-    if isinstance(sys.modules[COMPILER], _Compiler):
-        del sys.modules[COMPILER]
-        vars(torch).pop("_dynamo", None)
-    return import_module(COMPILER)
+    with _arrival:
+        if isinstance(sys.modules.get(COMPILER), _Compiler):
+            del sys.modules[COMPILER]
+            vars(torch).pop("_dynamo", None)
+        return import_module(COMPILER)

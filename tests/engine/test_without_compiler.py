@@ -1,4 +1,4 @@
-"""What a server imports of torch, in processes of their own: in this one it is too late."""
+"""What a server imports of torch, in processes that import nothing else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_models_of_every_tier_answer_without_torchs_compiler(
             wanted.append((await served.ask("one two three", max_tokens=8)).text)
             tiers.append(served.tier)
     assert len(set(tiers)) == len(tiers)
-    told: dict[str, Any] = json.loads(python("-m", "tests.engine.leanly", *map(str, paths)))
+    told: dict[str, Any] = json.loads(python("-m", "tests.engine.as_a_server", *map(str, paths)))
     assert told["answers"] == wanted
     assert not set(LEFT_OUT) & set(told["modules"])
 
@@ -62,7 +62,8 @@ async def test_models_of_every_tier_answer_without_torchs_compiler(
 )
 def test_who_wants_the_compiler_gets_it(wish: str) -> None:
     compiled = (
-        "import sys; from hotswap.engine.lean import import_transformers; import_transformers();"
+        "import sys; from hotswap.engine.without_compiler import import_transformers;"
+        "import_transformers();"
         f"assert {LEFT_OUT[0]!r} not in sys.modules;"
         f"{wish};"
         "import torch; assert utils.__name__.startswith('torch._dynamo.'), utils;"
@@ -73,9 +74,34 @@ def test_who_wants_the_compiler_gets_it(wish: str) -> None:
     assert python("-c", compiled) == "2.0\n"
 
 
+def test_threads_that_want_it_at_once_all_get_the_real_one() -> None:
+    wanted = (
+        "from hotswap.engine.without_compiler import import_transformers; import_transformers();"
+        "import sys, torch; from concurrent.futures import ThreadPoolExecutor\n"
+        "with ThreadPoolExecutor(8) as pool:\n"
+        "    found = list(pool.map(lambda _: torch._dynamo.eval_frame.__name__, range(8)))\n"
+        "print(set(found), torch._dynamo is sys.modules['torch._dynamo'])"
+    )
+    assert python("-c", wanted) == "{'torch._dynamo.eval_frame'} True\n"
+
+
+def test_marks_leave_functions_as_they_are() -> None:
+    marked = (
+        "from hotswap.engine.without_compiler import import_transformers; import_transformers();"
+        "import sys, torch, importlib.util\n"
+        "@torch.compiler.disable(recursive=False)\n"
+        "@torch.compiler.allow_in_graph\n"
+        "@torch._dynamo.assume_constant_result\n"
+        "def double(x): torch._dynamo.graph_break(); return 2 * x\n"
+        "print(double(3), torch._dynamo.is_compiling(), 'torch._dynamo.utils' in sys.modules,"
+        "importlib.util.find_spec('torch._dynamo') is not None)"
+    )
+    assert python("-c", marked) == "6 False False True\n"
+
+
 def test_masks_of_flex_attention_find_their_class() -> None:
     used = (
-        "from hotswap.engine.lean import import_transformers; import_transformers();"
+        "from hotswap.engine.without_compiler import import_transformers; import_transformers();"
         "from transformers.masking_utils import TransformGetItemToIndex as mode; import torch\n"
         "with mode(): print(torch.arange(4)[torch.tensor(2)].item())"
     )
