@@ -399,8 +399,16 @@ class _Server:
             await self._registry.arrival()
         if self._stopping.is_set():
             return
+        if self._writes_json:
+            logger.info("hotswap is ready at %s", self._url)
+            return
         models = await self._service.models()
         console.print_banner(self._settings, self._url, self._service.snapshot(), models)
+
+    @property
+    def _writes_json(self) -> bool:
+        """Whoever reads what this process writes takes it apart line by line."""
+        return self._settings.server.log_format == "json"
 
     async def _first_loaded(self) -> bool:
         """False: the server ends for want of it. One that goes on after a fault does not: what was
@@ -421,7 +429,10 @@ class _Server:
         except (ModelUnloaded, ShuttingDown) as error:
             logger.info("%r is not loaded: %s", name, error)
         except HotswapError as error:
-            console.print_error(f"{name}: {error.message}")
+            if self._writes_json:
+                logger.error("%s: %s", name, error.message)
+            else:
+                console.print_error(f"{name}: {error.message}")
             if note is None:
                 self._stop(UNUSABLE)
                 return False
@@ -438,7 +449,8 @@ class _Server:
                     snapshot = await self._service.changed(snapshot.version)
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(show)
+            if not self._writes_json:
+                tasks.start_soon(show)
             failure: HotswapError | None = None
             try:
                 yield
