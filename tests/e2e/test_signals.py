@@ -149,7 +149,8 @@ def test_the_log_has_a_line_for_each_swap_that_machines_can_read(tmp_path: Path)
         body = {**QUESTION, "model": TALES, "max_tokens": 5}
         assert http.post("/v1/chat/completions", json=body, headers=headers).status_code == 200
         assert server.terminate() == 0
-    told = [json.loads(line) for line in server.lines]  # there is nothing else
+    assert [line for line in server.lines if not line.startswith('{"time"')] == []
+    told = [json.loads(line) for line in server.lines]
     swaps = [line for line in told if line.get("event") == "swap"]
     assert [(one["by"], one["from"], one["to"], one["result"]) for one in swaps] == [
         ("start-up", None, SUMS, "loaded"),
