@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from hotswap.api.dialect import Call, Lasting
-from hotswap.api.fields import Count, decode
+from hotswap.api.fields import Count, Probability, decode
 from hotswap.api.guides import ANY_OBJECT, TextFormat, schema_guide
 from hotswap.api.responses_answers import Asked, ResponseDocument, ResponseFrames
 from hotswap.api.responses_items import Input, Item, conversation, message_mappings, plain, typed
@@ -101,7 +101,7 @@ class ResponseBody(ResponseInput, kw_only=True):
     metadata: dict[str, str] | None = None
     max_output_tokens: Count | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_p: Probability | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     include: list[str] | None = None
     user: str | None = None
