@@ -112,6 +112,12 @@ def test_null_is_unset_everywhere() -> None:
     assert completion(**dict.fromkeys(completion_fields)) == completion()
 
 
+def test_functions_are_sent_on_to_what_took_their_place() -> None:
+    for name, use in (("functions", "tools"), ("function_call", "tool_choice")):
+        with pytest.raises(InvalidRequest, match=f"^{name}: not supported.*; use {use}$"):
+            chat(**{name: [{"name": "f"}]})
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [

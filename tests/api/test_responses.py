@@ -282,6 +282,28 @@ def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
     assert param in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "use"),
+    [
+        ("response_format", {"type": "json_object"}, "text.format"),
+        ("max_tokens", 0, "max_output_tokens"),
+        ("max_completion_tokens", 9, "max_output_tokens"),
+        ("messages", [{"role": "user", "content": "hi"}], "input"),
+        ("functions", [{"name": "f"}], "tools"),
+        ("function_call", "auto", "tool_choice"),
+        ("reasoning_effort", "low", "reasoning.effort"),
+    ],
+)
+def test_a_field_of_chats_is_refused_with_its_name_here(name: str, value: Any, use: str) -> None:
+    for parse in (parse_response, parse_count):
+        for fields in ({name: value}, {name: value, "input": "hi"}):
+            with pytest.raises(InvalidRequest) as caught:
+                parse(fields, STORE)
+            assert caught.value.message == f"{name}: not supported; use {use}"
+            assert caught.value.param == name
+        parse({name: None, "input": "hi"}, STORE)
+
+
 @given(objects_like({"model": "m", "input": "hi", "tools": TOOLS}, ResponseBody))
 def test_whatever_comes_is_a_request_or_refused(fields: dict[str, Any]) -> None:
     for parse in (parse_response, parse_count):

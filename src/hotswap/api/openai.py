@@ -199,6 +199,7 @@ _NOT_HONOURED_IN_CHATS: Mapping[str, tuple[Any, ...]] = {
     "add_special_tokens": (),
     "echo": (),
 }
+_INSTEAD = {"functions": "tools", "function_call": "tool_choice"}
 # Arguments of the template call itself: the request must not reach around its own checks.
 _RESERVED_TEMPLATE_KWARGS = frozenset(
     (
@@ -228,7 +229,7 @@ def parse_chat(fields: dict[str, Any]) -> Call:
     Raises:
         InvalidRequest: names the field.
     """
-    refuse_not_honoured(fields, _NOT_HONOURED_IN_CHATS)
+    refuse_not_honoured(fields, _NOT_HONOURED_IN_CHATS, _INSTEAD)
     refuse_other_forms(fields)
     refuse_other_content(fields.get("messages"))
     chat = decode(fields, Chat)

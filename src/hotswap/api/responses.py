@@ -116,6 +116,16 @@ _NOT_HONOURED: Mapping[str, tuple[Any, ...]] = {
     "moderation": (),
     "prompt": (),
 }
+_OF_CHATS = {
+    "functions": "tools",
+    "function_call": "tool_choice",
+    "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+}
+"""Fields of ``/v1/chat/completions``, and what they are called here."""
 _LOGPROBS = "message.output_text.logprobs"
 
 
@@ -126,6 +136,7 @@ def parse_response(fields: dict[str, Any], store: ResponseStore) -> Call:
         InvalidRequest: names the field.
     """
     refuse_not_honoured(fields, _NOT_HONOURED)
+    refuse_not_honoured(fields, dict.fromkeys(_OF_CHATS, ()), _OF_CHATS)
     create = decode(typed(fields), ResponseBody)
     items = conversation(create.input, create.previous_response_id, store)
     keep = create.store is not False
@@ -163,6 +174,7 @@ def parse_count(fields: dict[str, Any], store: ResponseStore) -> GenerationReque
         InvalidRequest: names the field.
     """
     refuse_not_honoured(fields, _NOT_HONOURED)
+    refuse_not_honoured(fields, dict.fromkeys(_OF_CHATS, ()), _OF_CHATS)
     counted = decode(typed(fields), ResponseInput)
     items = conversation(counted.input, counted.previous_response_id, store)
     return GenerationRequest(prompts=(_prompt(counted, items),), model=counted.model)
