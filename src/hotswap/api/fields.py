@@ -49,7 +49,7 @@ _KINDS = {
     "bool": "true or false",
     "object": "an object",
 }
-_NO_TEXT = frozenset(
+NO_TEXT = frozenset(
     {"audio", "document", "file", "image", "image_url", "input_audio", "input_file"}
     | {"input_image", "input_video", "video", "video_url"}
 )
@@ -117,7 +117,7 @@ def _entry(complaint: str, fields: Any, into: type, path: str) -> str:
 def _not_among(choice: re.Match[str], values: tuple[str, ...]) -> str:
     # Else it is what tells kinds of parts, tools and the like from each other.
     fault = "is not one of its values" if choice["literal"] else "is not supported here"
-    if choice["value"].strip("'") in _NO_TEXT:
+    if choice["value"].strip("'") in NO_TEXT:
         fault = "is not supported: this model reads text only"
     told = f"; it can be {' or '.join(values)}" if values else ""
     return f"{choice['value'][:200]} {fault}{told}"

@@ -172,7 +172,10 @@ class PromptRenderer:
     def _bos(self, prompt: Prompt) -> tuple[int, ...]:
         bos = self._front.tokenizer.bos_token_id
         if not isinstance(bos, int):
-            raise InvalidRequest("The prompt has no tokens.", param=prompt_name(prompt))
+            why = "it is empty, and this model has no token to begin a text with"
+            if isinstance(prompt, ChatPrompt):
+                why = "the chat template of this model writes nothing for these messages"
+            raise InvalidRequest(f"The prompt has no tokens: {why}.", param=prompt_name(prompt))
         return (bos,)
 
     def _draw_params(self, asked: SamplingParams) -> DrawParams:
