@@ -207,6 +207,7 @@ def test_embeddings_now_and_then() -> None:
 
 def test_nothing_to_embed_loads_the_model() -> None:
     service = ScriptedService()
+    nothing: dict[str, Any]
     for nothing in ({}, {"input": None}, {"input": ""}, {"input": []}):
         assert post(service, "/api/embed", model="sums", **nothing).json["embeddings"] == []
     for nothing in ({}, {"prompt": None}, {"prompt": ""}):

@@ -18,7 +18,6 @@ from hotswap.contracts.listing import ModelListing
 from hotswap.contracts.service import ModelService
 from hotswap.errors import InvalidRequest
 
-
 PAGING = ("limit", "after_id", "before_id")
 """Query parameters that Anthropic's clients turn pages with."""
 _MOST = 1000

@@ -94,8 +94,8 @@ def parse_embed(fields: dict[str, Any]) -> EmbedCall:
         InvalidRequest: names the field.
     """
     embed = decode(fields, OllamaEmbed)
-    inputs = embed.input or ()
-    inputs = (inputs,) if isinstance(inputs, str) else inputs
+    texts = embed.input or []
+    inputs = [texts] if isinstance(texts, str) else texts
     request = EmbeddingRequest(
         prompts=tuple(map(TextPrompt, inputs)),
         model=embed.model_name(),

@@ -57,7 +57,7 @@ class Tool:
         there must be, and of what type each is."""
         properties = {name: _typed(self.types_of(name)) for name in self.properties}
         required = [name for name in properties if name in self.required]
-        schema = {"type": "object", "properties": properties, "required": required}
+        schema: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
         if self.parameters.get("additionalProperties") is False:
             schema["additionalProperties"] = False
         return Tool(self.name, schema)
