@@ -15,7 +15,15 @@ from hotswap.catalog import Catalog
 from hotswap.config import CatalogConfig, ConfigError
 from hotswap.contracts.models import AppliedSetting, EngineConfig, ModelSpec
 from hotswap.contracts.progress import Report
-from hotswap.errors import DownloadFailed, InvalidRequest, ModelNotFound, ModelUnusable
+from hotswap.errors import (
+    DiskFull,
+    DownloadFailed,
+    HotswapError,
+    HubUnavailable,
+    InvalidRequest,
+    ModelNotFound,
+    ModelUnusable,
+)
 from hotswap.hub import CachedModel, Hub
 from tests.model_files import CONFIG, sharded, write_cached, write_model
 
@@ -386,6 +394,14 @@ class TestNames:
         for name in ("sums", "sms", "somebody/sums"):
             with pytest.raises(ModelNotFound, match=r"Did you mean hotswap/sums\?"):
                 resolved(catalog(), name)
+
+    @pytest.mark.parametrize("name", ["llama:latest", "llama:8b", "Llama:8b-instruct-q4_K_M"])
+    def test_a_tag_is_no_part_of_a_name(
+        self, folder: Path, catalog: Callable[..., Catalog], name: str
+    ) -> None:
+        write_model(folder / "llama")
+        with pytest.raises(ModelNotFound, match=r"Did you mean llama\?"):
+            resolved(catalog(), name)
 
     def test_a_name_that_differs_only_in_its_capitals_is_near(
         self, folder: Path, catalog: Callable[..., Catalog]
@@ -858,6 +874,39 @@ class TestDownloads:
 
         spec = anyio.run(scenario)
         assert (spec.id, spec.aliases, hub.asked) == ("mine", ("org/m",), [("org/m", None)])
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            HubUnavailable("Cannot reach the Hub."),
+            ModelNotFound("There is no model lama on the Hub."),
+            DownloadFailed("HF_HUB_OFFLINE is set."),
+            DiskFull("The disk is full."),
+        ],
+    )
+    def test_what_cannot_be_fetched_may_be_a_slip_for_what_is_here(
+        self,
+        cache: Path,
+        folder: Path,
+        catalog: Callable[..., Catalog],
+        monkeypatch: pytest.MonkeyPatch,
+        error: HotswapError,
+    ) -> None:
+        def refuse(*_: object) -> Path:
+            raise error
+
+        write_model(folder / "llama")
+        hub = SlowHub(cache)
+        monkeypatch.setattr(hub, "download", refuse)
+        started = catalog(model="lama", hub=hub)
+
+        async def scenario() -> None:
+            await started.fetch(await started.resolve("lama"), lambda *_: None)
+
+        with pytest.raises(type(error)) as raised:
+            anyio.run(scenario)
+        hint = "" if isinstance(error, DiskFull) else " Did you mean llama?"
+        assert raised.value.message == error.message + hint
 
     def test_a_download_that_nobody_wants_any_more_is_stopped(
         self, cache: Path, catalog: Callable[..., Catalog]

@@ -9,7 +9,7 @@ from hotswap.config import apply_overrides
 from hotswap.contracts.models import AppliedSetting, EngineConfig, ModelSpec
 from hotswap.contracts.requests import SamplingParams
 from hotswap.errors import InvalidRequest
-from hotswap.model_settings import overrides_of
+from hotswap.model_settings import SAMPLING_KINDS, overrides_of
 
 SPEC = ModelSpec(id="m", path=None, aliases=("a",), engine=EngineConfig(max_num_seqs=3))
 
@@ -73,17 +73,18 @@ def test_null_takes_back_a_limit() -> None:
         ({"dtype": "int4"}, "dtype", "one of auto"),
         ({"sampling": 1}, "sampling", "a mapping"),
         ({"sampling": {"temprature": 1}}, "sampling.temprature", "Did you mean temperature"),
-        ({"sampling": {"top_p": 2}}, "sampling.top_p", "up to 1"),
+        ({"sampling": {"top_p": 2}}, "sampling.top_p", "from 0 to 1"),
         ({"ttl_s": -1}, "ttl_s", "seconds"),
         ({"ttl_s": 10**400}, "ttl_s", "seconds"),
         ({"kv_cache_memory": "9" * 400 + "GiB"}, "kv_cache_memory", "bytes"),
         ({"sampling": {"top_k": 2**31}}, "sampling.top_k", "from -1 to 2147483647"),
-        ({"sampling": {"temperature": -1}}, "sampling.temperature", "from 0 to 100"),
+        ({"sampling": {"temperature": -1}}, "sampling.temperature", "from 0 to 2"),
         ({"sampling": {"min_p": 1.5}}, "sampling.min_p", "from 0 to 1"),
         ({"sampling": {"presence_penalty": 3}}, "sampling.presence_penalty", "from -2 to 2"),
         ({"sampling": {"repetition_penalty": 1e9}}, "sampling.repetition_penalty", "0.01 to 100"),
         ({"sampling": {"repetition_penalty": 0}}, "sampling.repetition_penalty", "0.01 to 100"),
-        ({"sampling": {"seed": -1}}, "sampling.seed", "from 0 to 9223372036854775807"),
+        ({"sampling": {"temperature": 9}}, "sampling.temperature", "from 0 to 2"),
+        ({"sampling": {"seed": 2**63}}, "sampling.seed", "to 9223372036854775807"),
         ({"x" * 300: 1}, "x" * 200, "no setting 'x{200}'"),
         ({"sampling": {"x" * 300: 1}}, "sampling." + "x" * 200, "no setting 'x{200}'"),
     ],
@@ -153,3 +154,35 @@ def test_a_context_longer_than_the_models_own_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="1024 tokens") as caught:
         apply_overrides(spec, {"max_model_len": 1025}, "request")
     assert caught.value.param == "max_model_len"
+
+
+def test_defaults_may_be_what_requests_may_ask_for() -> None:
+    import msgspec
+
+    from hotswap.api.openai import Common
+
+    asked = {
+        "temperature": (0, 2),
+        "top_k": (-1, 2**31 - 1),
+        "top_p": (0, 1),
+        "min_p": (0, 1),
+        "repetition_penalty": (0.01, 100),
+        "frequency_penalty": (-2, 2),
+        "presence_penalty": (-2, 2),
+        "seed": (-(2**63), 2**63 - 1),
+    }
+    assert asked.keys() == SAMPLING_KINDS.keys()
+    for name, bounds in asked.items():
+        for bound in bounds:
+            msgspec.convert({name: bound}, Common)
+            SAMPLING_KINDS[name].check(bound)
+        for beyond in (bounds[0] - 1, bounds[1] + 1):
+            with pytest.raises(msgspec.ValidationError):
+                msgspec.convert({name: beyond}, Common)
+            with pytest.raises(ValueError, match="number"):
+                SAMPLING_KINDS[name].check(beyond)
+
+
+def test_a_seed_of_minus_one_is_none() -> None:
+    spec = apply_overrides(SPEC, {"sampling": {"seed": -1}}, "request")
+    assert spec.sampling.seed is None

@@ -21,7 +21,15 @@ from hotswap.config import CatalogConfig, ConfigError, EngineConfig, apply_overr
 from hotswap.contracts.models import ModelFacts, ModelSpec
 from hotswap.contracts.progress import Report
 from hotswap.contracts.requests import RESIDENT_NAMES
-from hotswap.errors import CheckpointRefused, InvalidRequest, ModelNotFound, ModelUnusable
+from hotswap.errors import (
+    CheckpointRefused,
+    DiskFull,
+    DownloadFailed,
+    InvalidRequest,
+    ModelNotFound,
+    ModelUnusable,
+    WrongDownload,
+)
 from hotswap.hub import CachedModel, Hub, snapshot_files
 from hotswap.model_dir import CONFIG, SETTINGS, ModelDir, Remembered, files_of, look_at
 from hotswap.model_settings import overrides_of
@@ -158,7 +166,15 @@ class Catalog:
 
         def download() -> ModelSpec:
             repo_id, revision = self._repository(spec.id)
-            path = self._hub.download(repo_id, revision, relay, cancelled)
+            try:
+                path = self._hub.download(repo_id, revision, relay, cancelled)
+            except (DiskFull, WrongDownload):
+                raise
+            except (ModelNotFound, DownloadFailed) as error:
+                hint = self._meant_here(spec.id)
+                if not hint:
+                    raise
+                raise type(error)(f"{error.message} {hint}") from error
             return self._localized(spec, path)
 
         try:
@@ -166,6 +182,11 @@ class Catalog:
             return await to_thread.run_sync(download, abandon_on_cancel=True)
         finally:
             cancelled.set()
+
+    def _meant_here(self, name: str) -> str:
+        """The models on the disk that ``name``, which is not there, may be a slip for."""
+        survey = self._survey(time.monotonic())
+        return _meant(name, [entry.id for entry in survey.entries if entry.directory])
 
     def _resolve(self, name: str) -> ModelSpec:
         entry = self._last.named(name)
@@ -574,9 +595,13 @@ def _visible(folder: str) -> list[str]:
 
 
 def _unknown(name: str, survey: _Survey) -> ModelNotFound:
-    close = _near(name[:200], [entry.id for entry in survey.entries])
-    hint = f"Did you mean {' or '.join(close)}?" if close else ""
+    hint = _meant(name, [entry.id for entry in survey.entries])
     return ModelNotFound(f"The model {name[:200]!r} does not exist.", hint=hint)
+
+
+def _meant(name: str, ids: Sequence[str]) -> str:
+    close = _near(name[:200], ids)
+    return f"Did you mean {' or '.join(close)}?" if close else ""
 
 
 _NEAR_WHOLE = 0.8
@@ -584,10 +609,14 @@ _NEAR_WHOLE = 0.8
 
 
 def _near(name: str, ids: Sequence[str]) -> list[str]:
-    """The ids that ``name`` may be a slip for, whole or without the organisation; three at most."""
+    """The ids that ``name`` may be a slip for, whole or without the organisation, and without a tag
+    such as Ollama's ``:latest``; three at most."""
     whole = {id.casefold(): id for id in reversed(ids)}
     last = {id.rpartition("/")[2]: whole[id] for id in whole}
     name = name.casefold()
+    if name in whole:
+        return [whole[name]]
+    name = name.partition(":")[0] or name
     if name in whole:
         return [whole[name]]
     near = [whole[one] for one in difflib.get_close_matches(name, whole, cutoff=_NEAR_WHOLE)]

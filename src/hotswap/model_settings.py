@@ -21,15 +21,15 @@ _SPEC_KINDS: Mapping[str, Kind] = {
     "background": values.boolean(),
     "show_loading": values.boolean(),
 }
-SAMPLING_KINDS: Mapping[str, Kind] = {
-    "temperature": values.optional(values.number(0, 100)),
+SAMPLING_KINDS: Mapping[str, Kind] = {  # what requests may ask for
+    "temperature": values.optional(values.number(0, 2)),
     "top_k": values.optional(values.whole(-1, 2**31 - 1)),
-    "top_p": values.optional(values.number(0, 1, above=True)),
+    "top_p": values.optional(values.number(0, 1)),
     "min_p": values.optional(values.number(0, 1)),
     "repetition_penalty": values.optional(values.number(0.01, 100)),
     "frequency_penalty": values.optional(values.number(-2, 2)),
     "presence_penalty": values.optional(values.number(-2, 2)),
-    "seed": values.optional(values.whole(0, 2**63 - 1)),
+    "seed": values.optional(values.whole(-(2**63), 2**63 - 1)),
 }
 _SETTABLE = ENGINE_KINDS.keys() | _SPEC_KINDS.keys() | {"sampling"}
 
@@ -132,6 +132,8 @@ def _sampling(value: Any) -> dict[str, Any]:
         checked[key] = _checked(f"sampling.{key}", SAMPLING_KINDS[key], item)
     if checked.get("top_k") == -1:  # vLLM's way to say "off"
         checked["top_k"] = 0
+    if checked.get("seed") == -1:
+        checked["seed"] = None
     return checked
 
 

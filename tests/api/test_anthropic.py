@@ -262,7 +262,7 @@ def test_what_is_no_text_is_refused_as_such(kind: str) -> None:
         ({"stop_sequences": "END"}, "stop_sequences"),
         ({"stop_sequences": [""]}, "stop_sequences[0]"),
         ({"temperature": 3}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"top_k": -2}, "top_k"),
         ({"stream": "yes"}, "stream"),
         ({"keep_alive": "soon"}, "keep_alive"),

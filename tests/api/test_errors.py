@@ -27,7 +27,7 @@ from tests.api.stage import app_of, ask
 
 
 def tree(kind: type[HotswapError] = HotswapError) -> Iterator[type[HotswapError]]:
-    if kind.__module__.startswith("hotswap."):
+    if kind.__module__ == "hotswap.errors" or kind.__module__.startswith("hotswap.api."):
         yield kind
     for inner in kind.__subclasses__():
         yield from tree(inner)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -88,3 +89,51 @@ def test_anthropics_client_finds_its_fields() -> None:
     service.listings = ()
     empty = ask(app, "GET", "/v1/models", headers=theirs).json
     assert (empty["data"], empty["first_id"], empty["last_id"]) == ([], None, None)
+
+
+def page(query: str, headers: dict[str, str] | None = None) -> Any:
+    listings = tuple(replace(SUMS, id=id, aliases=()) for id in "abcde")
+    path = f"/v1/models?{query}"
+    return ask(app_of(ScriptedService(listings=listings)), "GET", path, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("query", "ids", "has_more"),
+    [
+        ("", "abcde", False),
+        ("limit=2", "ab", True),
+        ("limit=5", "abcde", False),
+        ("limit=2&after_id=b", "cd", True),
+        ("limit=2&after_id=c", "de", False),
+        ("after_id=e", "", False),
+        ("limit=2&before_id=d", "bc", True),
+        ("limit=3&before_id=d", "abc", False),
+        ("before_id=a", "", False),
+        ("beta=true", "abcde", False),
+    ],
+)
+def test_anthropics_clients_turn_pages(query: str, ids: str, has_more: bool) -> None:
+    answer = page(query, {"anthropic-version": "2023-06-01"}).json
+    assert "".join(entry["id"] for entry in answer["data"]) == ids
+    ends = (ids[0], ids[-1]) if ids else (None, None)
+    assert (answer["has_more"], answer["first_id"], answer["last_id"]) == (has_more, *ends)
+    assert len(page(query).json["data"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("limit=0", "limit"),
+        ("limit=1001", "limit"),
+        ("limit=-1", "limit"),
+        ("limit=two", "limit"),
+        ("limit=", "limit"),
+        ("after_id=x", "after_id"),
+        ("before_id=x", "before_id"),
+        ("after_id=a&before_id=b", "before_id"),
+    ],
+)
+def test_a_page_that_is_none_is_refused_by_name(query: str, param: str) -> None:
+    exchange = page(query, {"anthropic-version": "2023-06-01"})
+    assert exchange.status == 400
+    assert exchange.json["error"]["message"].startswith(f"{param}: ")

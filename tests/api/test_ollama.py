@@ -207,7 +207,7 @@ def test_keep_alive_is_seconds_or_a_duration(keep_alive: float | str, seconds: f
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"options": []}, "options"),
         ({"options": {"temperature": 3}}, "options.temperature"),
-        ({"options": {"top_p": 0}}, "options.top_p"),
+        ({"options": {"top_p": -0.1}}, "options.top_p"),
         ({"options": {"num_predict": -3}}, "options.num_predict"),
         ({"keep_alive": "soon"}, "keep_alive"),
         ({"stream": "yes"}, "stream"),

@@ -207,9 +207,13 @@ def test_embeddings_now_and_then() -> None:
 
 def test_nothing_to_embed_loads_the_model() -> None:
     service = ScriptedService()
-    assert post(service, "/api/embed", model="sums", input=[]).json["embeddings"] == []
-    assert post(service, "/api/embeddings", model="sums", prompt="").json == {"embedding": []}
-    assert service.orders == [("warm", "sums", None)] * 2
+    nothing: dict[str, Any]
+    for nothing in ({}, {"input": None}, {"input": ""}, {"input": []}):
+        assert post(service, "/api/embed", model="sums", **nothing).json["embeddings"] == []
+    for nothing in ({}, {"prompt": None}, {"prompt": ""}):
+        answer = post(service, "/api/embeddings", model="sums", **nothing)
+        assert (answer.status, answer.json) == (200, {"embedding": []})
+    assert service.orders == [("warm", "sums", None)] * 7
 
 
 def test_a_pull_tells_its_progress() -> None:

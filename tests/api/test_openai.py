@@ -112,12 +112,20 @@ def test_null_is_unset_everywhere() -> None:
     assert completion(**dict.fromkeys(completion_fields)) == completion()
 
 
+def test_functions_are_sent_on_to_what_took_their_place() -> None:
+    for name, use in (("functions", "tools"), ("function_call", "tool_choice")):
+        with pytest.raises(InvalidRequest, match=f"^{name}: not supported.*; use {use}$"):
+            chat(**{name: [{"name": "f"}]})
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
         ({"top_k": -1}, SamplingParams(top_k=0)),
         ({"top_k": 0}, SamplingParams(top_k=0)),
         ({"seed": -1}, SamplingParams()),
+        ({"seed": -(2**63)}, SamplingParams(seed=-(2**63))),
+        ({"top_p": 0}, SamplingParams(top_p=0)),
         ({"logit_bias": {}}, SamplingParams()),
         ({"temperature": 2, "top_p": 1}, SamplingParams(temperature=2, top_p=1)),
     ],
@@ -242,7 +250,7 @@ BAD_SHARED: list[tuple[dict[str, Any], str]] = [
     ({"temperature": True}, "temperature"),
     ({"temperature": [1]}, "temperature"),
     ({"temperature": 10**400}, "temperature"),
-    ({"top_p": 0}, "top_p"),
+    ({"top_p": -0.1}, "top_p"),
     ({"top_p": 1.1}, "top_p"),
     ({"top_k": -2}, "top_k"),
     ({"top_k": 0.5}, "top_k"),
@@ -252,7 +260,7 @@ BAD_SHARED: list[tuple[dict[str, Any], str]] = [
     ({"presence_penalty": -2.1}, "presence_penalty"),
     ({"repetition_penalty": 0}, "repetition_penalty"),
     ({"repetition_penalty": 101}, "repetition_penalty"),
-    ({"seed": -2}, "seed"),
+    ({"seed": -(2**63) - 1}, "seed"),
     ({"seed": 2**63}, "seed"),
     ({"seed": "a"}, "seed"),
     ({"logit_bias": []}, "logit_bias"),

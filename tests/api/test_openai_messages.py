@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from hotswap.api.openai import parse_chat
+from hotswap.api.openai_messages import refuse_other_content
 from hotswap.contracts.requests import ChatPrompt
 from hotswap.errors import InvalidRequest
 
@@ -93,3 +94,12 @@ def test_an_image_is_refused_in_words_that_help() -> None:
     content = [{"type": "text", "text": "What is this?"}, image]
     with pytest.raises(InvalidRequest, match="'image_url' are not supported"):
         written({"role": "user", "content": content})
+
+
+def test_a_part_of_an_unknown_type_is_told_which_there_are() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        refuse_other_content([{"role": "user", "content": [{"type": "txt", "text": "hi"}]}])
+    assert caught.value.message == (
+        "messages[0].content[0]: parts of type 'txt' are not known; "
+        "there are 'text', 'input_text', 'output_text', 'refusal'"
+    )

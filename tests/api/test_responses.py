@@ -264,7 +264,7 @@ def test_what_is_no_text_is_refused_as_such(kind: str) -> None:
         ({"reasoning": {"effort": "some"}}, "reasoning.effort"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"temperature": 2.1}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"truncation": "some"}, "truncation"),
@@ -280,6 +280,28 @@ def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
         request(**fields)
     assert caught.value.param == param
     assert param in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "use"),
+    [
+        ("response_format", {"type": "json_object"}, "text.format"),
+        ("max_tokens", 0, "max_output_tokens"),
+        ("max_completion_tokens", 9, "max_output_tokens"),
+        ("messages", [{"role": "user", "content": "hi"}], "input"),
+        ("functions", [{"name": "f"}], "tools"),
+        ("function_call", "auto", "tool_choice"),
+        ("reasoning_effort", "low", "reasoning.effort"),
+    ],
+)
+def test_a_field_of_chats_is_refused_with_its_name_here(name: str, value: Any, use: str) -> None:
+    for parse in (parse_response, parse_count):
+        for fields in ({name: value}, {name: value, "input": "hi"}):
+            with pytest.raises(InvalidRequest) as caught:
+                parse(fields, STORE)
+            assert caught.value.message == f"{name}: not supported; use {use}"
+            assert caught.value.param == name
+        parse({name: None, "input": "hi"}, STORE)
 
 
 @given(objects_like({"model": "m", "input": "hi", "tools": TOOLS}, ResponseBody))

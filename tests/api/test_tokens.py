@@ -6,6 +6,7 @@ from typing import Any
 import anyio
 import pytest
 
+from hotswap.contracts.listing import ModelListing
 from hotswap.contracts.requests import ChatPrompt, TextPrompt
 from hotswap.errors import ModelNotFound
 from tests.api.stage import Exchange, ScriptedService, app_of, ask, chat_body
@@ -112,3 +113,11 @@ def test_nothing_is_counted_for_a_client_that_has_left(path: str, body: Any) -> 
 
     anyio.run(main)
     assert not exchange.answered
+
+
+def test_a_model_that_no_listing_has_tells_its_length_too() -> None:
+    class Embedding(ScriptedService):
+        async def models(self) -> tuple[ModelListing, ...]:
+            return ()
+
+    assert post("/tokenize", {"prompt": "x"}, Embedding())[1]["max_model_len"] == 512

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hotswap.contracts.models import ModelSpec
-from hotswap.contracts.requests import ChatPrompt, SamplingParams, ToolChoice
+from hotswap.contracts.requests import ChatPrompt, Guide, SamplingParams, ToolChoice
 from hotswap.errors import InvalidRequest
 from tests.engine.serving import Answer, request, serving, spec_of
 
@@ -487,6 +487,74 @@ async def test_no_stop_string_ends_a_call_that_is_required(
         [[_, arguments]] = answer.calls
         assert json.loads(arguments)["days"] in (1, 2)
         assert reason(answer) == "tool_calls"
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"enum": [1, 2]}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+AS_JSON = Guide("json_schema", json.dumps(SCHEMA), "response_format")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("template", "wanted"),
+    [
+        (HERMES.replace("think", "thought"), "<"),
+        (HERMES.replace("think", "thought").replace("<tool_call>", "<function="), "<"),
+        (PLAIN.replace("think", "thought") + "{% if tools %}[TOOL_CALLS]{% endif %}", "["),
+        (THINKING.replace("enable_thinking is false", "true"), "<"),
+    ],
+)
+async def test_an_answer_that_may_be_a_call_is_that_or_what_the_guide_asks_for(
+    checkpoint: Checkpoint, template: str, wanted: str
+) -> None:
+    """The model's weights are random."""
+    from transformers import AutoTokenizer
+
+    own: Any = AutoTokenizer.from_pretrained(checkpoint())
+    begins = {token: 100.0 for text, token in own.get_vocab().items() if text == wanted}
+    calling = SamplingParams(temperature=0.0, logit_bias=begins)
+    speaking = SamplingParams(temperature=0.0, logit_bias=dict.fromkeys(begins, -100.0))
+    prompt = chat(tools=(TOOL,), tool_choice=ToolChoice(parallel=False))
+    async with serving(checkpoint(), chat_template=template) as served:
+        answer = await served.ask(prompt, guide=AS_JSON, sampling=speaking)
+        assert json.loads(answer.text)["n"] in (1, 2)
+        assert (answer.calls, reason(answer)) == ([], "stop")
+        answer = await served.ask(prompt, guide=AS_JSON, sampling=calling)
+        [[name, arguments]] = answer.calls
+        assert (name, answer.text, reason(answer)) == ("weather", "", "tool_calls")
+        assert type(json.loads(arguments)["days"]) is int
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("schema", [SCHEMA, {"type": "object"}])
+async def test_a_bare_object_that_calls_no_tool_is_what_the_guide_asks_for(
+    checkpoint: Checkpoint, says: Says, schema: dict[str, Any]
+) -> None:
+    guide = Guide("json_schema", json.dumps(schema), "response_format")
+    template = PLAIN.replace("think", "thought") + "{% if tools %}{% endif %}"
+    async with serving(checkpoint(), chat_template=template) as served:
+        says('{"n": 2}')
+        answer = await served.ask(with_tools(), guide=guide)
+        assert (answer.text, answer.calls) == ('{"n": 2}', [])
+        says('{"name": "weather", "arguments": {"days": 3}}')
+        answer = await served.ask(with_tools(), guide=guide)
+        assert (answer.text, answer.calls) == ("", [["weather", '{"days": 3}']])
+
+
+def test_what_no_schema_can_enforce_is_not_asked_of_a_call_that_may_be(
+    checkpoint: Checkpoint,
+) -> None:
+    from hotswap.engine.front import Fronts
+    from hotswap.engine.text import PromptRenderer
+
+    spec = spec_of(checkpoint(), chat_template=HERMES.replace("{{ tool|tojson }}", ""))
+    renderer = PromptRenderer(spec.id, Fronts().get(spec), spec.sampling)
+    rendered = renderer.render(request(with_unique(), guide=AS_JSON))
+    assert rendered.prompts[0].grammar is not None
 
 
 @pytest.mark.anyio

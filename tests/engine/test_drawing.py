@@ -12,6 +12,7 @@ def test_the_first_choice_has_the_seed_itself_and_the_others_have_their_own() ->
 
 def test_without_a_seed_each_choice_is_fresh() -> None:
     assert seed_of_choice(None, 0) != seed_of_choice(None, 0)
+    assert seed_of_choice(-7, 0) == 2**64 - 7
 
 
 def test_seeds_of_any_size_fit_64_bits_and_their_signed_form() -> None:

@@ -359,6 +359,24 @@ async def test_what_must_be_json_is_the_final_message(
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("beginning", ["", HM])
+async def test_what_must_be_json_may_be_a_call_instead(
+    oss: Path, says: Says, beginning: str
+) -> None:
+    async with serving(oss) as served:
+        says(f"{beginning}<|channel|>commentary")
+        answer = await served.ask(with_tools(), guide=JSON, max_tokens=200)
+        [[name, arguments]] = answer.calls
+        assert name == "weather"
+        assert type(json.loads(arguments)["days"]) is int
+        assert (answer.text, reason(answer)) == ("", "tool_calls")
+        says(f"{beginning}<|channel|>final")
+        answer = await served.ask(with_tools(), guide=JSON, max_tokens=200)
+        assert json.loads(answer.text)["n"] in (1, 2)
+        assert answer.calls == []
+
+
+@pytest.mark.anyio
 async def test_a_call_can_be_required_after_a_text_that_was_begun(oss: Path) -> None:
     begun = {"role": "assistant", "content": "It is "}
     prompt = chat(

@@ -204,8 +204,12 @@ def test_token_ids_are_bounded_by_the_vocabulary(checkpoint: Checkpoint) -> None
 def test_an_empty_prompt_needs_a_token_to_begin_with(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidRequest, match="no tokens"):
+    with pytest.raises(InvalidRequest, match="no tokens: it is empty"):
         rendered(spec_of(checkpoint()), "")
+    spec = spec_of(checkpoint(), chat_template="{# nothing #}")
+    with pytest.raises(InvalidRequest, match="no tokens: the chat template") as caught:
+        rendered(spec, ChatPrompt(messages=({"role": "user", "content": "hi"},)))
+    assert caught.value.param == "messages"
     copy = variant(checkpoint(), tmp_path, tokenizer_config={"bos_token": "<|im_start|>"})
     assert len(rendered(spec_of(copy), "").prompts[0].ids) == 1
 

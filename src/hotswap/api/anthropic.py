@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from hotswap.api.anthropic_answers import MessageDocument, MessageFrames
 from hotswap.api.dialect import Call, Lasting
-from hotswap.api.fields import INT32_MAX, Count, StopString, decode
+from hotswap.api.fields import INT32_MAX, Count, Probability, StopString, decode
 from hotswap.api.guides import schema_guide
 from hotswap.api.rules import effort_of, refuse_not_honoured, top_k_of
 from hotswap.api.tools import (
@@ -139,7 +139,7 @@ class MessagesBody(MessagesInput, kw_only=True):
     stream: bool | None = None
     stop_sequences: Annotated[list[StopString], Meta(max_length=16)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_p: Probability | None = None
     top_k: Annotated[int, Meta(ge=-1, le=INT32_MAX)] | None = None
 
 

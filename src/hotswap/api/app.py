@@ -11,12 +11,13 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from hotswap.api.edge import Edge, ErrorEnvelope, http_exception
+from hotswap.api.edge import Edge, ErrorEnvelope
 from hotswap.api.gate import Crowd, Gate
 from hotswap.api.openapi import OpenApiRoute
 from hotswap.api.routes import operations_of
 from hotswap.api.status import HealthSource
 from hotswap.api.traffic import Traffic
+from hotswap.api.unrouted import Unrouted
 from hotswap.config import ServerConfig, Settings
 from hotswap.contracts.service import ModelService
 
@@ -37,11 +38,12 @@ def create_app(
     traffic = Traffic()
     operations = operations_of(service, server, health, traffic)
     openapi = OpenApiRoute(operations, keyed=bool(server.api_keys))
+    routes = [
+        *(operation.route() for operation in operations),
+        Route("/openapi.json", openapi.document),
+    ]
     app = Starlette(
-        routes=[
-            *(operation.route() for operation in operations),
-            Route("/openapi.json", openapi.document),
-        ],
+        routes=routes,
         middleware=[
             Middleware(Edge, traffic=traffic),
             *((_cors(server),) if server.cors_origins else ()),
@@ -49,7 +51,7 @@ def create_app(
             Middleware(Crowd, most=settings.swap.max_queue + BESIDE_THE_QUEUE),
             Middleware(Gate, server=server),
         ],
-        exception_handlers={HTTPException: http_exception},
+        exception_handlers={HTTPException: Unrouted(routes).answer},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a redirect would repeat the Host header it was given

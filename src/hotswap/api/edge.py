@@ -9,9 +9,6 @@ import time
 from collections.abc import Callable
 
 import anyio
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
@@ -21,23 +18,10 @@ from hotswap.api.errors import ClientGone, error_response, presentable
 from hotswap.api.headers import header
 from hotswap.api.traffic import Traffic
 from hotswap.contracts.progress import Progress
-from hotswap.errors import HotswapError, InvalidRequest, MethodNotAllowed, RouteNotFound
 
 _access = logging.getLogger("hotswap.access")
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SEND_DEADLINE_S = 60.0
-MANAGEMENT_PATHS = frozenset(
-    (
-        "/v1/load_model",
-        "/v1/unload_model",
-        "/models/load",
-        "/models/unload",
-        "/models/sse",
-        "/sleep",
-        "/wake_up",
-        "/is_sleeping",
-    )
-)
 
 
 class Edge:
@@ -177,22 +161,3 @@ class ErrorEnvelope:
             if not started:  # else the connection is cut, which is all that can be said now
                 answer = error_response(scope, error, self._loading())
                 await answer(scope, receive, send)
-
-
-async def http_exception(request: Request, raised: Exception) -> Response:
-    """What the router refuses, in the envelope."""
-    assert isinstance(raised, HTTPException)
-    error: HotswapError
-    if raised.status_code == 404:
-        error = RouteNotFound(_no_route(request.scope["path"]))
-    elif raised.status_code == 405:
-        error = MethodNotAllowed("this route does not take that method")
-    else:
-        error = InvalidRequest(raised.detail)
-    return error_response(request.scope, error, headers=raised.headers)
-
-
-def _no_route(path: str) -> str:
-    if path in MANAGEMENT_PATHS:  # there, they would have been found
-        return "there is no such route; --dev-mode or --admin-key opens the management routes"
-    return "there is no such route"

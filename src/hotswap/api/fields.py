@@ -19,6 +19,7 @@ _TEN_YEARS_S = 3.2e8
 Count = Annotated[int, Meta(ge=1, le=INT32_MAX)]
 TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX, title="token id")]
 Probability = Annotated[float, Meta(ge=0, le=1)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 Seconds = Annotated[float, Meta(ge=-_TEN_YEARS_S, le=_TEN_YEARS_S)]
@@ -48,7 +49,7 @@ _KINDS = {
     "bool": "true or false",
     "object": "an object",
 }
-_NO_TEXT = frozenset(
+NO_TEXT = frozenset(
     {"audio", "document", "file", "image", "image_url", "input_audio", "input_file"}
     | {"input_image", "input_video", "video", "video_url"}
 )
@@ -116,7 +117,7 @@ def _entry(complaint: str, fields: Any, into: type, path: str) -> str:
 def _not_among(choice: re.Match[str], values: tuple[str, ...]) -> str:
     # Else it is what tells kinds of parts, tools and the like from each other.
     fault = "is not one of its values" if choice["literal"] else "is not supported here"
-    if choice["value"].strip("'") in _NO_TEXT:
+    if choice["value"].strip("'") in NO_TEXT:
         fault = "is not supported: this model reads text only"
     told = f"; it can be {' or '.join(values)}" if values else ""
     return f"{choice['value'][:200]} {fault}{told}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +16,21 @@ from hotswap.api.documents import json_response
 from hotswap.api.headers import is_anthropic
 from hotswap.contracts.listing import ModelListing
 from hotswap.contracts.service import ModelService
+from hotswap.errors import InvalidRequest
+
+PAGING = ("limit", "after_id", "before_id")
+"""Query parameters that Anthropic's clients turn pages with."""
+_MOST = 1000
+_NUMBER = re.compile(r"[0-9]{1,4}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Paging:
+    limit: int | None = None
+    """None: all."""
+    after: str | None = None
+    before: str | None = None
+    """The ids that the page begins after and ends before; the one next to them is always shown."""
 
 
 class ListingRoutes:
@@ -28,7 +46,10 @@ class ListingRoutes:
         listings = await self._service.models()
         if listings != self._listings:
             self._listings, self._responses = listings, _responses(listings)
-        return self._responses[is_anthropic(request.scope)]
+        theirs = is_anthropic(request.scope)
+        if theirs and request.query_params.keys() & PAGING:
+            return _page(listings, _paging(request.query_params))
+        return self._responses[theirs]
 
     async def one(self, request: Request) -> Response:
         """The name may hold slashes, raw or encoded: the server has decoded the path."""
@@ -38,14 +59,56 @@ class ListingRoutes:
 
 def _responses(listings: tuple[ModelListing, ...]) -> dict[bool, Response]:
     """By whether the client is Anthropic's."""
-    page = {
-        "has_more": False,
-        "first_id": listings[0].id if listings else None,
-        "last_id": listings[-1].id if listings else None,
-    }
     ours = {"object": "list", "data": [entry(one) for one in listings]}
-    theirs = {"object": "list", "data": [anthropic_entry(one) for one in listings], **page}
-    return {False: json_response(ours), True: json_response(theirs)}
+    return {False: json_response(ours), True: _page(listings, _Paging())}
+
+
+def _paging(asked: Mapping[str, str]) -> _Paging:
+    """
+    Raises:
+        InvalidRequest: names the query parameter.
+    """
+    limit, after, before = (asked.get(name) for name in PAGING)
+    if limit is not None and not (_NUMBER.fullmatch(limit) and 1 <= int(limit) <= _MOST):
+        raise InvalidRequest(f"limit: must be a whole number from 1 to {_MOST}", param="limit")
+    if after and before:
+        raise InvalidRequest("before_id: not together with after_id", param="before_id")
+    return _Paging(int(limit) if limit else None, after or None, before or None)
+
+
+def _page(listings: Sequence[ModelListing], paging: _Paging) -> Response:
+    """Anthropic's answer.
+
+    Raises:
+        InvalidRequest: there is no such model to go on from.
+    """
+    ids = [one.id for one in listings]
+    begin, end = 0, len(listings)
+    if paging.after is not None:
+        begin = _place(ids, paging.after, "after_id") + 1
+    if paging.before is not None:
+        end = _place(ids, paging.before, "before_id")
+    left = max(0, end - begin - paging.limit) if paging.limit is not None else 0
+    if paging.before is not None:
+        begin += left
+    else:
+        end -= left
+    shown = listings[begin:end]
+    return json_response(
+        {
+            "object": "list",
+            "data": [anthropic_entry(one) for one in shown],
+            "has_more": left > 0,
+            "first_id": shown[0].id if shown else None,
+            "last_id": shown[-1].id if shown else None,
+        }
+    )
+
+
+def _place(ids: Sequence[str], id: str, param: str) -> int:
+    if id not in ids:
+        raise InvalidRequest(f"{param}: there is no model {id[:200]!r}", param=param)
+    return ids.index(id)
 
 
 def entry(listing: ModelListing) -> dict[str, Any]:

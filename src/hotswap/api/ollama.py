@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from hotswap.api.dialect import Call
-from hotswap.api.fields import INT32_MAX, Penalty, Probability, StopString, decode
+from hotswap.api.fields import INT32_MAX, Penalty, Probability, Seed, StopString, decode
 from hotswap.api.guides import ANY_OBJECT, schema_guide
 from hotswap.api.ollama_answers import (
     NDJSON,
@@ -51,7 +51,7 @@ class Options(Struct, kw_only=True):
     top_k: Annotated[int, Meta(ge=-1, le=INT32_MAX)] | None = None
     top_p: Probability | None = None
     min_p: Probability | None = None
-    seed: Annotated[int, Meta(ge=-1, le=2**63 - 1)] | None = None
+    seed: Seed | None = None
     num_predict: Annotated[int, Meta(ge=-2, le=INT32_MAX)] | None = None
     stop: StopString | Annotated[list[StopString], Meta(max_length=16)] | None = None
     repeat_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
@@ -59,8 +59,6 @@ class Options(Struct, kw_only=True):
     frequency_penalty: Penalty | None = None
 
     def sampling(self) -> SamplingParams:
-        if self.top_p == 0:
-            raise InvalidRequest("options.top_p: must be above 0", param="options.top_p")
         return SamplingParams(
             temperature=self.temperature,
             top_k=top_k_of(self.top_k),

@@ -74,13 +74,13 @@ class Staying(Named, kw_only=True):
 
 
 class OllamaEmbed(Staying, kw_only=True):
-    input: str | Annotated[list[str], Meta(max_length=MAX_INPUTS)]
+    input: str | Annotated[list[str], Meta(max_length=MAX_INPUTS)] | None = None
     truncate: bool | None = None
     dimensions: Annotated[int, Meta(ge=1, le=INT32_MAX)] | None = None
 
 
 class OllamaOldEmbed(Staying, kw_only=True):
-    prompt: str
+    prompt: str | None = None
 
 
 class PullOrder(Named, kw_only=True):
@@ -94,7 +94,8 @@ def parse_embed(fields: dict[str, Any]) -> EmbedCall:
         InvalidRequest: names the field.
     """
     embed = decode(fields, OllamaEmbed)
-    inputs = [embed.input] if isinstance(embed.input, str) else embed.input
+    texts = embed.input or []
+    inputs = [texts] if isinstance(texts, str) else texts
     request = EmbeddingRequest(
         prompts=tuple(map(TextPrompt, inputs)),
         model=embed.model_name(),

@@ -20,6 +20,7 @@ from hotswap.api.fields import (
     LogitBias,
     Penalty,
     Probability,
+    Seed,
     StopString,
     TokenId,
     decode,
@@ -85,13 +86,13 @@ class Common(GuideFields, kw_only=True):
     max_tokens: Count | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=INT32_MAX)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_p: Probability | None = None
     top_k: Annotated[int, Meta(ge=-1, le=INT32_MAX)] | None = None
     min_p: Probability | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
-    seed: Annotated[int, Meta(ge=-1, le=2**63 - 1)] | None = None
+    seed: Seed | None = None
     logit_bias: LogitBias | None = None
     stop: StopString | Annotated[list[StopString], Meta(max_length=16)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=256)] | None = None
@@ -198,6 +199,7 @@ _NOT_HONOURED_IN_CHATS: Mapping[str, tuple[Any, ...]] = {
     "add_special_tokens": (),
     "echo": (),
 }
+_INSTEAD = {"functions": "tools", "function_call": "tool_choice"}
 # Arguments of the template call itself: the request must not reach around its own checks.
 _RESERVED_TEMPLATE_KWARGS = frozenset(
     (
@@ -227,7 +229,7 @@ def parse_chat(fields: dict[str, Any]) -> Call:
     Raises:
         InvalidRequest: names the field.
     """
-    refuse_not_honoured(fields, _NOT_HONOURED_IN_CHATS)
+    refuse_not_honoured(fields, _NOT_HONOURED_IN_CHATS, _INSTEAD)
     refuse_other_forms(fields)
     refuse_other_content(fields.get("messages"))
     chat = decode(fields, Chat)

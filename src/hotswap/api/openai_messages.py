@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from hotswap.api.fields import NO_TEXT
 from hotswap.errors import InvalidRequest
 
 
@@ -73,7 +74,7 @@ class ToolMessage(Struct, tag_field="role", tag="tool"):
 
 Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
 
-_PARTS = frozenset(("text", "input_text", "output_text", "refusal"))
+_PARTS = ("text", "input_text", "output_text", "refusal")
 _ROLES: Mapping[type, str] = {
     SystemMessage: "system",
     DeveloperMessage: "system",
@@ -104,11 +105,12 @@ def refuse_other_content(messages: Any) -> None:
             kind = part.get("type") if isinstance(part, dict) else None
             if isinstance(kind, str) and kind not in _PARTS:
                 param = f"messages[{i}].content[{j}]"
-                raise InvalidRequest(
-                    f"{param}: parts of type {kind[:50]!r} are not supported: "
-                    "this model reads text only",
-                    param=param,
+                why = (
+                    "are not supported: this model reads text only"
+                    if kind in NO_TEXT
+                    else f"are not known; there are {', '.join(map(repr, _PARTS))}"
                 )
+                raise InvalidRequest(f"{param}: parts of type {kind[:50]!r} {why}", param=param)
 
 
 def message_mappings(messages: Sequence[Message]) -> tuple[Mapping[str, Any], ...]:

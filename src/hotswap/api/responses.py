@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from hotswap.api.dialect import Call, Lasting
-from hotswap.api.fields import Count, decode
+from hotswap.api.fields import Count, Probability, decode
 from hotswap.api.guides import ANY_OBJECT, TextFormat, schema_guide
 from hotswap.api.responses_answers import Asked, ResponseDocument, ResponseFrames
 from hotswap.api.responses_items import Input, Item, conversation, message_mappings, plain, typed
@@ -101,7 +101,7 @@ class ResponseBody(ResponseInput, kw_only=True):
     metadata: dict[str, str] | None = None
     max_output_tokens: Count | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_p: Probability | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     include: list[str] | None = None
     user: str | None = None
@@ -116,6 +116,16 @@ _NOT_HONOURED: Mapping[str, tuple[Any, ...]] = {
     "moderation": (),
     "prompt": (),
 }
+_OF_CHATS = {
+    "functions": "tools",
+    "function_call": "tool_choice",
+    "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+}
+"""Fields of ``/v1/chat/completions``, and what they are called here."""
 _LOGPROBS = "message.output_text.logprobs"
 
 
@@ -126,6 +136,7 @@ def parse_response(fields: dict[str, Any], store: ResponseStore) -> Call:
         InvalidRequest: names the field.
     """
     refuse_not_honoured(fields, _NOT_HONOURED)
+    refuse_not_honoured(fields, dict.fromkeys(_OF_CHATS, ()), _OF_CHATS)
     create = decode(typed(fields), ResponseBody)
     items = conversation(create.input, create.previous_response_id, store)
     keep = create.store is not False
@@ -163,6 +174,7 @@ def parse_count(fields: dict[str, Any], store: ResponseStore) -> GenerationReque
         InvalidRequest: names the field.
     """
     refuse_not_honoured(fields, _NOT_HONOURED)
+    refuse_not_honoured(fields, dict.fromkeys(_OF_CHATS, ()), _OF_CHATS)
     counted = decode(typed(fields), ResponseInput)
     items = conversation(counted.input, counted.previous_response_id, store)
     return GenerationRequest(prompts=(_prompt(counted, items),), model=counted.model)

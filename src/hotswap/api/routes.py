@@ -31,7 +31,7 @@ from hotswap.api.dialect import EVENT_STREAM
 from hotswap.api.embeddings import EmbeddingBody, EmbeddingEndpoint, EmbeddingsAnswer
 from hotswap.api.endpoint import GenerationEndpoint
 from hotswap.api.gate import Management
-from hotswap.api.listing import ListingRoutes
+from hotswap.api.listing import PAGING, ListingRoutes
 from hotswap.api.metrics import MEDIA_TYPE, MetricsRoute
 from hotswap.api.ollama_answers import NDJSON
 from hotswap.api.ollama_endpoints import EmbedEndpoint, OllamaEndpoint, PullEndpoint
@@ -222,7 +222,13 @@ def _ollama_models(service: ModelService) -> Rows:
 def _listing(service: ModelService) -> Rows:
     listing = ListingRoutes(service)
     return [
-        Operation("GET", "/v1/models", listing.all, "List the models."),
+        Operation(
+            "GET",
+            "/v1/models",
+            listing.all,
+            "List the models.",
+            query=dict.fromkeys(PAGING, ()),
+        ),
         Operation("GET", "/models", listing.all, "List the models."),
         Operation("GET", "/v1/models/{name:path}", listing.one, "Describe one model."),
     ]

@@ -8,11 +8,16 @@ from typing import Any
 from hotswap.errors import InvalidRequest
 
 
-def refuse_not_honoured(fields: Mapping[str, Any], names: Mapping[str, tuple[Any, ...]]) -> None:
+def refuse_not_honoured(
+    fields: Mapping[str, Any],
+    names: Mapping[str, tuple[Any, ...]],
+    instead: Mapping[str, str] | None = None,
+) -> None:
     """Fields that we know and cannot honour may be there as long as they ask for nothing.
 
     Args:
         names: of these fields, and what each may be besides null, false and empty.
+        instead: what to use for some of them.
 
     Raises:
         InvalidRequest: names a field that asks for something.
@@ -21,7 +26,8 @@ def refuse_not_honoured(fields: Mapping[str, Any], names: Mapping[str, tuple[Any
         value = fields.get(name)
         if asks_for_something(value) and value not in values:
             what = "not supported with this value" if values else "not supported"
-            raise InvalidRequest(f"{name}: {what}", param=name)
+            use = f"; use {instead[name]}" if instead and name in instead else ""
+            raise InvalidRequest(f"{name}: {what}{use}", param=name)
 
 
 def asks_for_something(value: Any) -> bool:

@@ -79,9 +79,11 @@ class TokenRoutes:
         )
 
     async def _max_model_len(self, model: str) -> int | None:
-        """From the listing, which has the resident model even if its files are gone."""
+        """From the listing, which has the resident model even if its files are gone; models that
+        embed are in none."""
         listings = await self._service.models()
-        return next((one.max_model_len for one in listings if one.id == model), None)
+        listed = next((one for one in listings if one.id == model), None)
+        return (listed or await self._service.model(model)).max_model_len
 
     async def detokenize(self, request: Request) -> Response:
         asked = await read_object(

@@ -44,6 +44,8 @@ class Conversation:
     """What the answer must be, after its reasoning."""
     preamble: Preamble | WrittenPreamble | None
     """What may come before that which the guide is for."""
+    calls: str | None = None
+    """A grammar of calls that may stand where that would which the guide is for."""
 
 
 def write_out(model: str, front: Front, prompt: ChatPrompt, guide: Guide | None) -> Conversation:
@@ -60,11 +62,13 @@ def write_out(model: str, front: Front, prompt: ChatPrompt, guide: Guide | None)
     tools = _tools(front.speech, prompt)
     text = _text(model, front, template, prompt)
     demanded = _demanded(front.speech, prompt, tools)
-    tools = tools if demanded or not guide else Tools()
+    calls = None
+    if guide and not demanded:
+        calls = _written(front.speech, prompt, tools.loose(), among_json=True)
     guide = demanded or guide
     hearing = _hearing(front.speech, prompt, text, tools, demanded=demanded is not None)
     preamble = _preamble(front.speech, text, hearing, guide) if guide else None
-    return Conversation(text, hearing, guide, preamble)
+    return Conversation(text, hearing, guide, preamble, calls)
 
 
 def _why_not(model: str, front: Front) -> str:
@@ -100,13 +104,24 @@ def _tools(speech: Speech, prompt: ChatPrompt) -> Tools:
 
 def _demanded(speech: Speech, prompt: ChatPrompt, tools: Tools) -> Guide | None:
     choice = prompt.tool_choice
-    if speech.family is None or not (choice.required or choice.name is not None):
+    if not (choice.required or choice.name is not None):
         return None
-    grammar = CallGrammar(speech.ids, several=choice.parallel and choice.name is None)
-    start = speech.family.write(grammar, tools)
-    return Guide(
-        "grammar", grammar.source(start), "tool_choice", "grammar of the required tool call"
-    )
+    source = _written(speech, prompt, tools)
+    if source is None:
+        return None
+    return Guide("grammar", source, "tool_choice", "grammar of the required tool call")
+
+
+def _written(
+    speech: Speech, prompt: ChatPrompt, tools: Tools, *, among_json: bool = False
+) -> str | None:
+    """A grammar of the calls that one answer may be; None: nothing can be called."""
+    if speech.family is None or not tools:
+        return None
+    choice = prompt.tool_choice
+    several = choice.parallel and choice.name is None
+    grammar = CallGrammar(speech.ids, several=several, among_json=among_json)
+    return grammar.source(speech.family.write(grammar, tools))
 
 
 def schema_guides(tools: Tools) -> Iterator[Guide]:
@@ -170,7 +185,9 @@ def _preamble(
     if hearing is not None and speech.in_channels:
         grammar = CallGrammar(speech.ids, several=False)
         begun = harmony.begun_by(text)
-        start = harmony.write_before(grammar, begun, "@guide", is_call=hearing.demanded)
+        said = None if hearing.demanded else "@guide"
+        called = "@guide" if hearing.demanded else "@calls" if hearing.tools else None
+        start = harmony.write_before(grammar, begun, said, called)
         if start is None:
             raise InvalidRequest(
                 "The chat template of this model begins its answers in a way that they cannot be "

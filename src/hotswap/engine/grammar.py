@@ -62,18 +62,24 @@ class Preamble:
 
 @dataclass(frozen=True, slots=True)
 class WrittenPreamble:
-    """One that is a grammar of its own, in Lark's notation; what the guide is for is ``@guide``."""
+    """One that is a grammar of its own, in Lark's notation; what the guide is for is ``@guide``,
+    and calls that may stand in its place are ``@calls``."""
 
     source: str
 
 
 def grammar_of(
-    guide: Guide, preamble: Preamble | WrittenPreamble | None, markers: Mapping[str, int]
+    guide: Guide,
+    preamble: Preamble | WrittenPreamble | None,
+    markers: Mapping[str, int],
+    calls: str | None = None,
 ) -> str:
     """In llguidance's own notation; whether it compiles is not known yet.
 
     Args:
         markers: texts that are tokens of their own, which no other text spells, and their ids.
+        calls: a grammar of what may stand where that would which the guide is for, as
+            `hotswap.engine.speech.call_grammar` writes it.
 
     Raises:
         InvalidRequest
@@ -85,9 +91,11 @@ def grammar_of(
     if is_too_large(guide):
         refuse(guide, f"it is larger than {_MOST_BYTES[guide.kind]} bytes.")
     parts = [
-        {"lark_grammar": _beginning(preamble, markers)},
+        {"lark_grammar": _beginning(preamble, markers, "(@guide | @calls)" if calls else "@guide")},
         {"name": "guide", **_PARTS[guide.kind](guide)},
     ]
+    if calls:
+        parts.append({"name": "calls", "lark_grammar": calls})
     try:
         text = json.dumps({"grammars": parts}, ensure_ascii=False, allow_nan=False)
         text.encode()
@@ -106,12 +114,14 @@ def refuse(guide: Guide, reason: str, error: type[InvalidRequest] = InvalidReque
     raise error(f"The {subject} cannot be used: {reason}", param=guide.param) from None
 
 
-def _beginning(preamble: Preamble | WrittenPreamble | None, markers: Mapping[str, int]) -> str:
+def _beginning(
+    preamble: Preamble | WrittenPreamble | None, markers: Mapping[str, int], answer: str
+) -> str:
     """The first rule of all. Without forcing, a text that is sure to come may be written in any
     tokens: llguidance would tokenize it by a call of Python's, at every such place."""
     lines = ['%llguidance {"no_forcing": true}']
     if preamble is None:
-        return "\n".join([*lines, "start: @guide"])
+        return "\n".join([*lines, f"start: {answer}"])
     if isinstance(preamble, WrittenPreamble):
         return "\n".join([*lines, preamble.source])
     thought = "thought BREAK"
@@ -123,7 +133,7 @@ def _beginning(preamble: Preamble | WrittenPreamble | None, markers: Mapping[str
         token = markers.get(preamble.open)
         mark = f"/{_literal(preamble.open)}/" if token is None else f"<[{token}]>"
         thought = f"({mark} {thought})?"
-    return "\n".join([*lines, r"BREAK: /\n{0,2}/", f"start: {thought} @guide"])
+    return "\n".join([*lines, r"BREAK: /\n{0,2}/", f"start: {thought} {answer}"])
 
 
 def _schema(guide: Guide) -> dict[str, Any]:

@@ -51,7 +51,7 @@ _stack_size = threading.Lock()
 """It can only be set for all threads that are started from then on."""
 
 
-_Key = tuple[str, str, Preamble | WrittenPreamble | None]
+_Key = tuple[str, str, Preamble | WrittenPreamble | None, str | None]
 
 
 class CompilingTooSlow(InvalidRequest):
@@ -83,23 +83,27 @@ class Guides:
         self._compiling = threading.Semaphore(_COMPILING)
 
     def compile(
-        self, guide: Guide, preamble: Preamble | WrittenPreamble | None = None
+        self,
+        guide: Guide,
+        preamble: Preamble | WrittenPreamble | None = None,
+        calls: str | None = None,
     ) -> CompiledGuide:
         """Takes milliseconds, or up to some seconds: call it from a worker thread.
 
         Args:
             preamble: what may come before that which the guide is for.
+            calls: a grammar of what may stand in its place.
 
         Raises:
             InvalidRequest: it is no guide, or asks for too much.
             CompilingTooSlow
             Overloaded
         """
-        key = guide.kind, guide.source, preamble
+        key = guide.kind, guide.source, preamble, calls
         tokens = self._made(guide)
         if (known := self._find(key)) is not None:
             return known
-        source = grammar_of(guide, preamble, tokens.markers)
+        source = grammar_of(guide, preamble, tokens.markers, calls)
         self._wait_for_turn(_COMPILE_TIME_S)
         if (known := self._find(key)) is not None:  # so that ten requests compile it once
             self._compiling.release()

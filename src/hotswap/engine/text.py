@@ -111,11 +111,11 @@ class PromptRenderer:
     def _prompt(self, prompt: Prompt, request: GenerationRequest) -> RenderedPrompt:
         # With log-probabilities, tokens tell the prompt, see `hotswap.engine.sequence.Sequence`.
         echo = request.echo and request.logprobs is None
-        hearing, guide, preamble = None, request.guide, None
+        hearing, guide, preamble, calls = None, request.guide, None, None
         if isinstance(prompt, ChatPrompt):
             written = write_out(self._model, self._front, prompt, guide)
             text, hearing, guide = written.text, written.hearing, written.guide
-            preamble = written.preamble
+            preamble, calls = written.preamble, written.calls
             ids = self._encode(text, prompt, special=False, counted=request.counted)
         elif isinstance(prompt, TextPrompt):
             text = prompt.text
@@ -126,18 +126,19 @@ class PromptRenderer:
             text = self._front.vocabulary.text(list(ids)) if echo else ""
         if not ids and not request.counted:
             ids = self._bos(prompt)
-        grammar = self._compiled(guide, preamble, hearing) if guide else None
+        grammar = self._compiled(guide, preamble, calls, hearing) if guide else None
         return RenderedPrompt(ids, text if echo else "", hearing, grammar)
 
     def _compiled(
         self,
         guide: Guide,
         preamble: Preamble | WrittenPreamble | None,
+        calls: str | None,
         hearing: Hearing | None,
     ) -> CompiledGuide:
         guides = self._front.guides
         try:
-            return guides.compile(guide, preamble)
+            return guides.compile(guide, preamble, calls)
         except CompilingTooSlow:
             raise
         except InvalidRequest as error:
@@ -171,7 +172,10 @@ class PromptRenderer:
     def _bos(self, prompt: Prompt) -> tuple[int, ...]:
         bos = self._front.tokenizer.bos_token_id
         if not isinstance(bos, int):
-            raise InvalidRequest("The prompt has no tokens.", param=prompt_name(prompt))
+            why = "it is empty, and this model has no token to begin a text with"
+            if isinstance(prompt, ChatPrompt):
+                why = "the chat template of this model writes nothing for these messages"
+            raise InvalidRequest(f"The prompt has no tokens: {why}.", param=prompt_name(prompt))
         return (bos,)
 
     def _draw_params(self, asked: SamplingParams) -> DrawParams:

@@ -157,6 +157,37 @@ def test_all_that_a_grammar_lets_through_is_heard_as_calls(template: str, as_tok
                 assert len(heard) == 2
 
 
+@pytest.mark.parametrize("as_tokens", ["text", "special"])
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "harmony"])
+def test_where_a_schema_and_calls_may_both_be_it_is_one_of_them(name: str, as_tokens: str) -> None:
+    from tests.engine.checkpoints import tokenizer
+
+    model = Model(TEMPLATES[name], as_tokens=as_tokens)
+    if name != "qwen-coder":  # there, texts are in quotes
+        model.way_out = tokenizer().encode('"', add_special_tokens=False)
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 2]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    grammar = CallGrammar(model.speech.ids, several=False, among_json=True)
+    calls = grammar.source(model.family.write(grammar, TOOLS.loose()))
+    json_guide = Guide("json_schema", json.dumps(schema), "response_format")
+    guide = model.guides.compile(json_guide, None, calls)
+    dice, seen = random.Random(name), set[str]()
+    for _ in range(40):
+        text = model.walk(guide, dice)
+        heard = model.hear(text, TOOLS, several=False)
+        if heard[0][0] == "text":
+            assert json.loads(text)["n"] in (1, 2)
+        else:
+            (_, tool), (_, arguments) = heard
+            assert json.loads(arguments) == {} or tool == "weather"
+        seen.add(heard[0][0])
+    assert seen == {"text", "call"}
+
+
 @pytest.mark.parametrize(
     ("template", "text"),
     [

@@ -347,7 +347,9 @@ def test_an_answer_ends_where_the_family_says_and_not_with_a_message() -> None:
 def test_what_cannot_be_gone_on_with_cannot_be_guided(is_call: bool, last: str) -> None:
     def before(begun: Begun) -> Any:
         grammar = CallGrammar({}, several=False)
-        return harmony.write_before(grammar, begun, "@guide", is_call=is_call)
+        return harmony.write_before(
+            grammar, begun, None if is_call else "@guide", "@guide" if is_call else None
+        )
 
     assert before(Begun("assistant<|channel|>comm")) is None
     final = before(Begun("assistant<|channel|>final", in_body=True))

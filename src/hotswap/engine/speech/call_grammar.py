@@ -20,15 +20,19 @@ allowed, a model could go on with them for ever."""
 class CallGrammar:
     """Collects rules. Its methods return what stands for them in another rule."""
 
-    def __init__(self, ids: Mapping[str, int], *, several: bool) -> None:
+    def __init__(self, ids: Mapping[str, int], *, several: bool, among_json: bool = False) -> None:
         """
         Args:
             ids: texts that are tokens of their own. They are asked for by id: llguidance lets no
                 text spell a special token, and a model knows them as tokens only.
             several: more than one call may be made.
+            among_json: other JSON may stand where a call does. llguidance takes the longest text
+                that a rule has for one word, and does not go back: a call's beginning must be as
+                many words as other JSON's. Then no tool's schema may refer to a part of itself.
         """
         self._ids = ids
         self._several = several
+        self._among_json = among_json
         self._split = re.compile(f"({'|'.join(map(re.escape, ids))})") if ids else None
         self._rules: list[str] = []
 
@@ -69,6 +73,11 @@ class CallGrammar:
 
     def call_object(self, tools: Tools, arguments: str) -> str:
         """A call as a JSON object whose arguments are called ``arguments``."""
+        if self._among_json:
+            return self.any_of(
+                self.schema(_object({"name": {"const": tool.name}, arguments: tool.parameters}))
+                for tool in tools
+            )
         return self.any_of(
             f"{self.text(_head(tool.name, arguments))} "
             f"{self.schema(tool.parameters)} {self.text('}')}"
@@ -88,6 +97,16 @@ def _literal(text: str) -> str:
 def _head(name: str, arguments: str) -> str:
     """What a call begins with, up to its arguments."""
     return json.dumps({"name": name, arguments: 0}, ensure_ascii=False).removesuffix("0}")
+
+
+def _object(properties: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A schema of an object with just these properties."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -212,19 +212,27 @@ def _call_header(name: str) -> str:
     return f"{CHANNEL}commentary to={_NAMESPACE}{name} {CONSTRAIN}json{MESSAGE}"
 
 
-def write_before(grammar: CallGrammar, begun: Begun, guide: str, *, is_call: bool) -> str | None:
-    """What comes before ``guide``, and that: one message of reasoning, or none, and then the header
-    of the final one, which a call does without: it has its own. None: the prompt has begun
-    something that cannot be gone on with."""
+def write_before(
+    grammar: CallGrammar, begun: Begun, text: str | None, call: str | None
+) -> str | None:
+    """An answer that is ``text`` or ``call``, of which one at least is given, and what comes before
+    it: one message of reasoning, or none, and then the header of the final one, which a call does
+    without: it has its own. None: the prompt has begun something that cannot be gone on with."""
     again = START + _ASSISTANT
-    last = guide if is_call else f"{grammar.text(f'{CHANNEL}final{MESSAGE}')} {guide}"
+    final = [f"{grammar.text(f'{CHANNEL}final{MESSAGE}')} {text}"] if text else []
+    last = _either(*final, *([call] if call else []))
     if begun.in_body:
         if "analysis" in _CHANNEL.findall(begun.header or "")[-1:]:
             return f"{grammar.text_up_to(END)} {grammar.text(again)} {last}"
-        return f"{grammar.text(END + again)} {last}" if is_call else guide
+        after = [f"{grammar.text(END + again)} {call}"] if call else []
+        return _either(*([text] if text else []), *after)
     begins = {None: again, "": _ASSISTANT, _ASSISTANT: ""}.get(begun.header)
     if begins is None:
         return None
     head = grammar.text(f"{CHANNEL}analysis{MESSAGE}")
     thought = f"({head} {grammar.text_up_to(END)} {grammar.text(again)})?"
     return f"{grammar.text(begins)} {thought} {last}"
+
+
+def _either(*choices: str) -> str:
+    return choices[0] if len(choices) == 1 else f"({' | '.join(choices)})"

@@ -52,8 +52,23 @@ class Tool:
         words = listed if isinstance(listed, list | tuple) else ()
         return tuple(words) if all(isinstance(word, str) for word in words) else ()
 
+    def loose(self) -> Tool:
+        """With a schema that can always be enforced: of its parameters only which there are, which
+        there must be, and of what type each is."""
+        properties = {name: _typed(self.types_of(name)) for name in self.properties}
+        required = [name for name in properties if name in self.required]
+        schema: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
+        if self.parameters.get("additionalProperties") is False:
+            schema["additionalProperties"] = False
+        return Tool(self.name, schema)
+
     def _found(self, parameter: str) -> Mapping[str, Any]:
         return _resolved(self.properties.get(parameter), self.parameters)
+
+
+def _typed(types: frozenset[str]) -> Mapping[str, Any]:
+    """A schema of those types; of any, where one is none that JSON knows."""
+    return {"type": sorted(types)} if types and types <= set(_NAMES.values()) else {}
 
 
 def _resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -103,6 +118,9 @@ class Tools:
 
     def __bool__(self) -> bool:
         return bool(self._tools)
+
+    def loose(self) -> Tools:
+        return Tools(tool.loose() for tool in self)
 
     def only(self, name: str) -> Tools:
         return Tools([self._tools[name]])
