@@ -17,7 +17,7 @@ from hotswap.contracts.models import AppliedSetting, EngineConfig, ModelSpec
 from hotswap.contracts.progress import Report
 from hotswap.errors import DownloadFailed, InvalidRequest, ModelNotFound, ModelUnusable
 from hotswap.hub import CachedModel, Hub
-from tests.model_files import CONFIG, sharded, write_cached, write_model
+from tests.model_files import CONFIG, WEIGHTS, sharded, write_cached, write_model
 
 T = TypeVar("T")
 MERE_NAME = {"background": True}
@@ -231,7 +231,7 @@ class TestDirectoriesWithoutAModel:
         assert ids(running) == ids(running) == ["fine"]
         pickles = "it has no safetensors weights, only pickles, which are not read."
         assert told() == [fault, f"'org/m' cannot be served: {pickles}"]
-        (path / "model.safetensors").touch()
+        (path / "model.safetensors").write_text(WEIGHTS)
         assert ids(running) == ["fine", "org/m"]
         assert wait(running.unusable) == {}
         (path / "config.json").write_text("{")

@@ -1,5 +1,5 @@
 """The numbers of ``config.json`` that say how large a model is, held against the headers of its
-weight files. One wrong number makes transformers build for minutes, and nothing can interrupt it."""
+weight files. One that is wrong makes transformers build for minutes, and nothing interrupts it."""
 
 from __future__ import annotations
 
