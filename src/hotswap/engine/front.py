@@ -28,6 +28,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hotswap.contracts.models import EngineConfig, ModelSpec, Task
 from hotswap.contracts.requests import SamplingParams
+from hotswap.engine.blame import blamed
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.embedding.recipe import RECIPE_FILES, Recipe, default_recipe, read_recipe
 from hotswap.engine.guide import Guides
@@ -259,9 +260,9 @@ def _config(path: Path, raw: dict[str, Any], trusted: bool) -> PreTrainedConfig:
         known: PreTrainedConfig = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
     except HotswapError:
         raise
-    except Exception:  # whatever a configuration class makes of wrong values
+    except Exception as error:  # whatever a configuration class makes of wrong values
         _log.warning("config.json of %s cannot be read", path, exc_info=True)
-        raise CheckpointRefused("config.json has values that make no model.") from None
+        raise CheckpointRefused(blamed(raw, error)) from None
     return known
 
 
