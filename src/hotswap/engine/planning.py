@@ -76,10 +76,11 @@ def look_at(
         quantizer_of(for_reading(front.config))
     device, path = devices.torch_device(spec.engine.device), local_path(spec)
     files = check_weights(path)
-    config = read_config(path, trust_remote_code=spec.engine.trust_remote_code)
-    refuse_more_than_the_files_hold(config, files)
     key = load_key(spec, device, path, files)
     has_run = known.get(key) or known.get(as_spread(key))
+    if has_run is None:
+        config = read_config(path, trust_remote_code=spec.engine.trust_remote_code)
+        refuse_more_than_the_files_hold(config, files)
     token_bytes = None if has_run is None else has_run.verdict.token_bytes
     return Candidate(
         spec=spec,

@@ -65,15 +65,21 @@ def refuse_more_than_the_files_hold(config: Mapping[str, Any], files: WeightFile
     Raises:
         CheckpointRefused
     """
-    stacked, beside = _stack_sizes(files)
-    most = max(_SMALL_STACK, min(2 * stacked, len(files.tensors)))
-    for key, count in _layer_counts(config):
-        if count > most:
-            told = f"and the weight files hold {len(files.tensors)} tensors, of {stacked} layers"
-            raise _too_many(key, count, told)
-    for key, count in _numbers(config, _EXPERTS):
-        if count > max(_FEW_EXPERTS, beside):
-            raise _too_many(key, count, "more than the weight files hold")
+    many_layers = [(key, count) for key, count in _layer_counts(config) if count > _SMALL_STACK]
+    many_experts = [
+        (key, count) for key, count in _numbers(config, _EXPERTS) if count > _FEW_EXPERTS
+    ]
+    if many_layers or many_experts:
+        stacked, beside = _stack_sizes(files)
+        for key, count in many_layers:
+            if count > min(2 * stacked, len(files.tensors)):
+                told = (
+                    f"and the weight files hold {len(files.tensors)} tensors, of {stacked} layers"
+                )
+                raise _too_many(key, count, told)
+        for key, count in many_experts:
+            if count > beside:
+                raise _too_many(key, count, "more than the weight files hold")
     widest = max((max(entry.shape, default=1) for entry in files.tensors.values()), default=1)
     for holder in _language_models(config):
         for keys, factor in ((_WIDTHS, 1), (_INNER_WIDTHS, _INNER_FACTOR)):
