@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,13 +15,7 @@ import pytest
 from hotswap import departure
 from hotswap.config import ServerConfig
 from hotswap.contracts.models import ModelSpec
-from hotswap.departure import (
-    RESTART_WINDOW_S,
-    RESTARTS_TOLERATED,
-    Departure,
-    threads_end,
-    too_often,
-)
+from hotswap.departure import RESTART_WINDOW_S, RESTARTS_TOLERATED, Departure, too_often
 from hotswap.handover import Image, Note
 from hotswap.model_settings import apply_overrides
 from hotswap.watchdog import Fault, Problem
@@ -154,15 +147,3 @@ def test_an_interpreter_that_is_gone_is_an_exit(monkeypatch: pytest.MonkeyPatch)
     left = leaving()
     assert isinstance(left, Exit)
     assert left.code == Fault.HANG
-
-
-def test_a_thread_that_works_on_is_not_waited_for_without_end() -> None:
-    released = threading.Event()
-    thread = threading.Thread(target=released.wait)
-    thread.start()
-    try:
-        assert not threads_end(0.01)
-    finally:
-        released.set()
-    assert threads_end(60.0)
-    assert not thread.is_alive()

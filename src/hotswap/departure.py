@@ -98,20 +98,6 @@ class Departure:
         )
 
 
-def threads_end(patience_s: float) -> bool:
-    """Wait for the threads that Python would wait for without end; false: some have not ended, such
-    as one in which transformers builds a model that nobody wants any more. Nothing stops that."""
-    deadline = time.monotonic() + patience_s
-    mine = threading.current_thread()
-    awaited = [t for t in threading.enumerate() if t is not mine and not t.daemon]
-    for thread in awaited:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    working = [thread.name for thread in awaited if thread.is_alive()]
-    if working:
-        logger.warning("left behind at work: %s", ", ".join(working))
-    return not working
-
-
 def leave_at_once(exit_code: int) -> NoReturn:
     """End the process without ending its threads."""
     _flush()

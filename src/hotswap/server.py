@@ -28,7 +28,7 @@ from hotswap.config import ConfigError, Settings, SwapRules
 from hotswap.contracts.engines import EngineRegistry
 from hotswap.contracts.models import ModelSpec
 from hotswap.contracts.progress import Report
-from hotswap.departure import Departure, leave_at_once, threads_end
+from hotswap.departure import Departure, leave_at_once
 from hotswap.errors import (
     DeviceLost,
     HotswapError,
@@ -83,7 +83,7 @@ def run(settings: Settings, image: Image, read_settings: Callable[[], Settings])
     listener = image.listener or listen(settings.server.host, settings.server.port)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     exit_code = anyio.run(_serve, settings, listener, image, read_settings)
-    if import_under_way() or not threads_end(FLUSH_S):
+    if import_under_way():
         leave_at_once(exit_code)
     return exit_code
 

@@ -353,4 +353,3 @@ def test_a_model_that_is_built_for_ever_does_not_keep_the_server_from_ending(
             connection.request("POST", "/v1/chat/completions", json.dumps(TALE | {"stream": False}))
             case.began("build")
         assert case.server.terminate(30) == 0
-        case.server.wait_for_line("left behind at work")
