@@ -12,6 +12,9 @@ CONFIG: Mapping[str, Any] = {
     "max_position_embeddings": 512,
 }
 
+WEIGHTS = "\x02" + "\0" * 7 + "{}"
+"""A safetensors file with a header and no tensors."""
+
 
 def write_model(
     path: Path,
@@ -20,11 +23,14 @@ def write_model(
     files: Mapping[str, str] | None = None,
     without: tuple[str, ...] = (),
 ) -> Path:
-    """A directory that looks like a chat model, with ``files`` beside and ``without`` some."""
+    """A directory that looks like a chat model, with ``files`` beside and ``without`` some. A
+    ``config`` that names no type is one of the type qwen3."""
+    if isinstance(config, Mapping):
+        config = {"model_type": "qwen3", **config}
     content = {
         "config.json": config if isinstance(config, str) else json.dumps(config),
         "tokenizer.json": "{}",
-        "model.safetensors": "weights",
+        "model.safetensors": WEIGHTS,
         **(files or {}),
     }
     path.mkdir(parents=True, exist_ok=True)

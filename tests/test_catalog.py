@@ -25,7 +25,7 @@ from hotswap.errors import (
     ModelUnusable,
 )
 from hotswap.hub import CachedModel, Hub
-from tests.model_files import CONFIG, sharded, write_cached, write_model
+from tests.model_files import CONFIG, WEIGHTS, sharded, write_cached, write_model
 
 T = TypeVar("T")
 MERE_NAME = {"background": True}
@@ -239,7 +239,7 @@ class TestDirectoriesWithoutAModel:
         assert ids(running) == ids(running) == ["fine"]
         pickles = "it has no safetensors weights, only pickles, which are not read."
         assert told() == [fault, f"'org/m' cannot be served: {pickles}"]
-        (path / "model.safetensors").touch()
+        (path / "model.safetensors").write_text(WEIGHTS)
         assert ids(running) == ["fine", "org/m"]
         assert running.unusable() == {}
         (path / "config.json").write_text("{")

@@ -8,7 +8,7 @@ import pytest
 
 from hotswap.contracts.models import ModelFacts
 from hotswap.model_dir import Remembered, files_of, look_at
-from tests.model_files import CONFIG, sharded, write_model
+from tests.model_files import CONFIG, WEIGHTS, sharded, write_model
 
 
 def defect(path: Path) -> str | None:
@@ -29,10 +29,10 @@ def test_a_complete_checkpoint_is_a_chat_model(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_in_several_files_needs_all_of_them(tmp_path: Path) -> None:
-    files = sharded("1.safetensors", "2.safetensors") | {"1.safetensors": "x"}
+    files = sharded("1.safetensors", "2.safetensors") | {"1.safetensors": WEIGHTS}
     path = write_model(tmp_path, files=files, without=("model.safetensors",))
     assert defect(path) == "'2.safetensors' is missing: the download did not finish"
-    (path / "2.safetensors").write_text("x")
+    (path / "2.safetensors").write_text(WEIGHTS)
     assert defect(path) is None
 
 
@@ -64,6 +64,25 @@ def test_a_checkpoint_in_several_files_needs_all_of_them(tmp_path: Path) -> None
             {"model.safetensors.index.json": '{"weight_map": []}'},
             ("model.safetensors",),
             "names no files",
+        ),
+        ({**CONFIG, "model_type": None}, {}, (), "config.json names no model_type"),
+        (CONFIG, {"tokenizer.json": ""}, (), "tokenizer.json is not a JSON object"),
+        (CONFIG, {"tokenizer.json": "<html>"}, (), "tokenizer.json is not a JSON object"),
+        (CONFIG, {"model.safetensors": ""}, (), "'model.safetensors' is cut short"),
+        (CONFIG, {"model.safetensors": WEIGHTS[:7]}, (), "'model.safetensors' is cut short"),
+        (CONFIG, {"model.safetensors": WEIGHTS[:-1]}, (), "'model.safetensors' is cut short"),
+        (
+            CONFIG,
+            {"model.safetensors": "version https://git-lfs.github.com/spec/v1"},
+            (),
+            "not a safetensors file",
+        ),
+        (
+            CONFIG,
+            sharded("1.safetensors", "2.safetensors")
+            | {"1.safetensors": WEIGHTS, "2.safetensors": ""},
+            ("model.safetensors",),
+            "'2.safetensors' is cut short",
         ),
     ],
 )
@@ -102,6 +121,29 @@ def test_a_text_to_be_embedded_is_no_longer_than_its_model_was_made_for(tmp_path
     found = look_at(str(write_model(tmp_path, config=config, files=files)))
     assert found is not None
     assert found.max_position_embeddings == 256
+
+
+def test_a_pipe_is_no_tokenizer_and_is_not_waited_for(tmp_path: Path) -> None:
+    path = write_model(tmp_path, without=("tokenizer.json",))
+    os.mkfifo(path / "tokenizer.json")
+    assert defect(path) == "'tokenizer.json' is not a regular file"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_what_is_mended_in_place_is_seen(tmp_path: Path, name: str) -> None:
+    look = Remembered(look_at, files_of)
+    path = write_model(tmp_path / "m", files={name: ""})
+    os.utime(path / name, (1, 1))
+    for place in (path, path / "config.json"):
+        os.utime(place, (1, 1))
+    broken = look(str(path))
+    assert broken is not None
+    assert broken.defect is not None
+    (path / name).write_text({"model.safetensors": WEIGHTS, "tokenizer.json": "{}"}[name])
+    os.utime(path, (1, 1))
+    mended = look(str(path))
+    assert mended is not None
+    assert mended.defect is None
 
 
 def test_a_dangling_link_is_a_missing_file(tmp_path: Path) -> None:
@@ -197,15 +239,15 @@ def test_what_a_models_files_say_about_it(tmp_path: Path) -> None:
     config = {**CONFIG, "model_type": "qwen3", "torch_dtype": "bfloat16"}
     path = write_model(tmp_path, config=config)
     assert facts(path) == ModelFacts(
-        family="qwen3", dtype="bfloat16", weights_bytes=7, parameters=3
+        family="qwen3", dtype="bfloat16", weights_bytes=10, parameters=5
     )
 
 
 def test_the_weights_of_several_files_are_added_up(tmp_path: Path) -> None:
     files = sharded("1.safetensors", "2.safetensors")
-    files |= {"1.safetensors": "1234", "2.safetensors": "12"}
+    files |= {"1.safetensors": WEIGHTS, "2.safetensors": WEIGHTS + "1234"}
     path = write_model(tmp_path, files=files, without=("model.safetensors",))
-    assert facts(path) == ModelFacts(weights_bytes=6)
+    assert facts(path) == ModelFacts(family="qwen3", weights_bytes=24)
 
 
 def test_quantized_weights_do_not_tell_how_many_numbers_they_are(tmp_path: Path) -> None:

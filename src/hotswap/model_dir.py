@@ -19,8 +19,9 @@ CONFIG = "config.json"
 SETTINGS = "hotswap_config.yaml"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_TOKENIZER = "tokenizer.json"
 _TOKENIZERS = (
-    *("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "spiece.model"),
+    *(_TOKENIZER, "tokenizer.model", "vocab.json", "tekken.json", "spiece.model"),
     *("vocab.txt", "sentencepiece.bpe.model"),
 )
 # Embedding models of causal architecture (Qwen3-Embedding) are told by these.
@@ -37,6 +38,9 @@ _ENCODERS = frozenset(
 )
 """Architectures without a head for any task, as models that embed texts are saved."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_HEAD_BYTES = 64
+_LENGTH_BYTES = 8
+"""Of the number that a safetensors file begins with, its header's length."""
 _MAX_JSON_BYTES = 32 * 1024 * 1024
 
 
@@ -69,7 +73,7 @@ def look_at(place: str) -> ModelDir | None:
     try:
         config = _json_object(path / CONFIG)
         task = _task(config, names)
-        defect = _defect(config, task) or _missing_file(path, names)
+        defect = _defect(config, task) or _missing_file(path, names) or _damage(path, names)
         longest = _longest(path, names, config, task)
         created_unix = int((path / CONFIG).stat().st_mtime)
         facts = ModelFacts() if defect else _facts(path, config)
@@ -132,6 +136,8 @@ def _defect(config: Mapping[str, Any], task: Task) -> str | None:
         return f"{str(architectures[0])[:80]!r} is not a chat model"
     if config.get("is_encoder_decoder"):
         return "it is an encoder-decoder model"
+    if not isinstance(config.get("model_type"), str):
+        return f"{CONFIG} names no model_type"
     return None
 
 
@@ -148,6 +154,26 @@ def _missing_file(path: Path, names: frozenset[str]) -> str | None:
         if "/" in shard or not (path / shard).is_file():
             return f"{shard[:80]!r} is missing: the download did not finish"
     return None
+
+
+def _damage(path: Path, names: frozenset[str]) -> str | None:
+    """Of files that are there, as far as their first bytes tell."""
+    if _TOKENIZER in names and not _head(path / _TOKENIZER).lstrip().startswith(b"{"):
+        return f"{_TOKENIZER} is not a JSON object"
+    for name in sorted(_weight_files(path)):
+        size = (path / name).stat().st_size
+        header_bytes = int.from_bytes(_head(path / name)[:_LENGTH_BYTES], "little")
+        if size < _LENGTH_BYTES or header_bytes > size - _LENGTH_BYTES:
+            return f"{name[:80]!r} is cut short or not a safetensors file"
+    return None
+
+
+def _head(file: Path) -> bytes:
+    """Raises: ValueError: it is no regular file; a pipe would be waited for."""
+    if not file.is_file():
+        raise ValueError(f"{file.name[:80]!r} is not a regular file")
+    with file.open("rb") as stream:
+        return stream.read(_HEAD_BYTES)
 
 
 def _shards(index: Mapping[str, Any]) -> set[str]:
@@ -264,7 +290,12 @@ class Remembered(Generic[K, V]):
 
 def files_of(place: str) -> tuple[str, ...]:
     """The files whose change can change what `look_at` says of ``place``."""
-    return place, f"{place}/{CONFIG}", f"{place}/{SETTINGS}"
+    try:
+        weights = [name for name in os.listdir(place) if name.endswith(".safetensors")]
+    except (OSError, ValueError):
+        weights = []
+    names = (CONFIG, SETTINGS, _TOKENIZER, *sorted(weights))
+    return (place, *(f"{place}/{name}" for name in names))
 
 
 def _changed_ns(path: str) -> int:

@@ -41,11 +41,14 @@ def for_ever() -> None:
 
 
 def import_faulty_engines(*arguments: Any) -> Any:
-    """A step that hangs, one that breaks the device, and one that just raises."""
+    """A step that hangs, one that breaks the device, one that just raises, and a model that takes
+    for ever to be built."""
     made = import_engines(*arguments)
     import torch
 
+    from hotswap.engine import loader
     from hotswap.engine.runner import ModelRunner
+    from hotswap.engine.weights import TRANSFORMERS, HostWeights, read_weights
 
     launch = ModelRunner.launch
 
@@ -58,7 +61,14 @@ def import_faulty_engines(*arguments: Any) -> Any:
             raise RuntimeError("a step raised")
         return launch(self, *plan)
 
+    def building(*arguments: Any) -> HostWeights:
+        if is_due("build"):
+            with TRANSFORMERS:
+                for_ever()
+        return read_weights(*arguments)
+
     ModelRunner.launch = faulty  # type: ignore[method-assign,assignment]
+    loader.read_weights = building  # type: ignore[attr-defined,assignment]
     return made
 
 

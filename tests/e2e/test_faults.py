@@ -342,3 +342,14 @@ def test_a_step_that_raises_costs_no_restart_nor_does_one_that_hangs_while_it_is
 def started(server: Server) -> int:
     """How often it has begun."""
     return sum("starting hotswap" in line for line in server.lines)
+
+
+def test_a_model_that_is_built_for_ever_does_not_keep_the_server_from_ending(
+    tmp_path: Path,
+) -> None:
+    with faulty(tmp_path) as case:
+        case.ask_for("build")
+        with closing(case.connection()) as connection:
+            connection.request("POST", "/v1/chat/completions", json.dumps(TALE | {"stream": False}))
+            case.began("build")
+        assert case.server.terminate(30) == 0

@@ -240,6 +240,48 @@ async def test_weights_that_disagree_with_the_configuration_are_refused(
             assert str(tmp_path) not in caught.value.message
 
 
+async def refusal(config: dict[str, Any], wrong: Path) -> str:
+    (wrong / "config.json").write_text(json.dumps(config))
+    async with new_registry() as registry:
+        with pytest.raises(CheckpointRefused) as caught:
+            await registry.prepare(spec_of(wrong), ignore)
+    return caught.value.message
+
+
+async def test_tensors_that_disagree_are_named_with_both_shapes(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    wrong = copied(checkpoint("llama"), tmp_path)
+    config = json.loads((wrong / "config.json").read_text())
+    first = "'model.layers.0.mlp.down_proj.weight' is [32, 64] in the files and [32, 48]"
+    message = await refusal(config | {"intermediate_size": 48}, wrong)
+    assert message.startswith(f"6 tensors have the wrong shape: {first} by config.json, ")
+    assert message.count("in the files") == 3
+    missing = "9 tensors are missing: 'model.layers.2.input_layernorm.weight', "
+    assert (await refusal(config | {"num_hidden_layers": 3}, wrong)).startswith(missing)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"hidden_act": "foo"}, "config.json: hidden_act 'foo' makes no model."),
+        (
+            {"rope_parameters": {"rope_type": "foo", "rope_theta": 1e4}},
+            "config.json: rope_parameters.rope_type 'foo' makes no model.",
+        ),
+        ({"dtype": "int3"}, "config.json: dtype 'int3' makes no model."),
+        ({"hidden_size": "large"}, "config.json: hidden_size 'large' makes no model."),
+        ({"head_dim": -1}, "config.json has values that make no model."),
+    ],
+)
+async def test_a_value_that_makes_no_model_is_named_and_the_weights_are_not_blamed(
+    checkpoint: Checkpoint, tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    wrong = copied(checkpoint("llama"), tmp_path)
+    config = json.loads((wrong / "config.json").read_text())
+    assert await refusal(config | change, wrong) == told
+
+
 async def test_a_model_larger_than_the_host_is_refused(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,10 +28,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hotswap.contracts.models import EngineConfig, ModelSpec, Task
 from hotswap.contracts.requests import SamplingParams
+from hotswap.engine.blame import blamed
 from hotswap.engine.decoding import Vocabulary
 from hotswap.engine.embedding.recipe import RECIPE_FILES, Recipe, default_recipe, read_recipe
 from hotswap.engine.guide import Guides
 from hotswap.engine.preflight import check_tokenizer_files, read_config, read_object
+from hotswap.engine.sizes import refuse_nonsense
 from hotswap.engine.speech.families import Speech, speech_of
 from hotswap.engine.template import ChatTemplate
 from hotswap.errors import CheckpointRefused, HotswapError
@@ -199,6 +201,7 @@ def _mtime(file: Path) -> float:
 
 def _load(path: Path, engine: EngineConfig, task: Task, key: FrontKey) -> Front:
     raw = read_config(path, trust_remote_code=engine.trust_remote_code)
+    refuse_nonsense(raw)
     check_tokenizer_files(path, trust_remote_code=engine.trust_remote_code)
     config = _config(path, raw, engine.trust_remote_code)
     if task == "embed":
@@ -257,9 +260,9 @@ def _config(path: Path, raw: dict[str, Any], trusted: bool) -> PreTrainedConfig:
         known: PreTrainedConfig = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
     except HotswapError:
         raise
-    except Exception:  # whatever a configuration class makes of wrong values
+    except Exception as error:  # whatever a configuration class makes of wrong values
         _log.warning("config.json of %s cannot be read", path, exc_info=True)
-        raise CheckpointRefused("config.json has values that make no model.") from None
+        raise CheckpointRefused(blamed(raw, error)) from None
     return known
 
 
@@ -389,7 +392,13 @@ def _sampling(generation: dict[str, Any]) -> SamplingParams:
 
 
 def _own_context(config: PreTrainedConfig) -> int | None:
-    return next((n for n in map(config.__dict__.get, _CONTEXT_NAMES) if isinstance(n, int)), None)
+    for name in _CONTEXT_NAMES:
+        tokens = config.__dict__.get(name)
+        if isinstance(tokens, int):
+            if tokens < 1:
+                raise CheckpointRefused(f"config.json: {name} is {tokens}, and must be at least 1.")
+            return tokens
+    return None
 
 
 def _max_model_len(own: int | None, asked: int | None) -> int:

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from hotswap.contracts.models import EngineConfig
+from hotswap.engine.blame import blamed
 from hotswap.engine.device_map import model_bytes
 from hotswap.engine.front import Front
 from hotswap.engine.preflight import WeightFiles
@@ -41,9 +42,9 @@ def outline(front: Front, engine: EngineConfig) -> PreTrainedModel:
                 quantizer.preprocess_model(model, dtype=dtype)
     except HotswapError:
         raise
-    except Exception:  # whatever a model's code makes of wrong values
+    except Exception as error:  # whatever a model's code makes of wrong values
         _log.warning("A model cannot be made of its configuration", exc_info=True)
-        raise CheckpointRefused("config.json has values that make no model.") from None
+        raise CheckpointRefused(blamed(config.to_dict(), error)) from None
     return model
 
 

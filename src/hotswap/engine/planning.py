@@ -22,9 +22,10 @@ from hotswap.engine.fit import (
 )
 from hotswap.engine.front import Front, local_path
 from hotswap.engine.outline import loaded_bytes, outline
-from hotswap.engine.preflight import WeightFiles, check_weights
+from hotswap.engine.preflight import WeightFiles, check_weights, read_config
 from hotswap.engine.prepared import LoadKey, as_spread, load_key
 from hotswap.engine.quantization import for_reading, is_quantised, quantizer_of
+from hotswap.engine.sizes import refuse_more_than_the_files_hold
 from hotswap.engine.weights import Known
 from hotswap.errors import CheckpointRefused, InsufficientMemory
 
@@ -77,6 +78,9 @@ def look_at(
     files = check_weights(path)
     key = load_key(spec, device, path, files)
     has_run = known.get(key) or known.get(as_spread(key))
+    if has_run is None:
+        config = read_config(path, trust_remote_code=spec.engine.trust_remote_code)
+        refuse_more_than_the_files_hold(config, files)
     token_bytes = None if has_run is None else has_run.verdict.token_bytes
     return Candidate(
         spec=spec,

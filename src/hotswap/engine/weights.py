@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreT
 from transformers.utils import logging as transformers_logging
 
 from hotswap.contracts.models import EngineConfig
+from hotswap.engine.blame import blamed
 from hotswap.engine.blueprint import Arena, Blueprint, FileId
 from hotswap.engine.device import without_frames
 from hotswap.engine.embedding.encoder import Encoder, read_encoder
@@ -144,16 +146,19 @@ def _read(
                 local_files_only=True,
                 trust_remote_code=engine.trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # it would only say that there are some
             )
     except LoadAbandoned:
         raise
     except (MemoryError, torch.OutOfMemoryError):
         raise InsufficientMemory("The model does not fit into host memory.") from None
-    except Exception:  # a loader meets every kind of wrong tensor in its own way
+    except Exception as error:  # a loader meets every kind of wrong tensor in its own way
         _log.warning("The weights of %s cannot be loaded", directory, exc_info=True)
-        raise CheckpointRefused(
-            "The weights do not agree with config.json (names, shapes or types of tensors)."
-        ) from None
+        if _was_reading(error):
+            raise CheckpointRefused(
+                "The weights do not agree with config.json (names, shapes or types of tensors)."
+            ) from None
+        raise CheckpointRefused(blamed(front.config.to_dict(), error)) from None
     model, info = loaded
     _refuse_gaps(info, unused=() if front.recipe is None else _UNUSED_FOR_EMBEDDING)
     if is_made_plain(front.config):
@@ -166,6 +171,12 @@ def _read(
         dtype=str(model.dtype).removeprefix("torch."),
         vocab=front.vocab_size,
     )
+
+
+def _was_reading(error: Exception) -> bool:
+    """transformers had made the modules of the model, and met its tensors."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_name == "_load_pretrained_model" for frame, _ in frames)
 
 
 def _cast_the_rest(model: PreTrainedModel) -> None:
@@ -214,9 +225,24 @@ _UNUSED_FOR_EMBEDDING = ("pooler.",)
 
 def _refuse_gaps(info: dict[str, Any], unused: tuple[str, ...]) -> None:
     missing = sorted(name for name in map(str, info["missing_keys"]) if not name.startswith(unused))
-    mismatched = sorted(str(entry[0]) for entry in info["mismatched_keys"])
-    for what, names in (("are missing", missing), ("have the wrong shape", mismatched)):
-        if names:
-            raise CheckpointRefused(f"{len(names)} tensors {what}, {names[0][:200]!r} among them.")
+    mismatched = sorted(
+        f"{_named(name)} is {list(saved)} in the files and {list(asked)} by config.json"
+        for name, saved, asked in info["mismatched_keys"]
+    )
+    for what, told in (
+        ("have the wrong shape", mismatched),
+        ("are missing", [*map(_named, missing)]),
+    ):
+        if told:
+            more = ", ..." if len(told) > _TOLD else ""
+            raise CheckpointRefused(f"{len(told)} tensors {what}: {', '.join(told[:_TOLD])}{more}.")
     if info["unexpected_keys"]:
         _log.info("%d tensors of the checkpoint are not used", len(info["unexpected_keys"]))
+
+
+_TOLD = 3
+"""Tensors that a refusal names."""
+
+
+def _named(tensor: str) -> str:
+    return repr(tensor[:200])
