@@ -20,6 +20,7 @@ FLOORS: dict[str, int] = {
     "demo": 1,
     "values": 2,
     "yaml_text": 2,
+    "files": 2,
     "options": 2,
     "model_settings": 2,
     "logs": 2,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -97,6 +98,14 @@ class TestListing:
     ) -> None:
         write_cached(cache, "org/m", ref=None)
         assert ids(catalog()) == ["org/m"]
+
+    def test_a_branch_that_is_a_pipe_names_no_snapshot(
+        self, cache: Path, catalog: Callable[..., Catalog]
+    ) -> None:
+        newest = write_cached(cache, "org/m", ref=None)
+        (cache / "models--org--m" / "refs").mkdir()
+        os.mkfifo(cache / "models--org--m" / "refs" / "main")
+        assert resolved(catalog(), "org/m").path == newest
 
     def test_what_is_no_chat_model_is_left_out_and_says_why_when_asked_for(
         self, cache: Path, folder: Path, catalog: Callable[..., Catalog]
@@ -314,6 +323,24 @@ class TestDirectoriesWithoutAModel:
         write_cached(cache, "org/half", without=("model.safetensors",))
         spec = resolved(catalog(allow_download=("org/*",)), "org/half")
         assert (spec.path, spec.fault) == (None, None)
+
+    def test_a_pipe_holds_up_nobody(
+        self, folder: Path, catalog: Callable[..., Catalog], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        write_model(folder / "good")
+        for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
+            path = write_model(folder / name, without=(name,))
+            os.mkfifo(path / name)
+        os.mkfifo(write_model(folder / "settings") / "hotswap_config.yaml")
+        running = catalog()
+        assert ids(running) == ["good", "settings"]
+        assert len(running.unusable()) == len(caplog.records) == 4
+        for name, fault in running.unusable().items():
+            assert "is not a regular file." in fault
+            with pytest.raises(ModelUnusable):
+                resolved(running, name)
+        (folder / "settings" / "hotswap_config.yaml").unlink()
+        assert resolved(running, "settings").fault is None
 
     def test_that_of_the_start_up_model_is_told_by_whoever_refuses_to_start(
         self, folder: Path, catalog: Callable[..., Catalog], caplog: pytest.LogCaptureFixture
@@ -549,6 +576,17 @@ class TestStartUpModel:
         with pytest.raises(ConfigError, match="there is no such directory") as raised:
             wait(catalog(model=name).startup_spec)
         assert str(raised.value).startswith(f"--model {name}: ")
+
+    def test_a_repository_that_vanishes_from_the_cache_is_to_be_downloaded_again(
+        self, cache: Path, catalog: Callable[..., Catalog]
+    ) -> None:
+        write_cached(cache, "org/m")
+        running = catalog(model="org/m")
+        spec = wait(running.startup_spec)
+        assert spec is not None
+        assert spec.path is not None
+        (cache / "models--org--m").rename(cache / "away")
+        assert resolved(running, "org/m").path is None
 
     def test_a_directory_of_something_else_says_so(
         self, tmp_path: Path, catalog: Callable[..., Catalog]

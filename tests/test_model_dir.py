@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 
 from hotswap.contracts.models import ModelFacts
 from hotswap.model_dir import Remembered, files_of, look_at
-from tests.model_files import CONFIG, WEIGHTS, sharded, write_model
+from tests.model_files import CONFIG, WEIGHTS, sharded, write_cached, write_model
 
 
 def defect(path: Path) -> str | None:
@@ -123,10 +125,60 @@ def test_a_text_to_be_embedded_is_no_longer_than_its_model_was_made_for(tmp_path
     assert found.max_position_embeddings == 256
 
 
-def test_a_pipe_is_no_tokenizer_and_is_not_waited_for(tmp_path: Path) -> None:
-    path = write_model(tmp_path, without=("tokenizer.json",))
-    os.mkfifo(path / "tokenizer.json")
-    assert defect(path) == "'tokenizer.json' is not a regular file"
+READ = (
+    *("config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja"),
+    "sentence_bert_config.json",
+)
+"""Files that the look at a directory opens, without those of its settings and the index."""
+
+
+def embedder(path: Path) -> Path:
+    """A model of which more files are looked at than of others."""
+    return write_model(path, config={"architectures": ["BertModel"]})
+
+
+def socket_at(place: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place))
+
+
+IRREGULAR = {
+    "pipe": os.mkfifo,
+    "socket": socket_at,
+    "directory": Path.mkdir,
+    "device": partial(Path.symlink_to, target="/dev/zero"),
+}
+
+
+@pytest.mark.parametrize("kind", IRREGULAR)
+@pytest.mark.parametrize("name", READ)
+def test_what_is_no_regular_file_is_told_and_not_waited_for(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    path = embedder(tmp_path / "m")
+    (path / name).unlink(missing_ok=True)
+    IRREGULAR[kind](path / name)
+    assert defect(path) == f"{name!r} is not a regular file"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "1.safetensors"])
+def test_nor_are_pipes_among_the_weights(tmp_path: Path, name: str) -> None:
+    files = sharded("1.safetensors") | {"1.safetensors": WEIGHTS}
+    path = write_model(tmp_path, files=files, without=("model.safetensors",))
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    assert defect(path) == f"{name!r} is not a regular file"
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_link_to_itself_is_told(tmp_path: Path, name: str) -> None:
+    path = embedder(tmp_path / "m")
+    (path / name).unlink(missing_ok=True)
+    (path / name).symlink_to(name)
+    found = defect(path)
+    assert found is not None
+    assert name in found
+    assert ("symbolic links" in found) == (name != "model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
@@ -191,6 +243,58 @@ class TestSettings:
         assert found.settings == {}
         assert found.settings_error is not None
         assert str(tmp_path) not in found.settings_error.message
+
+    @pytest.mark.parametrize("kind", IRREGULAR)
+    def test_they_are_a_regular_file(self, tmp_path: Path, kind: str) -> None:
+        path = write_model(tmp_path / "m")
+        IRREGULAR[kind](path / "hotswap_config.yaml")
+        found = look_at(str(path))
+        assert found is not None
+        assert found.settings_error is not None
+        outside = kind == "device"
+        reason = "lies outside the model's directory" if outside else "is not a regular file"
+        assert found.settings_error.message == f"'hotswap_config.yaml' {reason}."
+
+    @pytest.mark.parametrize("kind", IRREGULAR)
+    def test_so_is_a_template_that_they_name(self, tmp_path: Path, kind: str) -> None:
+        files = {"hotswap_config.yaml": "chat_template: mine.jinja"}
+        path = write_model(tmp_path / "m", files=files)
+        IRREGULAR[kind](path / "mine.jinja")
+        found = look_at(str(path))
+        assert found is not None
+        assert found.settings_error is not None
+        assert "the file 'mine.jinja' cannot be read" in found.settings_error.message
+
+    @pytest.mark.parametrize("name", ["hotswap_config.yaml", "mine.jinja"])
+    def test_what_lies_outside_is_not_read(self, tmp_path: Path, name: str) -> None:
+        files = {"hotswap_config.yaml": "chat_template: mine.jinja", "mine.jinja": "{{ messages }}"}
+        path = write_model(tmp_path / "m", files=files)
+        (path / name).rename(tmp_path / name)
+        (path / name).symlink_to(tmp_path / name)
+        found = look_at(str(path))
+        assert found is not None
+        assert found.settings == {}
+        assert found.settings_error is not None
+        assert name in found.settings_error.message
+        assert str(tmp_path) not in found.settings_error.message
+        (path / name).unlink()
+        (path / "own").write_text(files[name])
+        (path / name).symlink_to("own")
+        mended = look_at(str(path))
+        assert mended is not None
+        assert mended.settings == {"chat_template": "{{ messages }}"}
+
+    def test_those_of_a_snapshot_may_lie_among_its_own_blobs(self, tmp_path: Path) -> None:
+        files = {"hotswap_config.yaml": "max_model_len: 9"}
+        own = write_cached(tmp_path, "org/m", files=files)
+        found = look_at(str(own))
+        assert found is not None
+        assert found.settings == {"max_model_len": 9}
+        other = write_cached(tmp_path, "org/other") / "hotswap_config.yaml"
+        other.symlink_to((own / "hotswap_config.yaml").resolve())
+        found = look_at(str(other.parent))
+        assert found is not None
+        assert found.settings_error is not None
 
 
 def test_what_is_no_directory_is_nothing(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from hotswap.errors import (
     NotPermitted,
     WrongDownload,
 )
+from hotswap.files import content
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -48,6 +49,7 @@ _WANTED_FILES = (
 # Mistral's repositories hold the weights a second time; folders hold other formats.
 _UNWANTED_FILES = ("consolidated*.safetensors", "*/*")
 _MODEL_FOLDER = "models--"
+_MAX_REF_BYTES = 1024
 _MIN_HASH = 7
 """Characters of a commit hash that name it, as in git."""
 _HASHED_BYTES = 16 << 20
@@ -80,7 +82,7 @@ class CachedModel:
         if ".." in path.parts or Path(ref).is_absolute():
             return None
         try:
-            return path.read_text("ascii").strip()
+            return content(path, _MAX_REF_BYTES).decode("ascii").strip()
         except (OSError, ValueError):
             return None
 

@@ -14,12 +14,14 @@ from typing import Any, Generic, TypeVar
 from hotswap.config import parse_yaml
 from hotswap.contracts.models import ModelFacts, Task
 from hotswap.errors import InvalidRequest
+from hotswap.files import beginning, content, inside
 
 CONFIG = "config.json"
 SETTINGS = "hotswap_config.yaml"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _TOKENIZER = "tokenizer.json"
+_TEMPLATE = "chat_template.jinja"
 _TOKENIZERS = (
     *(_TOKENIZER, "tokenizer.model", "vocab.json", "tekken.json", "spiece.model"),
     *("vocab.txt", "sentencepiece.bpe.model"),
@@ -99,16 +101,19 @@ def _with_defect(found: ModelDir, defect: str) -> ModelDir:
 
 
 def _reason(error: OSError | ValueError) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    name = os.path.basename(str(error.filename))[:80]
+    shown = CONFIG if name == CONFIG else repr(name)
     if isinstance(error, FileNotFoundError):
-        return f"{CONFIG} is missing"
-    return "its files cannot be read" if isinstance(error, OSError) else str(error)
+        return f"{shown} is missing"
+    return f"{shown} cannot be read: {error.strerror}"
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise ValueError(f"{path.name} is too large")
+    text = content(path, _MAX_JSON_BYTES)
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError(f"{path.name} is not JSON") from None
     if not isinstance(value, dict):
@@ -145,35 +150,37 @@ def _missing_file(path: Path, names: frozenset[str]) -> str | None:
     if not names.intersection(_TOKENIZERS):
         return "its tokenizer is missing"
     if _WEIGHTS in names:
-        return None if (path / _WEIGHTS).is_file() else f"{_WEIGHTS} is missing"
+        return None if (path / _WEIGHTS).exists() else f"{_WEIGHTS} is missing"
     if _INDEX not in names:
         pickled = any(name.endswith(_PICKLES) for name in names)
         return "it has no safetensors weights" + ", only pickles, which are not read" * pickled
     for shard in sorted(_shards(_json_object(path / _INDEX))):
         # Only plain names: the files of a checkpoint are in its own directory.
-        if "/" in shard or not (path / shard).is_file():
+        if "/" in shard or not (path / shard).exists():
             return f"{shard[:80]!r} is missing: the download did not finish"
     return None
 
 
 def _damage(path: Path, names: frozenset[str]) -> str | None:
-    """Of files that are there, as far as their first bytes tell."""
-    if _TOKENIZER in names and not _head(path / _TOKENIZER).lstrip().startswith(b"{"):
+    """Of files that are there, as far as their first bytes tell.
+
+    Raises:
+        OSError, ValueError: one that cannot be read.
+    """
+    if _TOKENIZER in names and not _begins_object(path / _TOKENIZER):
         return f"{_TOKENIZER} is not a JSON object"
+    if _TEMPLATE in names:
+        beginning(path / _TEMPLATE, _HEAD_BYTES)
     for name in sorted(_weight_files(path)):
         size = (path / name).stat().st_size
-        header_bytes = int.from_bytes(_head(path / name)[:_LENGTH_BYTES], "little")
+        header_bytes = int.from_bytes(beginning(path / name, _LENGTH_BYTES), "little")
         if size < _LENGTH_BYTES or header_bytes > size - _LENGTH_BYTES:
             return f"{name[:80]!r} is cut short or not a safetensors file"
     return None
 
 
-def _head(file: Path) -> bytes:
-    """Raises: ValueError: it is no regular file; a pipe would be waited for."""
-    if not file.is_file():
-        raise ValueError(f"{file.name[:80]!r} is not a regular file")
-    with file.open("rb") as stream:
-        return stream.read(_HEAD_BYTES)
+def _begins_object(file: Path) -> bool:
+    return beginning(file, _HEAD_BYTES).lstrip().startswith(b"{")
 
 
 def _shards(index: Mapping[str, Any]) -> set[str]:
@@ -227,16 +234,19 @@ def _facts(path: Path, config: Mapping[str, Any]) -> ModelFacts:
 
 
 def _weight_files(path: Path) -> set[str]:
-    return {_WEIGHTS} if (path / _WEIGHTS).is_file() else _shards(_json_object(path / _INDEX))
+    return {_WEIGHTS} if (path / _WEIGHTS).exists() else _shards(_json_object(path / _INDEX))
 
 
 def _settings(path: Path) -> tuple[dict[str, Any], InvalidRequest | None]:
     try:
-        text = (path / SETTINGS).read_bytes()
+        inside(path, SETTINGS)
+        text = content(path / SETTINGS, _MAX_JSON_BYTES)
     except FileNotFoundError:
         return {}, None
     except OSError:
         return {}, InvalidRequest(f"{SETTINGS} cannot be read.")
+    except ValueError as error:
+        return {}, InvalidRequest(f"{error}.")
     try:
         settings = parse_yaml(text, SETTINGS)
         template = settings.get("chat_template")
@@ -252,7 +262,7 @@ def _template_file(path: Path, name: str) -> str:
         problem = "must be Jinja text or the name of a file beside it"
         raise InvalidRequest(f"{SETTINGS}: chat_template {problem}.", param="chat_template")
     try:
-        return (path / name).read_text("utf-8")
+        return content(inside(path, name), _MAX_JSON_BYTES).decode()
     except (OSError, ValueError):
         problem = f"the file {name!r} cannot be read"
         raise InvalidRequest(f"{SETTINGS}: {problem}.", param="chat_template") from None
@@ -294,7 +304,7 @@ def files_of(place: str) -> tuple[str, ...]:
         weights = [name for name in os.listdir(place) if name.endswith(".safetensors")]
     except (OSError, ValueError):
         weights = []
-    names = (CONFIG, SETTINGS, _TOKENIZER, *sorted(weights))
+    names = (CONFIG, SETTINGS, _TOKENIZER, _TEMPLATE, *sorted(weights))
     return (place, *(f"{place}/{name}" for name in names))
 
 

@@ -202,6 +202,35 @@ def test_a_tokenizer_file_may_not_be_a_link_out(model: Path) -> None:
         check_tokenizer_files(model, trust_remote_code=False)
 
 
+def look_at_all(model: Path) -> None:
+    read_config(model, trust_remote_code=False)
+    check_tokenizer_files(model, trust_remote_code=False)
+    check_weights(model)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "chat_template.jinja", WEIGHTS, INDEX]
+)
+def test_no_pipe_is_waited_for(model: Path, name: str) -> None:
+    (model / "config.json").write_text('{"model_type": "qwen3"}')
+    (model / "tokenizer.json").write_text("{}")
+    look_at_all(model)
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name)
+    with pytest.raises(CheckpointRefused, match=f"'{name}' is not a regular file"):
+        look_at_all(model)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", WEIGHTS])
+def test_a_link_to_itself_is_refused(model: Path, name: str) -> None:
+    (model / "config.json").write_text('{"model_type": "qwen3"}')
+    (model / "tokenizer.json").write_text("{}")
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to(name)
+    with pytest.raises(CheckpointRefused, match=f"'{name}' is missing"):
+        look_at_all(model)
+
+
 def test_a_tokenizer_must_be_there(model: Path) -> None:
     with pytest.raises(CheckpointRefused, match="tokenizer is missing"):
         check_tokenizer_files(model, trust_remote_code=False)

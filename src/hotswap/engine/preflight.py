@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from hotswap.errors import CheckpointRefused
+from hotswap.files import content, inside, opened
 
 _MAX_JSON_BYTES = 64 << 20
 _MAX_HEADER_BYTES = 100 << 20
@@ -132,9 +133,7 @@ def check_weights(directory: Path) -> WeightFiles:
 
 
 def resolve(directory: Path, name: str) -> Path:
-    """The regular file that ``name`` is, inside the model's own directory.
-
-    A snapshot of the Hub cache is made of links into ``models--*/blobs``; those are its own.
+    """The regular file that ``name`` is, inside the model's own directory, see `inside`.
 
     Raises:
         CheckpointRefused
@@ -142,13 +141,12 @@ def resolve(directory: Path, name: str) -> Path:
     if name != Path(name).name or name in {"", ".", ".."} or "\\" in name or "\0" in name:
         raise CheckpointRefused(f"{_shown(name)} is not a plain file name.")
     try:
-        root = directory.resolve(strict=True)
-        file = (directory / name).resolve(strict=True)
+        file = inside(directory, name)
         mode = file.stat().st_mode
-    except (OSError, RuntimeError):
+    except OSError:
         raise CheckpointRefused(f"{_shown(name)} is missing.") from None
-    if not any(file.is_relative_to(allowed) for allowed in (root, _repository(root))):
-        raise CheckpointRefused(f"{_shown(name)} lies outside the model's directory.")
+    except ValueError as error:
+        raise CheckpointRefused(f"{error}.") from None
     if not stat.S_ISREG(mode):
         raise CheckpointRefused(f"{_shown(name)} is not a regular file.")
     if not os.access(file, os.R_OK):
@@ -208,7 +206,7 @@ def _weight_names(directory: Path) -> list[str]:
 
 def _read_header(file: Path, name: str) -> Iterator[tuple[str, TensorEntry]]:
     size = file.stat().st_size
-    with file.open("rb") as stream:
+    with opened(file) as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
             raise CheckpointRefused(f"{name} is truncated or not a safetensors file.")
@@ -244,10 +242,10 @@ def _entry(file: str, entry: Any) -> TensorEntry | None:
 
 
 def _content(directory: Path, name: str) -> bytes:
-    file = resolve(directory, name)
-    if file.stat().st_size > _MAX_JSON_BYTES:
-        raise CheckpointRefused(f"{name} is too large.")
-    return file.read_bytes()
+    try:
+        return content(resolve(directory, name), _MAX_JSON_BYTES)
+    except ValueError:
+        raise CheckpointRefused(f"{name} is too large.") from None
 
 
 def _json(raw: bytes, name: str) -> Any:
@@ -283,21 +281,13 @@ def _brings_code(key: str) -> bool:
     return key.startswith(_CODE_KEYS)
 
 
-def _repository(root: Path) -> Path:
-    """The Hub cache's folder of the repository that ``root`` is a snapshot of, else ``root``."""
-    for parent in root.parents:
-        if parent.name.startswith("models--"):
-            return parent
-    return root
-
-
 def _is_sizes(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
-def _is_text(content: bytes) -> bool:
+def _is_text(raw: bytes) -> bool:
     try:
-        content.decode()
+        raw.decode()
     except UnicodeDecodeError:
         return False
     return True
