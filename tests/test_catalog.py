@@ -324,6 +324,25 @@ class TestDirectoriesWithoutAModel:
         spec = resolved(catalog(allow_download=("org/*",)), "org/half")
         assert (spec.path, spec.fault) == (None, None)
 
+    @pytest.mark.parametrize("depth", ["m", "org/m"])
+    @pytest.mark.parametrize("target", ["config.json", "nowhere"])
+    def test_a_configuration_that_is_a_link_to_nothing_is_told(
+        self,
+        folder: Path,
+        catalog: Callable[..., Catalog],
+        caplog: pytest.LogCaptureFixture,
+        depth: str,
+        target: str,
+    ) -> None:
+        path = write_model(folder / depth, without=("config.json",))
+        (path / "config.json").symlink_to(target)
+        running = catalog()
+        assert ids(running) == []
+        with pytest.raises(ModelUnusable, match=r"config\.json (cannot be read|is missing)"):
+            resolved(running, depth)
+        assert list(running.unusable()) == [depth]
+        assert len(caplog.records) == 1
+
     def test_a_pipe_holds_up_nobody(
         self, folder: Path, catalog: Callable[..., Catalog], caplog: pytest.LogCaptureFixture
     ) -> None:

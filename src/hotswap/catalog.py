@@ -424,11 +424,11 @@ class Catalog:
     def _in_models_dirs(self) -> Iterator[tuple[str, ModelDir]]:
         for folder in map(str, self._config.models_dirs):
             for name in _visible(folder):
-                if os.path.exists(f"{folder}/{name}/{CONFIG}"):
+                if os.path.lexists(f"{folder}/{name}/{CONFIG}"):
                     yield from self._found(name, f"{folder}/{name}")
                     continue
                 for inner in _visible(f"{folder}/{name}"):
-                    if os.path.exists(f"{folder}/{name}/{inner}/{CONFIG}"):
+                    if os.path.lexists(f"{folder}/{name}/{inner}/{CONFIG}"):
                         yield from self._found(f"{name}/{inner}", f"{folder}/{name}/{inner}")
 
     def _in_hub_cache(self) -> Iterator[tuple[str, ModelDir]]:
