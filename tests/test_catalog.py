@@ -48,10 +48,16 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def catalog(cache: Path, folder: Path) -> Callable[..., Catalog]:
-    def build(*, hub: Hub | None = None, listing_age_s: float = 0.0, **config: Any) -> Catalog:
+    def build(
+        *,
+        hub: Hub | None = None,
+        listing_age_s: float = 0.0,
+        former: Catalog | None = None,
+        **config: Any,
+    ) -> Catalog:
         config = {"models_dirs": (folder,), **config}
         hub = hub or Hub(cache)
-        return Catalog(CatalogConfig(**config), EngineConfig(), hub, listing_age_s)
+        return Catalog(CatalogConfig(**config), EngineConfig(), hub, listing_age_s, former)
 
     return build
 
@@ -595,6 +601,45 @@ class TestStartUpModel:
         with pytest.raises(ConfigError, match="there is no such directory") as raised:
             wait(catalog(model=name).startup_spec)
         assert str(raised.value).startswith(f"--model {name}: ")
+
+    @pytest.mark.parametrize("typed", [True, False])
+    def test_one_whose_directory_vanishes_is_not_looked_for_on_the_hub(
+        self,
+        tmp_path: Path,
+        catalog: Callable[..., Catalog],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        typed: bool,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        parent = tmp_path if typed else tmp_path / "models"
+        path = write_model(parent / "ok2" / "tales")
+        hub = SlowHub(tmp_path / "cache")
+        running = catalog(model="ok2/tales", hub=hub)
+        spec = wait(running.startup_spec)
+        assert spec is not None
+        path.rename(tmp_path / "away")
+        reread = catalog(model="ok2/tales", hub=hub, former=running)
+        for one in (running, running, reread):
+            with pytest.raises(ModelUnusable, match="cannot be served: its directory is gone"):
+                resolved(one, "ok2/tales")
+            assert list(one.unusable()) == ["ok2/tales"]
+        assert len(caplog.records) == 1
+        with pytest.raises(ModelNotFound):
+            wait(running.fetch, spec, lambda stage, value: None)
+        assert hub.asked == []
+        (tmp_path / "away").rename(path)
+        assert resolved(running, "ok2/tales").path == spec.path
+        assert resolved(reread, "ok2/tales").path == spec.path
+
+    def test_another_name_for_it_may_be_a_repository_again(
+        self, folder: Path, catalog: Callable[..., Catalog]
+    ) -> None:
+        write_model(folder / "ok2" / "tales")
+        running = catalog(model="ok2/tales")
+        wait(running.startup_spec)
+        other = catalog(model="org/m", former=running)
+        assert resolved(other, "org/m").path is None
 
     def test_a_repository_that_vanishes_from_the_cache_is_to_be_downloaded_again(
         self, cache: Path, catalog: Callable[..., Catalog]

@@ -70,7 +70,8 @@ class Catalog:
 
     What is on the disk is looked at anew, for a listing once it is ``listing_age_s`` old, so that
     a model put there while the server runs appears; directories that did not change are not read
-    again. The disk is read in worker threads: a slow one holds up no answer.
+    again. The disk is read in worker threads: a slow one holds up no answer. It takes over from a
+    ``former`` one what that knows of the start-up model.
     """
 
     def __init__(
@@ -79,9 +80,15 @@ class Catalog:
         engine: EngineConfig,
         hub: Hub,
         listing_age_s: float = LISTING_AGE_S,
+        former: Catalog | None = None,
     ) -> None:
         self._config = config
         self._listing_age_s = listing_age_s
+        self._startup_place: Path | None = None
+        """The directory of ``--model`` when it was last seen on the disk, other than in the Hub's
+        cache. What was there is never fetched: a repository of that name is somebody else's."""
+        if former is not None and former._config.model == config.model:
+            self._startup_place = former._startup_place
         self._startup = _startup_id(config)  # once: every request asks, and a path is resolved
         self._engine = engine
         self._hub = hub
@@ -391,19 +398,22 @@ class Catalog:
         entry, own = _Entry(id, None), id
         path = Path(name).expanduser()
         written = _REPOSITORY.fullmatch(name)
-        if _is_path(name) or written is None:
+        if _is_path(name) or written is None or os.path.lexists(path / CONFIG):
             entry.directory = self._look_at(str(path)) or _nothing_at(path, name)
-        elif (path / CONFIG).exists():
-            entry.directory = self._look_at(str(path))
         elif name in in_dirs:
             entry.directory = in_dirs[name]
             own = name
         elif os.path.exists(path):  # typed without "./"; the Hub is not asked
             entry.directory = self._look_at(str(path)) or _nothing_at(path, name)
+        elif (place := self._startup_place) is not None:
+            entry.directory = self._look_at(str(place)) or _gone(place)
+            own = name
         else:
             entry.repo_id, entry.revision = written["repo"], written["revision"]
             entry.directory = self._cached(entry.repo_id, entry.revision)
             own = name
+        if entry.repo_id is None and entry.directory is not None:
+            self._startup_place = entry.directory.path
         entry.aliases = [own] if own != id else []
         survey.put(entry)
 
@@ -585,6 +595,10 @@ def _nothing_at(path: Path, name: str) -> ModelDir:
     else:
         defect = "it is neither a directory nor a repository id such as org/name"
     return ModelDir(path=path, identity=(0, 0), defect=defect)
+
+
+def _gone(path: Path) -> ModelDir:
+    return ModelDir(path=path, identity=(0, 0), defect="its directory is gone")
 
 
 def _visible(folder: str) -> list[str]:

@@ -129,8 +129,8 @@ async def _serve(
     return await server.run()
 
 
-def _catalog_of(settings: Settings) -> Catalog:
-    return Catalog(settings.catalog, settings.engine, Hub())
+def _catalog_of(settings: Settings, former: Catalog | None = None) -> Catalog:
+    return Catalog(settings.catalog, settings.engine, Hub(), former=former)
 
 
 async def _noted_model(catalog: Catalog, note: Note) -> ModelSpec | None:
@@ -343,7 +343,7 @@ class _Server:
             try:
                 asked = await to_thread.run_sync(self._read_settings)
                 found = merged(self._settings, asked)
-                catalog = _catalog_of(found.settings)
+                catalog = _catalog_of(found.settings, self._catalog)
                 await catalog.startup_spec()
                 models = await catalog.models()
             except ConfigError as error:
