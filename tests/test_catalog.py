@@ -3,7 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,12 +52,12 @@ def catalog(cache: Path, folder: Path) -> Callable[..., Catalog]:
         *,
         hub: Hub | None = None,
         listing_age_s: float = 0.0,
-        former: Catalog | None = None,
+        startup_places: Mapping[str, str] | None = None,
         **config: Any,
     ) -> Catalog:
         config = {"models_dirs": (folder,), **config}
         hub = hub or Hub(cache)
-        return Catalog(CatalogConfig(**config), EngineConfig(), hub, listing_age_s, former)
+        return Catalog(CatalogConfig(**config), EngineConfig(), hub, listing_age_s, startup_places)
 
     return build
 
@@ -619,7 +619,7 @@ class TestStartUpModel:
         spec = wait(running.startup_spec)
         assert spec is not None
         path.rename(tmp_path / "away")
-        reread = catalog(model="ok2/tales", hub=hub, former=running)
+        reread = catalog(model="ok2/tales", hub=hub, startup_places=running.startup_places)
         for one in (running, running, reread):
             with pytest.raises(ModelUnusable, match="cannot be served: its directory is gone"):
                 resolved(one, "ok2/tales")
@@ -638,7 +638,7 @@ class TestStartUpModel:
         write_model(folder / "ok2" / "tales")
         running = catalog(model="ok2/tales")
         wait(running.startup_spec)
-        other = catalog(model="org/m", former=running)
+        other = catalog(model="org/m", startup_places=running.startup_places)
         assert resolved(other, "org/m").path is None
 
     def test_a_repository_that_vanishes_from_the_cache_is_to_be_downloaded_again(

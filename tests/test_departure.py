@@ -39,6 +39,9 @@ class Again(Left):
     environment: Mapping[str, str]
 
 
+PLACES = {"org/m": "/models/org/m"}
+
+
 @pytest.fixture(autouse=True)
 def ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def hand_over(listener: socket.socket, note: Note, environment: Mapping[str, str]) -> NoReturn:
@@ -66,6 +69,7 @@ def leaving(
             rules=lambda: rules or ServerConfig(),
             resident=lambda: model,
             engine=lambda: None,
+            startup_places=lambda: PLACES,
             for_good=for_good,
         )
         with pytest.raises(Left) as left:
@@ -103,6 +107,12 @@ def test_without_self_restart_the_exit_code_tells_the_fault(fault: Fault, code: 
 def test_a_server_that_was_told_to_stop_does_not_begin_again() -> None:
     left = leaving(for_good=True)
     assert isinstance(left, Exit)
+
+
+def test_where_the_start_up_model_came_from_is_known_to_the_next_image() -> None:
+    left = leaving()
+    assert isinstance(left, Again)
+    assert left.note.startup_places == PLACES
 
 
 def test_restarts_are_counted_from_image_to_image_until_there_are_too_many() -> None:

@@ -27,7 +27,8 @@ if image.note is None:
     client = socket.create_connection(listener.getsockname())
     os.kill(os.getpid(), signal.SIGCONT)
     note = Note(reason="test", model="A", settings={"request": {"max_model_len": 7}},
-                device="cuda:0", restarts=(1.5, 2.5), restarted=7)
+                startup_places={"org/m": "/models/org/m"}, device="cuda:0",
+                restarts=(1.5, 2.5), restarted=7)
     hand_over(listener, note, image.environment)
 else:
     peer, _ = image.listener.accept()
@@ -36,7 +37,7 @@ else:
         "pid": os.getpid(),
         "argv": sys.argv[1:],
         "note": [image.note.reason, image.note.model, image.note.settings, image.note.device,
-                 image.note.restarts, image.note.restarted],
+                 image.note.restarts, image.note.restarted, image.note.startup_places],
         "open": sorted(int(fd) for fd in os.listdir("/proc/self/fd")
                        if os.path.exists(f"/proc/self/fd/{fd}")),
         "own": [image.listener.fileno(), peer.fileno()],
@@ -60,7 +61,8 @@ def test_the_next_image_has_the_socket_the_note_and_nothing_else() -> None:
     assert told["pid"] == process.pid
     assert told["argv"] == ["an argument"]
     settings = {"request": {"max_model_len": 7}}
-    assert told["note"] == ["test", "A", settings, "cuda:0", [1.5, 2.5], 7]
+    places = {"org/m": "/models/org/m"}
+    assert told["note"] == ["test", "A", settings, "cuda:0", [1.5, 2.5], 7, places]
     assert [fd for fd in told["open"] if fd not in (0, 1, 2, *told["own"])] == []
     assert not told["inheritable"], "its own children are not to have it"
     assert told["blocked"], "signals wait until they are heeded"

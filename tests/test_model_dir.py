@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def socket_at(place: Path) -> None:
         listener.bind(str(place))
 
 
-IRREGULAR = {
+IRREGULAR: Mapping[str, Callable[[Path], object]] = {
     "pipe": os.mkfifo,
     "socket": socket_at,
     "directory": Path.mkdir,

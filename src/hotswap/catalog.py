@@ -70,8 +70,7 @@ class Catalog:
 
     What is on the disk is looked at anew, for a listing once it is ``listing_age_s`` old, so that
     a model put there while the server runs appears; directories that did not change are not read
-    again. The disk is read in worker threads: a slow one holds up no answer. It takes over from a
-    ``former`` one what that knows of the start-up model.
+    again. The disk is read in worker threads: a slow one holds up no answer.
     """
 
     def __init__(
@@ -80,15 +79,17 @@ class Catalog:
         engine: EngineConfig,
         hub: Hub,
         listing_age_s: float = LISTING_AGE_S,
-        former: Catalog | None = None,
+        startup_places: Mapping[str, str] | None = None,
     ) -> None:
+        """
+        Args:
+            startup_places: As the catalogue before this one knew them.
+        """
         self._config = config
         self._listing_age_s = listing_age_s
-        self._startup_place: Path | None = None
-        """The directory of ``--model`` when it was last seen on the disk, other than in the Hub's
-        cache. What was there is never fetched: a repository of that name is somebody else's."""
-        if former is not None and former._config.model == config.model:
-            self._startup_place = former._startup_place
+        self.startup_places = dict(startup_places or {})
+        """Directories of start-up models, by what ``--model`` said, other than in the Hub's cache.
+        What was there is never fetched: a repository of that name is somebody else's."""
         self._startup = _startup_id(config)  # once: every request asks, and a path is resolved
         self._engine = engine
         self._hub = hub
@@ -405,15 +406,15 @@ class Catalog:
             own = name
         elif os.path.exists(path):  # typed without "./"; the Hub is not asked
             entry.directory = self._look_at(str(path)) or _nothing_at(path, name)
-        elif (place := self._startup_place) is not None:
-            entry.directory = self._look_at(str(place)) or _gone(place)
+        elif (place := self.startup_places.get(name)) is not None:
+            entry.directory = self._look_at(place) or _gone(Path(place))
             own = name
         else:
             entry.repo_id, entry.revision = written["repo"], written["revision"]
             entry.directory = self._cached(entry.repo_id, entry.revision)
             own = name
         if entry.repo_id is None and entry.directory is not None:
-            self._startup_place = entry.directory.path
+            self.startup_places[name] = str(entry.directory.path)
         entry.aliases = [own] if own != id else []
         survey.put(entry)
 

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -47,6 +47,7 @@ class Departure:
     resident: Callable[[], ModelSpec | None]
     """The model to go on with."""
     engine: Callable[[], Engine | None]
+    startup_places: Callable[[], Mapping[str, str]]
     for_good: bool = False
     """The server was told to stop: it does not begin again."""
     _taken: threading.Lock = field(default_factory=threading.Lock)
@@ -92,6 +93,7 @@ class Departure:
             reason=problem.text,
             model=None if spec is None else spec.id,
             settings={} if spec is None else overrides_of(spec, *_A_LOADS_OWN),
+            startup_places=self.startup_places(),
             device=before if engine is None else engine.stats().details.get("device"),
             restarts=(*self._restarts, now)[-RESTARTS_TOLERATED:],
             restarted=1 + (0 if self.image.note is None else self.image.note.restarted),

@@ -37,6 +37,8 @@ class Note:
     """What is to be on the device; None: nothing."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Of that model, by source: those that a load brought with it."""
+    startup_places: Mapping[str, str] = field(default_factory=dict)
+    """Directories that start-up models came from, by what ``--model`` said."""
     device: str | None = None
     """Where it was: "cuda:0"."""
     restarts: tuple[float, ...] = ()

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import cast
@@ -113,7 +113,7 @@ async def _serve(
     image: Image,
     read_settings: Callable[[], Settings],
 ) -> int:
-    catalog = _catalog_of(settings)
+    catalog = _catalog_of(settings, {} if image.note is None else image.note.startup_places)
     first = None
     if image.note is None:  # a mistyped name is told before anything is served
         first = await catalog.startup_spec()
@@ -129,8 +129,8 @@ async def _serve(
     return await server.run()
 
 
-def _catalog_of(settings: Settings, former: Catalog | None = None) -> Catalog:
-    return Catalog(settings.catalog, settings.engine, Hub(), former=former)
+def _catalog_of(settings: Settings, startup_places: Mapping[str, str]) -> Catalog:
+    return Catalog(settings.catalog, settings.engine, Hub(), startup_places=startup_places)
 
 
 async def _noted_model(catalog: Catalog, note: Note) -> ModelSpec | None:
@@ -215,6 +215,7 @@ class _Server:
             rules=lambda: self._settings.server,
             resident=self._to_go_on_with,
             engine=lambda: registry.current,
+            startup_places=lambda: self._catalog.startup_places,
         )
         self._url = _url(listener)
         self._listener = listener
@@ -343,7 +344,7 @@ class _Server:
             try:
                 asked = await to_thread.run_sync(self._read_settings)
                 found = merged(self._settings, asked)
-                catalog = _catalog_of(found.settings, self._catalog)
+                catalog = _catalog_of(found.settings, self._catalog.startup_places)
                 await catalog.startup_spec()
                 models = await catalog.models()
             except ConfigError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,11 +56,17 @@ def _wrong_template(model: Path) -> None:
     (model / "chat_template.jinja").write_text("\n{% for m in messages %}{{ m.content")
 
 
+def _pipe(model: Path) -> None:
+    (model / "config.json").unlink()
+    os.mkfifo(model / "config.json")
+
+
 BREAKS = {
     "not-json": _not_json,
     "no-weights": _without_weights,
     "no-tokenizer": _without_tokenizer,
     "pickled": _pickled,
+    "pipe": _pipe,
     "wrong-settings": _wrong_settings,
     "wrong-template": _wrong_template,
 }

@@ -26,6 +26,7 @@ UNUSABLE = {
     "no-tokenizer": "'no-tokenizer' cannot be served: its tokenizer is missing.",
     "pickled": "'pickled' cannot be served: it has no safetensors weights, only pickles, which are "
     "not read.",
+    "pipe": "'pipe' cannot be served: 'config.json' is not a regular file.",
     "wrong-settings": "'wrong-settings' has wrong settings in hotswap_config.yaml: There is no "
     "setting 'max_modle_len'. Did you mean max_model_len?",
 }
