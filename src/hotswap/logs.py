@@ -11,6 +11,11 @@ from typing import Literal
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
+def printable(text: str) -> str:
+    """``text`` with all that a terminal would obey, or could not show, as `repr` has it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class JsonFormatter(logging.Formatter):
     """One object a line: time, level, logger, message, and whatever came as ``extra``."""
 

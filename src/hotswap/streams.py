@@ -16,8 +16,8 @@ def settle_streams() -> None:
     native code or a child process writes to it."""
     for descriptor in range(3):
         _open_if_closed(descriptor)
-    sys.stdout = sys.__stdout__ = _lossy(sys.stdout, 1)
-    sys.stderr = sys.__stderr__ = _lossy(sys.stderr, 2)
+    sys.stdout = _lossy(sys.stdout, 1)
+    sys.stderr = _lossy(sys.stderr, 2)
 
 
 class _LossyText(io.TextIOWrapper):
@@ -52,7 +52,7 @@ def _lossy(stream: TextIO | None, descriptor: int) -> TextIO:
         return _LossyText(os.fdopen(descriptor, "wb", closefd=False), "utf-8", line_buffering=True)
     encoding, by_line, at_once = stream.encoding, stream.line_buffering, stream.write_through
     return _LossyText(
-        stream.detach(),
+        stream.buffer,
         encoding,
         "backslashreplace",  # a name may hold what the terminal's encoding does not have
         line_buffering=by_line,

@@ -31,8 +31,8 @@ def muted(redirections: str, home: Path, launched: list[str]) -> Iterator[Server
     launcher = ["sh", "-c", hand_over, "sh", *launched]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         arguments = ("demo", "--models-dir", str(MODELS_DIR))
-        options = {"home": home, "launcher": launcher, "ready": False}
-        with serving(*arguments, stdin=listener.fileno(), **options) as server:
+        stdin = listener.fileno()
+        with serving(*arguments, home=home, launcher=launcher, stdin=stdin, ready=False) as server:
             server.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             yield server
 
