@@ -35,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         image = inherit(os.environ)
         read = partial(_read, sys.argv[1:] if argv is None else argv, image)
         settings = read()
-        for warning in warnings_about(settings):
-            print_warning(warning)
+        if settings.server.log_format != "json":  # else they are lines of the log
+            for warning in warnings_about(settings):
+                print_warning(warning)
         settle_files()
         settle_threads()
         # Only here: --help need not wait for what serves.
