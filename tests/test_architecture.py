@@ -24,6 +24,7 @@ FLOORS: dict[str, int] = {
     "options": 2,
     "model_settings": 2,
     "logs": 2,
+    "streams": 2,
     "audit": 2,
     "policy": 3,
     "catalog": 3,

@@ -55,7 +55,24 @@ def test_what_is_said_at_start_is_one_line(
     assert capsys.readouterr().err.endswith(": one two three\n")
 
 
+NASTY = "bad\nname\x1b[31m\u202e\udcff"
+
+
+@pytest.mark.parametrize("say", [print_error, print_warning])
+def test_no_name_steers_the_terminal(
+    say: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    say(f"no model {NASTY}")
+    assert capsys.readouterr().err.endswith("no model bad name\\x1b[31m\\u202e\\udcff\n")
+
+
 class TestBanner:
+    @pytest.mark.parametrize("loaded", [NASTY, None])
+    def test_no_name_steers_the_terminal(self, loaded: str | None) -> None:
+        text = banner(Settings(), URL, snapshot(loaded), [listing(NASTY), listing("x" * 300)])
+        assert all(line.isprintable() for line in text.splitlines())
+        assert f"models    bad\\nname\\x1b[31m\\u202e\\udcff, {'x' * 200}\n" in text
+
     def test_it_says_what_is_served_where_and_how_to_ask(self) -> None:
         text = banner(Settings(), URL, snapshot("org/m"), [listing("org/m")])
         assert URL in text
@@ -110,6 +127,12 @@ class TestLoadProgress:
         assert "\rloading m: starting 100%" in text
         assert "\n" not in text
         assert text.rstrip(" \r").endswith("00:00")
+
+    @pytest.mark.parametrize("on_terminal", [False, True])
+    def test_no_name_steers_the_terminal(self, on_terminal: bool) -> None:
+        text = shown([(NASTY, "reading", 0.5)], on_terminal=on_terminal)
+        assert "loading bad\\nname\\x1b[31m\\u202e\\udcff: reading" in text
+        assert not {"\x1b", "\u202e"} & set(text)
 
     def test_log_lines_do_not_run_into_the_bar(self, monkeypatch: pytest.MonkeyPatch) -> None:
         stream = io.StringIO()

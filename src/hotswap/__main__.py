@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from typing import NoReturn
 
@@ -22,6 +21,7 @@ from hotswap.config import (
 from hotswap.console import print_error, print_warning
 from hotswap.errors import HotswapError
 from hotswap.handover import Image, inherit
+from hotswap.streams import settle_streams
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         image = inherit(os.environ)
         read = partial(_read, sys.argv[1:] if argv is None else argv, image)
         settings = read()
-        for warning in warnings_about(settings):
-            print_warning(warning)
+        if settings.server.log_format != "json":  # else they are lines of the log
+            for warning in warnings_about(settings):
+                print_warning(warning)
         settle_files()
         settle_threads()
         # Only here: --help need not wait for what serves.
@@ -57,15 +58,19 @@ def _read(argv: Sequence[str], image: Image) -> Settings:
 
 def command() -> NoReturn:
     """`main` as a command of its own. Everything has ended in order when it returns, so the process
-    need not take the interpreter apart: libraries then tell of leaks that nobody can mend."""
+    need not take the interpreter apart: libraries then tell of leaks that nobody can mend. Where it
+    raises, it must not: a thread may be importing torch, which ends in a crash then."""
+    settle_streams()
     try:
         exit_code = main()
     except SystemExit as leaving:  # --help, --version, a flag that is not known
         exit_code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException:  # nobody foresaw it
+        sys.excepthook(*sys.exc_info())
+        exit_code = 1
     logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(BrokenPipeError):  # nobody reads it any more
-            stream.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(exit_code)
 
 

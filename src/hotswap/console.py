@@ -16,6 +16,7 @@ from hotswap.config import Settings
 from hotswap.contracts.listing import ModelListing
 from hotswap.contracts.progress import Progress
 from hotswap.contracts.snapshot import SwapSnapshot
+from hotswap.logs import printable
 
 _SHOWN_MODELS = 8
 
@@ -31,7 +32,11 @@ def print_warning(message: str) -> None:
 
 
 def _one_line(message: str) -> str:
-    return " ".join(message.splitlines())
+    return printable(" ".join(message.splitlines()))
+
+
+def _shown(model: str) -> str:
+    return printable(model[:200])
 
 
 def print_banner(
@@ -52,7 +57,7 @@ def banner(
     """
     names = [model.id for model in models]
     loaded = snapshot.resident.id if snapshot.resident else None
-    shown = ", ".join(names[:_SHOWN_MODELS]) or "none yet"
+    shown = ", ".join(map(_shown, names[:_SHOWN_MODELS])) or "none yet"
     if len(names) > _SHOWN_MODELS:
         shown += f" and {len(names) - _SHOWN_MODELS} more"
     lines = [
@@ -60,7 +65,7 @@ def banner(
         f"  hotswap is ready at {url}",
         "",
         f"  models    {shown}",
-        f"  loaded    {loaded or 'none; the first request brings its model'}",
+        f"  loaded    {_shown(loaded or '') or 'none; the first request brings its model'}",
         f"  device    {_device(settings, snapshot)}",
         f"  swapping  {_swapping(settings)}",
         f"  manage    {_management(settings)}",
@@ -147,7 +152,7 @@ class LoadProgress:
         self._model = self._written = self._bar = None
 
     def _draw(self, progress: Progress) -> None:
-        text = f"loading {progress.model}: {progress.stage}"
+        text = f"loading {_shown(progress.model)}: {progress.stage}"
         if self._bar is None:
             self._bar = tqdm(
                 desc=text,
@@ -168,5 +173,5 @@ class LoadProgress:
         if written == self._written:
             return
         self._written = written
-        line = f"loading {progress.model}: {progress.stage} {percent}%"
+        line = f"loading {_shown(progress.model)}: {progress.stage} {percent}%"
         print(line, file=self._stream, flush=True)

@@ -24,7 +24,7 @@ from hotswap import __version__, console, logs
 from hotswap.api.app import create_app
 from hotswap.audit import Cause
 from hotswap.catalog import Catalog
-from hotswap.config import ConfigError, Settings, SwapRules
+from hotswap.config import ConfigError, Settings, SwapRules, warnings_about
 from hotswap.contracts.engines import EngineRegistry
 from hotswap.contracts.models import ModelSpec
 from hotswap.contracts.progress import Report
@@ -79,6 +79,9 @@ def run(settings: Settings, image: Image, read_settings: Callable[[], Settings])
     # Until it is heeded: whoever sends it wants the settings read, not the process ended.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     logs.configure(settings.server.log_level, settings.server.log_format)
+    if settings.server.log_format == "json":  # else they have been printed
+        for warning in warnings_about(settings):
+            logger.warning("%s", warning)
     # First of all: a port in use is known before anything else is begun.
     listener = image.listener or listen(settings.server.host, settings.server.port)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -170,6 +173,7 @@ def _import_engines(
         torch_device(device)
     if torch_device("auto").type == "cpu" and compiled_on_disk():
         native_forward()  # or the first load would import Numba, and leave it unfrozen
+    logs.gather()
     return partial(TorchEngineRegistry, park_bytes=rules.park_memory)
 
 
@@ -257,7 +261,8 @@ class _Server:
             return
         except Exception as error:
             logger.exception("importing the engines failed")
-            console.print_error(f"the engines cannot be imported: {error!r}")
+            if not self._writes_json:
+                console.print_error(f"the engines cannot be imported: {error!r}")
             self._stop(UNUSABLE)
             return
         self._registry.arrive(await until_end.enter_async_context(make_registry()))

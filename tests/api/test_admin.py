@@ -457,6 +457,25 @@ def test_it_sleeps_while_there_is_a_model_to_wake_up_and_none_on_its_way(
     assert (answer.status, answer.json) == (200, {"is_sleeping": sleeps})
 
 
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        (f"{LOAD}?dry_run=true&dry_run=false", "dry_run"),
+        (f"{LOAD}?dry_run=true&dry_run=true", "dry_run"),
+        (f"{LOAD}?dry_run=perhaps", "dry_run"),
+        (f"{LOAD}?dry_run=", "dry_run"),
+        ("/sleep?level=1&level=2", "level"),
+        ("/sleep?mode=abort&mode=wait", "mode"),
+    ],
+)
+def test_a_query_that_says_two_things_or_nothing_known_is_refused(target: str, name: str) -> None:
+    service = ScriptedService()
+    exchange = ask(app_of(service), "POST", target)
+    assert (exchange.status, exchange.error["param"]) == (400, name)
+    assert exchange.error["message"].startswith(f"{name}: ")
+    assert service.orders == []
+
+
 @pytest.mark.parametrize("route", [LOAD, UNLOAD])
 def test_an_order_in_the_query_is_refused_and_not_ignored(route: str) -> None:
     service = ScriptedService()

@@ -267,6 +267,17 @@ def test_loading_is_shown_as_reasoning_to_who_asks_for_it_or_as_the_model_has_it
     assert contents(exchange) == "Hello"
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    "query", ["show_loading=perhaps", "show_loading=", "show_loading=true&show_loading=false"]
+)
+def test_it_is_said_once_and_clearly_whether_loading_is_shown(query: str, stream: bool) -> None:
+    service = ScriptedService()
+    exchange = ask(app_of(service), "POST", f"{CHAT}?{query}", chat_body(stream=stream))
+    assert (exchange.status, exchange.error["param"]) == (400, "show_loading")
+    assert service.requests == []
+
+
 def test_who_waits_for_others_answers_is_told_whose() -> None:
     resident = ModelSpec(id="a", path=None)
     snapshot = replace(READY, progress=replace(LOADING, stage="waiting"), resident=resident)

@@ -171,6 +171,24 @@ def test_other_unknown_routes_tell_nothing_of_management() -> None:
         ("127.0.0.1", (), "localhost.evil.example:8000", 403),
         ("localhost", (), "evil.example", 403),
         ("::1", (), "evil.example", 403),
+        ("127.0.0.1", (), "localhost.:8000", 200),
+        ("127.0.0.1", (), "[::1]", 200),
+        ("::1", (), "[::1]:8000", 200),
+        ("127.0.0.1", (), "", 403),
+        ("127.0.0.1", (), ":8000", 403),
+        ("127.0.0.1", (), "localhost:80@evil.example", 403),
+        ("127.0.0.1", (), "localhost@evil.example", 403),
+        ("127.0.0.1", (), "localhost:", 403),
+        ("127.0.0.1", (), "localhost:x", 403),
+        ("127.0.0.1", (), "localhost:800000", 403),
+        ("127.0.0.1", (), "localhost:80:80", 403),
+        ("127.0.0.1", (), "localhost/:80", 403),
+        ("127.0.0.1", (), "localhost, evil.example", 403),
+        ("127.0.0.1", (), "[localhost]", 403),
+        ("127.0.0.1", (), "[::1]evil.example", 403),
+        ("127.0.0.1", (), "[::1", 403),
+        ("127.0.0.1", (), "::1", 403),
+        ("0.0.0.0", (), "", 200),
         ("127.0.0.2", (), "127.0.0.2:1", 200),
         ("127.0.0.1", ("https://chat.example",), "chat.example", 200),
         ("127.0.0.1", ("*",), "evil.example", 200),
@@ -185,6 +203,18 @@ def test_a_loopback_bind_answers_to_its_own_names_only(
     assert exchange.status == status
     if status == 403:
         assert exchange.error["code"] == "not_permitted"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "status"),
+    [([], 403), (["localhost", "evil.example"], 403), (["localhost", "localhost:80"], 200)],
+)
+def test_all_hosts_of_a_request_are_looked_at_and_there_must_be_one(
+    hosts: list[str], status: int
+) -> None:
+    exchange = Exchange("GET", "/livez")
+    exchange.scope["headers"] = [(b"host", host.encode()) for host in hosts]
+    assert anyio.run(exchange.run, app_of(host="127.0.0.1")).status == status
 
 
 @pytest.mark.parametrize(

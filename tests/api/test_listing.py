@@ -128,6 +128,8 @@ def test_anthropics_clients_turn_pages(query: str, ids: str, has_more: bool) -> 
         ("limit=-1", "limit"),
         ("limit=two", "limit"),
         ("limit=", "limit"),
+        ("limit=1&limit=2", "limit"),
+        ("after_id=a&after_id=b", "after_id"),
         ("after_id=x", "after_id"),
         ("before_id=x", "before_id"),
         ("after_id=a&before_id=b", "before_id"),

@@ -399,7 +399,13 @@ def test_a_kept_response_is_looked_at_listed_and_deleted() -> None:
         assert (gone.status, gone.error["code"]) == (404, "response_not_found")
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "order=up", "after=x"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("limit=0", "limit=101", "limit=x", "order=up", "after=x"),
+        *("limit=1&limit=2", "order=asc&order=desc"),
+    ],
+)
 def test_a_bad_page_is_refused(query: str) -> None:
     app = app_of(ScriptedService())
     path = f"/v1/responses/{post(app).json['id']}/input_items"

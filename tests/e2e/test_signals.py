@@ -144,13 +144,15 @@ def test_a_socket_of_systemd_is_served(tmp_path: Path) -> None:
 
 def test_the_log_has_a_line_for_each_swap_that_machines_can_read(tmp_path: Path) -> None:
     arguments = ("demo", "--log-format", "json")
-    with serving(*arguments, home=tmp_path) as server, server.http() as http:
+    typo = {"HOTSWAP_TYPO": "1"}  # which is warned of before anything else
+    with serving(*arguments, home=tmp_path, env=typo) as server, server.http() as http:
         headers = {"x-request-id": "my-request"}
         body = {**QUESTION, "model": TALES, "max_tokens": 5}
         assert http.post("/v1/chat/completions", json=body, headers=headers).status_code == 200
         assert server.terminate() == 0
     assert [line for line in server.lines if not line.startswith('{"time"')] == []
     told = [json.loads(line) for line in server.lines]
+    assert "HOTSWAP_TYPO" in told[0]["message"]
     swaps = [line for line in told if line.get("event") == "swap"]
     assert [(one["by"], one["from"], one["to"], one["result"]) for one in swaps] == [
         ("start-up", None, SUMS, "loaded"),

@@ -18,6 +18,7 @@ from hotswap.api.documents import json_response
 from hotswap.api.fields import decode
 from hotswap.api.headers import content_type
 from hotswap.api.listing import status_event
+from hotswap.api.query import TRUTH, single
 from hotswap.api.sse import EventStream, comment, while_connected
 from hotswap.api.uploads import read_upload
 from hotswap.contracts.listing import ModelListing
@@ -82,7 +83,6 @@ class WakeOrder(Struct, forbid_unknown_fields=True):
     tags: list[Literal["weights", "kv_cache"]] | None = None
 
 
-TRUTH = {"false": False, "true": True, "0": False, "1": True}
 SLEEP_LEVELS = {"1": True, "2": False}
 """Whether a model that sleeps so is kept in host memory."""
 WAKE_TAGS = ("weights", "kv_cache")
@@ -246,7 +246,7 @@ def _choice(
     """What a query parameter, or the same field of the body, means; where neither is given, the
     first of ``meanings``."""
     told = None if in_body is None else str(in_body)
-    written = request.query_params.get(name)
+    written = single(request.query_params, name)
     if written is None:
         return meanings[next(iter(meanings)) if told is None else told]
     written = written.lower()

@@ -17,6 +17,7 @@ from hotswap.api.dialect import Call, Frames, Stamp
 from hotswap.api.errors import presentable
 from hotswap.api.outbox import Outbox
 from hotswap.api.pace import Pace
+from hotswap.api.query import truth
 from hotswap.api.sse import EventStream, progress_text, while_connected
 from hotswap.api.traffic import Traffic
 from hotswap.contracts.answers import Finished, Generation, GenerationEvent
@@ -54,10 +55,11 @@ class GenerationEndpoint:
         """What follows when the body has been read."""
         request = replace(parsed.request, request_id=scope["state"]["request_id"])
         call = replace(parsed, request=request)
+        show_loading = truth(QueryParams(scope["query_string"]), "show_loading")
         stamp = Stamp()
         try:
             if call.stream:
-                await self._stream(call, stamp, scope, receive, send)
+                await self._stream(call, stamp, show_loading, receive, send)
             else:
                 async with while_connected(receive):
                     body = await _answer(self._service, call, stamp)
@@ -66,10 +68,13 @@ class GenerationEndpoint:
             self._traffic.ended(stamp)
 
     async def _stream(
-        self, call: Call, stamp: Stamp, scope: Scope, receive: Receive, send: Send
+        self,
+        call: Call,
+        stamp: Stamp,
+        show_loading: bool | None,
+        receive: Receive,
+        send: Send,
     ) -> None:
-        asked = QueryParams(scope["query_string"]).get("show_loading")
-        show_loading = None if asked is None else asked in ("true", "1")
         answer = _StreamedAnswer(self._service, call, stamp, self._pace, show_loading)
         async with while_connected(receive) as tasks:
             tasks.start_soon(answer.produce)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from urllib.parse import urlsplit
@@ -14,6 +15,8 @@ from hotswap.config import ServerConfig, is_loopback
 from hotswap.errors import InvalidApiKey, InvalidRequest, NotPermitted, Overloaded
 
 OPEN_PATHS = frozenset(("/health", "/livez", "/readyz"))
+_HOST = re.compile(r"(?:\[([0-9a-f:.]*:[0-9a-f:.]*)\]|([^:\[\]]*?)\.?)(?::[0-9]{1,5})?")
+"""A name, or an IPv6 address in brackets, and perhaps a port."""
 _LOCAL_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 
 
@@ -50,12 +53,17 @@ class Gate:
 
     def _check_host(self, scope: Scope) -> None:
         """A page of a foreign site whose name was rebound to 127.0.0.1 must not get through."""
-        host = header(scope, b"host")
-        if self._hosts is not None and host and _host_name(host) not in self._hosts:
-            raise NotPermitted(
-                f"the Host header {host[:200]!r} is not one of this server; "
-                "list its origin in --cors-origins to allow it"
-            )
+        if self._hosts is None:
+            return
+        given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        if not given:
+            raise NotPermitted("a Host header is needed, as HTTP/1.1 has it")
+        for host in given:
+            if _host_name(host) not in self._hosts:
+                raise NotPermitted(
+                    f"the Host header {host[:200]!r} is not one of this server; "
+                    "list its origin in --cors-origins to allow it"
+                )
 
     def _caller(self, scope: Scope) -> Caller:
         given = _presented(scope)
@@ -123,8 +131,7 @@ def _known_hosts(server: ServerConfig) -> frozenset[str] | None:
     return _LOCAL_NAMES | {server.host.lower()} | {name for name in origins if name}
 
 
-def _host_name(host: str) -> str:
-    """``host`` without port and brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].rstrip(".").lower()
+def _host_name(host: str) -> str | None:
+    """``host`` without port and brackets; None: it is no host."""
+    match = _HOST.fullmatch(host.lower())
+    return match and (match[1] or match[2])

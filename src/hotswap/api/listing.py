@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
 from hotswap.api.documents import json_response
 from hotswap.api.headers import is_anthropic
+from hotswap.api.query import single
 from hotswap.contracts.listing import ModelListing
 from hotswap.contracts.service import ModelService
 from hotswap.errors import InvalidRequest
@@ -63,12 +65,12 @@ def _responses(listings: tuple[ModelListing, ...]) -> dict[bool, Response]:
     return {False: json_response(ours), True: _page(listings, _Paging())}
 
 
-def _paging(asked: Mapping[str, str]) -> _Paging:
+def _paging(asked: QueryParams) -> _Paging:
     """
     Raises:
         InvalidRequest: names the query parameter.
     """
-    limit, after, before = (asked.get(name) for name in PAGING)
+    limit, after, before = (single(asked, name) for name in PAGING)
     if limit is not None and not (_NUMBER.fullmatch(limit) and 1 <= int(limit) <= _MOST):
         raise InvalidRequest(f"limit: must be a whole number from 1 to {_MOST}", param="limit")
     if after and before:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from hotswap.api.documents import json_response
 from hotswap.api.fields import decode
+from hotswap.api.query import single, truth
 from hotswap.api.responses_store import ResponseStore
 from hotswap.errors import InvalidRequest
 
@@ -25,7 +26,7 @@ class KeptResponses:
         self._store = store
 
     async def one(self, request: Request) -> Response:
-        if request.query_params.get("stream") == "true":
+        if truth(request.query_params, "stream"):
             raise InvalidRequest("stream: a kept response comes in one piece", param="stream")
         kept = self._store.get(request.path_params["name"])
         return Response(kept.response, media_type="application/json")
@@ -55,7 +56,8 @@ class KeptResponses:
 
 
 def _page(request: Request) -> Page:
-    fields: dict[str, Any] = dict(request.query_params)
+    asked = {name: single(request.query_params, name) for name in Page.__struct_fields__}
+    fields: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if fields.get("limit", "").isdecimal():
         fields["limit"] = int(fields["limit"][:9])
     return decode(fields, Page)

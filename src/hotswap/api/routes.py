@@ -16,7 +16,6 @@ from hotswap.api import anthropic, ollama, ollama_orders, responses
 from hotswap.api.admin import (
     SLEEP_LEVELS,
     SLEEP_MODES,
-    TRUTH,
     WAKE_TAGS,
     LoadBody,
     ManagementRoutes,
@@ -40,6 +39,7 @@ from hotswap.api.openai import Chat, Completion, parse_chat, parse_completion
 from hotswap.api.openai_shapes import ChatAnswer, CompletionAnswer
 from hotswap.api.openapi import Operation
 from hotswap.api.pace import Pace
+from hotswap.api.query import TRUTH
 from hotswap.api.responses_routes import KeptResponses
 from hotswap.api.responses_store import ResponseStore
 from hotswap.api.status import HealthSource, StatusRoutes
