@@ -167,7 +167,7 @@ def settings() -> Iterator[Bad]:
     for name, value in itertools.product(names, wrong):
         nested = {"model": SUMS, "config": {name: value}}
         yield Bad(f"config.{name}={value!r}", posted(LOAD, nested), NO_FAILURE)
-    sampling = {"top_k": 10**40, "temperature": 10**400, "seed": -1, "x" * 5000: 1}
+    sampling = {"top_k": 10**40, "temperature": 10**400, "seed": 10**40, "x" * 5000: 1}
     for name, value in sampling.items():
         nested = {"model": SUMS, "config": {"sampling": {name: value}}}
         yield Bad(f"sampling.{name[:20]}", posted(LOAD, nested), (400,))
