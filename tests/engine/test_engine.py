@@ -20,6 +20,7 @@ from hotswap.errors import (
     EngineFailed,
     InsufficientMemory,
     ModelUnloaded,
+    ShuttingDown,
     SwapInProgress,
 )
 from tests.engine.serving import Answer, Served, reference, request, serving, spec_of
@@ -679,11 +680,14 @@ async def test_leaving_the_engine_ends_its_answers_with_model_unloaded(
             await served.ask([1, 2], max_tokens=400, ignore_eos=True)
 
     async with anyio.create_task_group() as group, serving(checkpoint()) as served:
+        late = await served.registry.render(served.spec, request([1]))
         group.start_soon(ask, served)
         await until(lambda: served.engine.stats().running == 1)
     with pytest.raises(ModelUnloaded):
-        async with served.engine.generate(await served.registry.render(served.spec, request([1]))):
+        async with served.engine.generate(late):
             pass
+    with pytest.raises(ShuttingDown):
+        await served.registry.render(served.spec, request([1]))
 
 
 @pytest.mark.usefixtures("threads_switched_as_in_the_server")
