@@ -37,7 +37,7 @@ class Places:
             return await asyncio.wrap_future(job)
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if self._closed and task is not None and not task.cancelling():
+            if task is not None and not task.cancelling():
                 raise _closed() from None  # the job was cancelled, and not who waits for it
             raise
 
