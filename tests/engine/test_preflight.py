@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hotswap.engine import preflight
 from hotswap.engine.preflight import (
     check_tokenizer_files,
     check_weights,
@@ -136,6 +138,24 @@ def test_a_pipe_is_not_opened(model: Path) -> None:
     (model / WEIGHTS).unlink()
     os.mkfifo(model / WEIGHTS)
     assert "regular file" in refusal(model)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
+def test_a_file_that_becomes_a_pipe_when_it_has_been_looked_at_is_told_as_one(
+    model: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def looked_at(directory: Path, name: str) -> Path:
+        file = resolve(directory, name)
+        file.unlink()
+        os.mkfifo(file)
+        return file
+
+    if not (model / name).exists():
+        (model / name).write_text("{}")
+    monkeypatch.setattr(preflight, "resolve", looked_at)
+    read = check_weights if name == WEIGHTS else partial(read_config, trust_remote_code=False)
+    with pytest.raises(CheckpointRefused, match=rf"{name}' is not a regular file"):
+        read(model)
 
 
 def test_a_snapshot_of_the_hub_cache_may_link_to_its_own_blobs(tmp_path: Path) -> None:

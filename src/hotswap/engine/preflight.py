@@ -205,8 +205,12 @@ def _weight_names(directory: Path) -> list[str]:
 
 
 def _read_header(file: Path, name: str) -> Iterator[tuple[str, TensorEntry]]:
-    size = file.stat().st_size
-    with opened(file) as stream:
+    try:
+        stream = opened(file)
+    except ValueError as error:
+        raise CheckpointRefused(f"{error}.") from None
+    with stream:
+        size = os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
             raise CheckpointRefused(f"{name} is truncated or not a safetensors file.")
@@ -244,8 +248,8 @@ def _entry(file: str, entry: Any) -> TensorEntry | None:
 def _content(directory: Path, name: str) -> bytes:
     try:
         return content(resolve(directory, name), _MAX_JSON_BYTES)
-    except ValueError:
-        raise CheckpointRefused(f"{name} is too large.") from None
+    except ValueError as error:
+        raise CheckpointRefused(f"{error}.") from None
 
 
 def _json(raw: bytes, name: str) -> Any:
